@@ -1,0 +1,60 @@
+"""Builds the native extension `eva_fast._native` from csrc/; everything else is in pyproject.toml.
+
+The library exposes a plain C interface that Python reaches through ctypes, so it needs neither
+torch's nor Python's headers and one build serves every version of both. A file whose name ends in
+`_avx2.cpp` or `_avx512.cpp` is compiled for that instruction set; the code picks among them at run
+time. Without a C++ compiler the install still succeeds and the package runs on plain PyTorch.
+"""
+
+import platform
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+ISA_FLAGS = {
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"],
+}
+# -fopenmp at compile time only: the OpenMP runtime is the one torch has loaded (eva_fast/native.py
+# loads it first). Two runtimes in one process would spin against each other for the same cores.
+FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno"]
+
+
+def sources() -> list[str]:
+    files = sorted(str(p) for p in Path("csrc").rglob("*.cpp"))
+    return [f for f in files if X86 or not f.endswith(("_avx2.cpp", "_avx512.cpp"))]
+
+
+class BuildNative(build_ext):
+    def build_extension(self, ext):
+        objects = []
+        for source in ext.sources:
+            isa = next((i for i in ISA_FLAGS if source.endswith(f"_{i}.cpp")), None)
+            objects += self.compiler.compile(
+                [source],
+                output_dir=self.build_temp,
+                include_dirs=["csrc"],
+                extra_postargs=FLAGS + (ISA_FLAGS[isa] if isa else []),
+                depends=ext.depends,
+            )
+        target = self.get_ext_fullpath(ext.name)
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        self.compiler.link_shared_object(objects, target, target_lang="c++", libraries=["m"])
+
+    def run(self):
+        try:
+            super().run()
+        except Exception as error:  # no compiler: any failure of the toolchain ends up here
+            self.warn(
+                f"eva_fast: the C++ kernels were not built ({error}). The package works without "
+                "them, slower; `eva-fast doctor` shows what is installed."
+            )
+
+
+headers = sorted(str(p) for p in Path("csrc").rglob("*.h"))
+setup(
+    ext_modules=[Extension("eva_fast._native", sources(), depends=headers, optional=True)],
+    cmdclass={"build_ext": BuildNative},
+)
