@@ -1,0 +1,27 @@
+"""EVA-01's initial values (baaivision/EVA, EVA-01/eva/modeling_pretrain.py; the facts, own code)."""
+
+import math
+
+import torch
+from torch import nn
+
+STD = 0.015
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module) -> None:
+    """Fills `model` as EVA-01 does, from torch's global random state.
+
+    Matrices, the patch convolution, `pos_embed`, `cls_token` and `mask_token`: normal with std
+    0.015 truncated at one (not two) standard deviations. Biases 0, LayerNorm 1 and 0. Then the two
+    matrices that write to the residual stream in block i (counted from 1) are divided by sqrt(2 i).
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            nn.init.trunc_normal_(parameter, std=STD, a=-STD, b=STD)
+        else:
+            is_norm_weight = "norm" in name and name.endswith("weight")
+            nn.init.constant_(parameter, 1.0 if is_norm_weight else 0.0)
+    for i, block in enumerate(model.blocks, start=1):
+        block.attn.proj.weight.div_(math.sqrt(2 * i))
+        block.mlp.fc2.weight.div_(math.sqrt(2 * i))

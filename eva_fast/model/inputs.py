@@ -1,0 +1,38 @@
+"""What the student accepts: images as bytes or normalised floats, masks as booleans or indices."""
+
+import torch
+from torch import Tensor
+
+# OpenAI CLIP's normalisation, which EVA uses for student and teacher alike.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 [B,3,H,W] -> (x/255 - mean)/std in `dtype`; floats are taken as normalised already."""
+    if images.dtype != torch.uint8:
+        return images.to(dtype)
+    mean = images.new_tensor(CLIP_MEAN, dtype=torch.float32).view(3, 1, 1)
+    std = images.new_tensor(CLIP_STD, dtype=torch.float32).view(3, 1, 1)
+    return ((images.float() / 255 - mean) / std).to(dtype)
+
+
+def mask_indices(mask: Tensor, patches: int) -> Tensor:
+    """Masked patches as ascending int64 [B,K].
+
+    `mask` is integer [B,K] (taken as it is, no host synchronisation) or bool [B,N] or [B,h,w],
+    every row with the same number of True. ValueError for anything else.
+    """
+    if mask.dtype in (torch.int32, torch.int64):
+        if mask.ndim != 2:
+            raise ValueError(f"mask indices must be [B,K], got shape {tuple(mask.shape)}")
+        return mask.long()
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool or int32/int64 indices, got {mask.dtype}")
+    flat = mask.flatten(1)
+    if flat.shape[1] != patches:
+        raise ValueError(f"mask has {flat.shape[1]} patches an image, the model has {patches}")
+    counts = flat.sum(1)
+    if bool((counts != counts[0]).any()):
+        raise ValueError("every image must have the same number of masked patches")
+    return flat.nonzero()[:, 1].view(len(flat), -1)
