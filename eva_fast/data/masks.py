@@ -9,7 +9,7 @@ import torch
 
 from eva_fast import native
 
-# The C++ version (csrc/input/masks.cpp) has the same constants and arithmetic: change both together.
+# csrc/input/masks.cpp has the same constants and arithmetic: change both together.
 STREAM = np.uint64(0x6D61736B5F626C6B)
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 TOP_UP = 1 << 32

@@ -1,0 +1,77 @@
+"""From the bytes of any picture Pillow knows to an upright 8-bit RGB image."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+class BadImage(Exception):
+    """An image that cannot be decoded: `reason` says why, in one line."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def decode_with_pillow(data: bytes) -> Image.Image:
+    """RGB image of the encoded file `data`, as `to_rgb` makes it.
+
+    The first frame of an animation; the whole file is read, so a truncated one is noticed. Raises
+    BadImage for whatever Pillow cannot read and for images above `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    if not data:
+        raise BadImage("empty file")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            check_size(image.width, image.height)
+            return to_rgb(image)
+    except BadImage:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly every type on damaged files
+        raise BadImage(_one_line(error)) from error
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises BadImage for a decompression bomb, by Pillow's own limit, and for an empty image."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise BadImage(f"{width}x{height} is above the limit of {limit} pixels")
+    if width < 1 or height < 1:
+        raise BadImage(f"no pixels ({width}x{height})")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as upright 8-bit RGB.
+
+    EXIF rotation is applied; transparency is composited on white; 16-bit grey is scaled to 8 bits
+    (Pillow's own conversion would clip it); grey, palette, CMYK and the rest as Pillow converts.
+    """
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        image.load()
+        return image
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _wide_grey(image).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _wide_grey(image: Image.Image) -> Image.Image:
+    """16- and 32-bit integers over [0, 65535], floats over [0, 1] or, where larger, [0, 255]."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    if image.mode == "F":
+        scale = 255.0 if values.size and values.max() <= 1 else 1.0
+    else:
+        scale = 1 / 257
+    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "cannot identify image file" in text:
+        return "not an image in a format that Pillow reads"
+    return text[:200] or type(error).__name__
