@@ -1,0 +1,262 @@
+"""AdamW over all parameters at once, with gradient scale, fp32 masters and 16-bit copies.
+
+    g = grad * grad_scale                            clipping and loss scaling, one device scalar
+    p = p (1 - lr wd)                                Loshchilov & Hutter 2019, decoupled decay
+    m = m + (1 - b1) (g - m),  v = b2 v + (1 - b2) g^2
+    p = p - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+    copy = p                                         rounded to the compute dtype
+
+in the order of torch.optim.AdamW, so the numbers agree. Plain PyTorch reads and writes the
+gradient once to scale it and the master once more to round it; here each tensor is touched once.
+A grad_scale that is not finite (an overflow in fp16) leaves everything as it was, with no
+synchronisation.
+
+An implementation gets the custom op's arguments; every tensor of the lists is contiguous.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eva_fast.ops import dispatch
+from eva_fast.ops.checks import FLOATS
+
+_OP = "adamw"
+MASTERS: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+
+
+def reference(
+    params: Sequence[Tensor],
+    copies: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    weight_decays: Sequence[float],
+    lr: Tensor,
+    betas: tuple[float, float] = (0.9, 0.98),
+    eps: float = 1e-6,
+    grad_scale: Tensor | None = None,
+) -> None:
+    """`adamw_step` in plain PyTorch, tensor by tensor; reads its scalars on the host."""
+    if grad_scale is not None and not math.isfinite(grad_scale.item()):
+        return
+    rate = lr.item()
+    for i, (p, grad, m, v) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs)):
+        g = grad.to(p.dtype) if grad_scale is None else grad.to(p.dtype) * grad_scale.to(p.dtype)
+        step = steps[i].item()
+        p.mul_(1 - rate * weight_decays[i])
+        m.lerp_(g, 1 - betas[0])
+        v.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
+        denominator = (v.sqrt() / math.sqrt(1 - betas[1] ** step)).add_(eps)
+        p.addcdiv_(m, denominator, value=-rate / (1 - betas[0] ** step))
+        if copies:
+            copies[i].copy_(p)
+
+
+@torch.library.custom_op(
+    "eva_fast::adamw", mutates_args=("params", "copies", "exp_avgs", "exp_avg_sqs")
+)
+def _op(
+    params: Sequence[Tensor],
+    copies: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    weight_decays: Sequence[float],
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    grad_scale: Tensor | None,
+) -> None:
+    if params:
+        grads = [g.contiguous() for g in grads]
+        dispatch.function(_OP, params[0])(
+            params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays, lr,
+            beta1, beta2, eps, grad_scale,
+        )  # fmt: skip
+
+
+@_op.register_fake
+def _(*_args):
+    return None
+
+
+def adamw_step(
+    params: Sequence[Tensor],
+    copies: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    weight_decays: Sequence[float],
+    lr: Tensor,
+    betas: tuple[float, float] = (0.9, 0.98),
+    eps: float = 1e-6,
+    grad_scale: Tensor | None = None,
+) -> None:
+    """One AdamW step on all tensors, in place.
+
+    params, exp_avgs, exp_avg_sqs: float32, contiguous. grads: float32, bfloat16 or float16.
+    copies: tensors that receive the new parameters in their own dtype, one each or none at all.
+    steps: float32 [] each, the number of this step (1 at the first), already incremented.
+    weight_decays: one each. lr, grad_scale: float32 [] on the parameters' device, so that a
+    captured CUDA graph sees new values; grad_scale None is 1. Raises ValueError naming what does
+    not fit.
+    """
+    _check(params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays)
+    _op(
+        list(params), list(copies), list(grads), list(exp_avgs), list(exp_avg_sqs), list(steps),
+        list(weight_decays), lr, *betas, eps, grad_scale,
+    )  # fmt: skip
+
+
+adamw_step.reference = reference  # type: ignore[attr-defined]
+
+
+def gradient_scale(
+    grads: Sequence[Tensor], max_norm: float | None, loss_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(norm, scale) of gradients that still carry `loss_scale`; both float32 [] on the device.
+
+    norm is the global L2 norm without the loss scale; scale brings the gradients to it and clips
+    it at max_norm (None: no clipping), as torch.nn.utils.clip_grad_norm_ does. scale is NaN where
+    the norm is not finite, which makes `adamw_step` skip the step.
+    """
+    norms = torch._foreach_norm(list(grads), 2, dtype=torch.float32)
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    unscale = 1 / loss_scale if loss_scale is not None else torch.ones_like(norm)
+    norm = norm * unscale
+    clip = torch.clamp(max_norm / (norm + 1e-6), max=1.0) if max_norm is not None else 1.0
+    return norm, torch.where(torch.isfinite(norm), unscale * clip, math.nan)
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """torch.optim.AdamW in one pass over memory; its state dict and torch's are interchangeable.
+
+    Parameters are float32 masters. copies: {parameter: tensor of the compute dtype} that each step
+    rewrites. `step(grad_scale=...)` takes the factor of `gradient_scale`. Groups with the same
+    lr, betas and eps run in one call.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-6,
+        weight_decay: float = 0.05,
+        copies: dict[Tensor, Tensor] | None = None,
+    ):
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        self.copies = dict(copies or {})
+
+    @torch.no_grad()
+    def step(self, closure=None, *, grad_scale: Tensor | None = None):  # type: ignore[override]
+        """Updates every parameter that has a gradient; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        calls: dict[Any, list[tuple[Tensor, float]]] = {}
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    key = (group["lr"], tuple(group["betas"]), group["eps"], p.device)
+                    members = calls.setdefault((*key, p in self.copies), [])
+                    members.append((p, group["weight_decay"]))
+        for (lr, betas, eps, device, _), members in calls.items():
+            self._update(members, self._rate(lr, device), betas, eps, grad_scale)
+        return loss
+
+    def _update(self, members, lr, betas, eps, grad_scale) -> None:
+        params = [p for p, _ in members]
+        states = [self._state(p) for p in params]
+        steps = [s["step"] for s in states]
+        # a skipped step (scale not finite) does not count
+        taken = 1 if grad_scale is None else torch.isfinite(grad_scale).float()
+        torch._foreach_add_(steps, taken)
+        adamw_step(
+            params,
+            [self.copies[p] for p in params if p in self.copies],
+            [p.grad for p in params],
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            steps,
+            [decay for _, decay in members],
+            lr,
+            betas,
+            eps,
+            grad_scale,
+        )
+
+    def _state(self, p: Tensor) -> dict[str, Tensor]:
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros((), device=p.device)
+            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
+            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
+        elif state["step"].device != p.device:  # torch's default AdamW keeps steps on the host
+            state["step"] = state["step"].to(p.device)
+        return state
+
+    def _rate(self, lr: float | Tensor, device: torch.device) -> Tensor:
+        if isinstance(lr, Tensor):
+            return lr.to(device, torch.float32)
+        return torch.full((), lr, device=device)
+
+
+def _check(params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays) -> None:
+    lists = dict(grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, steps=steps)
+    lists["weight_decays"] = weight_decays
+    if copies:
+        lists["copies"] = copies
+    for name, values in lists.items():
+        if len(values) != len(params):
+            raise ValueError(f"{_OP}: {len(values)} {name} for {len(params)} params")
+    for i, p in enumerate(params):
+        for name in ("params", "exp_avgs", "exp_avg_sqs", "copies", "grads"):
+            values = params if name == "params" else lists.get(name)
+            if values is None:
+                continue
+            tensor = values[i]
+            allowed = FLOATS if name in ("grads", "copies") else MASTERS
+            if tensor.shape != p.shape:
+                shapes = f"{tuple(tensor.shape)}, expected {tuple(p.shape)}"
+                raise ValueError(f"{_OP}: {name}[{i}] has shape {shapes}")
+            if tensor.dtype not in allowed:
+                names = ", ".join(str(d).removeprefix("torch.") for d in allowed)
+                raise ValueError(f"{_OP}: {name}[{i}] has dtype {tensor.dtype}, expected {names}")
+            if tensor.device != p.device:
+                raise ValueError(f"{_OP}: {name}[{i}] is on {tensor.device}, expected {p.device}")
+            if name != "grads" and not tensor.is_contiguous():
+                strides = tuple(tensor.stride())
+                raise ValueError(f"{_OP}: {name}[{i}] has strides {strides}, expected contiguous")
+
+
+def _step_torch(
+    params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays, lr, beta1, beta2, eps,
+    grad_scale,
+):  # fmt: skip
+    overflow = None
+    if grad_scale is not None:
+        overflow = torch.logical_not(torch.isfinite(grad_scale)).float()
+    for i, p in enumerate(params):
+        g = grads[i].to(p.dtype)
+        if grad_scale is not None:
+            g = g * grad_scale
+        torch._fused_adamw_(
+            [p], [g], [exp_avgs[i]], [exp_avg_sqs[i]], [], [steps[i]], lr=lr, beta1=beta1,
+            beta2=beta2, weight_decay=weight_decays[i], eps=eps, amsgrad=False, maximize=False,
+            found_inf=overflow,
+        )  # fmt: skip
+        if copies:
+            copies[i].copy_(p)
+
+
+dispatch.register(_OP, "torch", _step_torch)

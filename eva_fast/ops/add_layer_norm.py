@@ -1,0 +1,271 @@
+"""Residual add, drop-path scale and LayerNorm as one op.
+
+    x' = x + s (branch + c)          s: one factor per sample (drop-path), c: the branch's bias
+    y  = (x' - mean) * rstd * w + b  mean, variance over the last dimension, rstd = 1/sqrt(var+eps)
+
+Pre-norm blocks (Ba et al. 2016, Layer Normalization; Xiong et al. 2020) add a branch and normalise
+the sum for the next one, so both are one read of x and branch and one write of x' and y. c is here
+and not in the branch's last GEMM because its gradient is a column sum of the residual gradient,
+which the backward has in registers:
+
+    xhat = (x' - mean) * rstd,  g = dy * w
+    dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dresidual
+    dbranch = s dx,  dc = sum dbranch,  dw = sum dy * xhat,  db = sum dy
+
+The backward can also write y once more (for the weight gradient of the GEMM that followed), so y
+need not be kept. y and the statistics are those of x' as stored, hence y comes back bit for bit.
+
+An implementation gets rows: x, branch, dy, dresidual, x' as [M, D] with last stride 1, scale [B]
+with M % B == 0, the rest as in the custom op; and returns contiguous tensors.
+"""
+
+import torch
+from torch import Tensor
+
+from eva_fast.ops import dispatch
+from eva_fast.ops.checks import check, check_constant, dense_last, nothing, rows, statistics_dtype
+
+_OP = "add_layer_norm"
+
+
+def reference(
+    x: Tensor,
+    branch: Tensor | None,
+    branch_bias: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`add_layer_norm` in plain, differentiable PyTorch; 16-bit inputs compute in float32."""
+    compute = statistics_dtype(x)
+    total = x
+    if branch is not None:
+        update = branch.to(compute)
+        if branch_bias is not None:
+            update = update + branch_bias.to(compute)
+        if scale is not None:
+            shape = (scale.shape[0], -1, x.shape[-1])
+            update = (update.reshape(shape) * scale.to(compute)[:, None, None]).view(x.shape)
+        total = (x.to(compute) + update).to(x.dtype)
+    wide = total.to(compute)
+    mean = wide.mean(-1, keepdim=True)
+    rstd = torch.rsqrt((wide - mean).square().mean(-1, keepdim=True) + eps)
+    y = ((wide - mean) * rstd * weight.to(compute) + bias.to(compute)).to(x.dtype)
+    return total, y, mean.detach().flatten(), rstd.detach().flatten()
+
+
+@torch.library.custom_op("eva_fast::add_layer_norm", mutates_args=())
+def _forward_op(
+    x: Tensor,
+    branch: Tensor | None,
+    branch_bias: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    implementation = dispatch.function(_OP, x)
+    total, y, mean, rstd = implementation(
+        rows(x), rows(branch) if branch is not None else None, branch_bias, scale, weight, bias, eps
+    )
+    return total.view(x.shape) if branch is not None else total, y.view(x.shape), mean, rstd
+
+
+@_forward_op.register_fake
+def _(x, branch, branch_bias, scale, weight, bias, eps):
+    total = x.new_empty(x.shape) if branch is not None else nothing(x)
+    statistics = x.new_empty((x.shape[:-1].numel(),), dtype=statistics_dtype(x))
+    return total, x.new_empty(x.shape), statistics, torch.empty_like(statistics)
+
+
+@torch.library.custom_op("eva_fast::add_layer_norm_backward", mutates_args=())
+def _backward_op(
+    dy: Tensor,
+    dresidual: Tensor | None,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    want_y: bool,
+    want_branch_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    implementation = dispatch.function(f"{_OP}_backward", dy)
+    dresidual = rows(dresidual) if dresidual is not None else None
+    dx, dbranch, y, *sums = implementation(
+        rows(dy), dresidual, rows(total), mean, rstd, weight, bias, scale, want_y, want_branch_bias
+    )
+    shape = dy.shape
+    dbranch = dbranch.view(shape) if scale is not None else dbranch
+    return dx.view(shape), dbranch, y.view(shape) if want_y else y, *sums
+
+
+@_backward_op.register_fake
+def _(dy, dresidual, total, mean, rstd, weight, bias, scale, want_y, want_branch_bias):
+    dx = dy.new_empty(dy.shape)
+    return (
+        dx,
+        torch.empty_like(dx) if scale is not None else nothing(dx),
+        torch.empty_like(dx) if want_y else nothing(dx),
+        torch.empty_like(weight, memory_format=torch.contiguous_format),
+        torch.empty_like(bias, memory_format=torch.contiguous_format),
+        weight.new_empty(weight.shape) if want_branch_bias else nothing(weight),
+    )
+
+
+def add_layer_norm_forward(
+    x: Tensor,
+    branch: Tensor | None,
+    branch_bias: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`add_layer_norm` without the checks, for functions that bring their own backward."""
+    total, y, mean, rstd = _forward_op(x, branch, branch_bias, scale, weight, bias, eps)
+    return total if branch is not None else x, y, mean, rstd
+
+
+def add_layer_norm_backward(
+    dy: Tensor,
+    dresidual: Tensor | None,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None = None,
+    want_y: bool = False,
+    want_branch_bias: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `add_layer_norm` from those of y (dy) and of x' (dresidual, None for zero).
+
+    total: x' [..., D]; mean, rstd: float32 [M] of the forward; scale: float32 [B] or None.
+    Returns (dx, dbranch, y, dweight, dbias, dbranch_bias): dbranch is dx itself where scale is
+    None; y is empty unless want_y; dbranch_bias [D], in the dtype of `weight` like dweight, is
+    empty unless want_branch_bias. Sums over rows accumulate in float32.
+    """
+    dy = dense_last(dy)
+    dresidual = dense_last(dresidual) if dresidual is not None else None
+    dx, dbranch, *rest = _backward_op(
+        dy, dresidual, total, mean, rstd, weight, bias, scale, want_y, want_branch_bias
+    )
+    return dx, dbranch if scale is not None else dx, *rest
+
+
+def add_layer_norm(
+    x: Tensor,
+    branch: Tensor | None,
+    branch_bias: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x' = x + scale * (branch + branch_bias) and y = LayerNorm(x').
+
+    x, branch: [..., D], one dtype (float32, bfloat16, float16), last stride 1; branch None: x' is
+    x. branch_bias [D] or None. scale: float32 [B], a factor per sample of M/B rows, or None.
+    weight, bias: [D], float32 or x's dtype. Returns (x', y, mean, rstd); the statistics are
+    float32 [M] and carry no gradient. Raises ValueError naming what does not fit.
+    """
+    _check(x, branch, branch_bias, scale, weight, bias)
+    return add_layer_norm_forward(x, branch, branch_bias, scale, weight, bias, eps)
+
+
+add_layer_norm.reference = reference  # type: ignore[attr-defined]
+
+
+def _check(x, branch, branch_bias, scale, weight, bias) -> None:
+    if x.dim() < 2:
+        raise ValueError(f"{_OP}: x has shape {tuple(x.shape)}, expected at least 2 dimensions")
+    check(_OP, "x", x)
+    width, compute = x.shape[-1], (statistics_dtype(x), x.dtype)
+    check(_OP, "weight", weight, shape=(width,), dtypes=compute, like=x)
+    check(_OP, "bias", bias, shape=(width,), dtypes=(weight.dtype,), like=x)
+    if branch is None:
+        if branch_bias is not None or scale is not None:
+            raise ValueError(f"{_OP}: branch_bias and scale need a branch, which is None")
+        return
+    check(_OP, "branch", branch, shape=x.shape, dtypes=(x.dtype,), like=x)
+    if branch_bias is not None:
+        check(_OP, "branch_bias", branch_bias, shape=(width,), dtypes=compute, like=x)
+    if scale is not None:
+        check(_OP, "scale", scale, shape=(None,), dtypes=(statistics_dtype(x),), like=x)
+        check_constant(_OP, "scale", scale)
+        if scale.shape[0] == 0 or x.shape[:-1].numel() % scale.shape[0]:
+            raise ValueError(
+                f"{_OP}: scale has shape {tuple(scale.shape)}, expected a number of samples that "
+                f"divides the {x.shape[:-1].numel()} rows of x"
+            )
+
+
+def _forward_torch(x, branch, branch_bias, scale, weight, bias, eps):
+    compute = statistics_dtype(x)
+    with torch.no_grad():
+        total, y, mean, rstd = reference(x, branch, branch_bias, scale, weight, bias, eps)
+    if branch is None:
+        total = nothing(x)
+    return total, y, mean.to(compute), rstd.to(compute)
+
+
+def _backward_torch(
+    dy, dresidual, total, mean, rstd, weight, bias, scale, want_y, want_branch_bias
+):
+    compute = statistics_dtype(dy)
+    wide_dy = dy.to(compute)
+    normed = (total.to(compute) - mean[:, None]) * rstd[:, None]
+    g = wide_dy * weight.to(compute)
+    dx = g - g.mean(-1, keepdim=True) - normed * (g * normed).mean(-1, keepdim=True)
+    dx *= rstd[:, None]
+    if dresidual is not None:
+        dx += dresidual.to(compute)
+    dbranch = dx
+    if scale is not None:
+        dbranch = (dx.view(scale.shape[0], -1, dx.shape[-1]) * scale[:, None, None]).view(dx.shape)
+    y = nothing(dy)
+    if want_y:
+        y = (normed * weight.to(compute) + bias.to(compute)).to(dy.dtype)
+    return (
+        dx.to(dy.dtype),
+        dbranch.to(dy.dtype) if scale is not None else nothing(dy),
+        y,
+        (wide_dy * normed).sum(0).to(weight.dtype),
+        wide_dy.sum(0).to(bias.dtype),
+        dbranch.sum(0).to(weight.dtype) if want_branch_bias else nothing(weight),
+    )
+
+
+dispatch.register(_OP, "torch", _forward_torch)
+dispatch.register(f"{_OP}_backward", "torch", _backward_torch)
+
+
+def _setup_context(ctx, inputs, output):
+    x, branch, branch_bias, scale, weight, bias, _ = inputs
+    total, _, mean, rstd = output
+    ctx.save_for_backward(total if branch is not None else x, mean, rstd, weight, bias, scale)
+    ctx.branch_bias_dtype = branch_bias.dtype if branch_bias is not None else None
+    ctx.has_branch = branch is not None
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx, dtotal, dy, _dmean, _drstd):
+    total, mean, rstd, weight, bias, scale = ctx.saved_tensors
+    if dy is None:
+        dy = torch.zeros_like(total)
+    dresidual = dtotal if ctx.has_branch else None
+    dx, dbranch, _, dweight, dbias, dbranch_bias = add_layer_norm_backward(
+        dy, dresidual, total, mean, rstd, weight, bias, scale, False, bool(ctx.branch_bias_dtype)
+    )
+    if ctx.branch_bias_dtype is not None:
+        dbranch_bias = dbranch_bias.to(ctx.branch_bias_dtype)
+    else:
+        dbranch_bias = None
+    return dx, dbranch if ctx.has_branch else None, dbranch_bias, None, dweight, dbias, None
+
+
+_forward_op.register_autograd(_autograd, setup_context=_setup_context)

@@ -1,0 +1,93 @@
+"""Rows of the masked patches, out of all tokens.
+
+    out[b K + k] = x[b, 1 + mask[b, k]]        x [B, T, D] with the CLS token in row 0
+
+Only masked patches reach EVA's loss (Fang et al. 2022, EVA, section 2.1), so the head works on
+these M = B K rows. The backward writes dx whole: the rows of the mask, and zeros elsewhere.
+
+An implementation gets x [B, T, D] with last stride 1 (any other strides), mask int32 [B, K]
+contiguous, dout [B K, D] with last stride 1; and returns contiguous tensors.
+"""
+
+import torch
+from torch import Tensor
+
+from eva_fast.ops import dispatch
+from eva_fast.ops.checks import check, dense_last
+
+_OP = "masked_gather"
+
+
+def reference(x: Tensor, mask: Tensor) -> Tensor:
+    """`masked_gather` in plain, differentiable PyTorch."""
+    index = (mask.long() + 1)[:, :, None].expand(-1, -1, x.shape[-1])
+    return x.gather(1, index).flatten(0, 1)
+
+
+@torch.library.custom_op("eva_fast::masked_gather", mutates_args=())
+def _forward_op(x: Tensor, mask: Tensor) -> Tensor:
+    return dispatch.function(_OP, x)(x, mask.contiguous())
+
+
+@_forward_op.register_fake
+def _(x, mask):
+    return x.new_empty((mask.shape[0] * mask.shape[1], x.shape[2]))
+
+
+@torch.library.custom_op("eva_fast::masked_gather_backward", mutates_args=())
+def _backward_op(dout: Tensor, mask: Tensor, tokens: int) -> Tensor:
+    return dispatch.function(f"{_OP}_backward", dout)(dout, mask.contiguous(), tokens)
+
+
+@_backward_op.register_fake
+def _(dout, mask, tokens):
+    return dout.new_empty((mask.shape[0], tokens, dout.shape[1]))
+
+
+def masked_gather_forward(x: Tensor, mask: Tensor) -> Tensor:
+    """`masked_gather` without the checks, for functions that bring their own backward."""
+    return _forward_op(x, mask)
+
+
+def masked_gather_backward(dout: Tensor, mask: Tensor, tokens: int) -> Tensor:
+    """dx [B, T, D] from dout [B K, D]: zero in every row the mask does not name."""
+    return _backward_op(dense_last(dout), mask, tokens)
+
+
+def masked_gather(x: Tensor, mask: Tensor) -> Tensor:
+    """Rows 1 + mask of x, row-major over (image, masked patch).
+
+    x: [B, T, D] float32, bfloat16 or float16, last stride 1. mask: int32 [B, K], each row
+    ascending in [0, T - 1), no index twice (the values are not read on the host, so not checked).
+    Returns [B K, D]. Raises ValueError naming what does not fit.
+    """
+    check(_OP, "x", x, shape=(None, None, None))
+    check(_OP, "mask", mask, shape=(x.shape[0], None), dtypes=(torch.int32,), like=x)
+    return _forward_op(x, mask)
+
+
+masked_gather.reference = reference  # type: ignore[attr-defined]
+
+
+def _backward_torch(dout, mask, tokens):
+    batch, count = mask.shape
+    dx = dout.new_zeros((batch, tokens, dout.shape[1]))
+    index = (mask.long() + 1)[:, :, None].expand(-1, -1, dout.shape[1])
+    return dx.scatter_(1, index, dout.reshape(batch, count, dout.shape[1]))
+
+
+dispatch.register(_OP, "torch", reference)
+dispatch.register(f"{_OP}_backward", "torch", _backward_torch)
+
+
+def _setup_context(ctx, inputs, output):
+    x, mask = inputs
+    ctx.save_for_backward(mask)
+    ctx.tokens = x.shape[1]
+
+
+def _autograd(ctx, dout):
+    return masked_gather_backward(dout, ctx.saved_tensors[0], ctx.tokens), None
+
+
+_forward_op.register_autograd(_autograd, setup_context=_setup_context)

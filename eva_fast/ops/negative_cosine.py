@@ -1,0 +1,113 @@
+"""EVA's loss: the negative mean cosine between predicted and target rows.
+
+    loss = -1/M sum_m cos_m,  cos_m = p_m . t_m / (max(|p_m|, e) max(|t_m|, e)),  e = 1e-8
+
+as torch.nn.CosineSimilarity has it (Fang et al. 2022, EVA, section 2.1). The forward keeps three
+scalars a row (cos, 1/|p|, 1/|t|); the backward needs nothing else beside p and t:
+
+    dp_m = -dloss/M (t_m / (|p||t|) - cos_m p_m / |p|^2)      second term only where |p| > e
+
+The target is a constant. No rows: the loss is 0.
+
+An implementation gets p, t as [M, C] with last stride 1 and returns (loss [], statistics [3, M]);
+the backward gets dloss [] too and returns dp, contiguous.
+"""
+
+import torch
+from torch import Tensor
+
+from eva_fast.ops import dispatch
+from eva_fast.ops.checks import check, check_constant, statistics_dtype
+
+_OP = "negative_cosine"
+EPS = 1e-8
+
+
+def reference(p: Tensor, t: Tensor) -> Tensor:
+    """`negative_cosine` in plain, differentiable PyTorch; 16-bit inputs compute in float32."""
+    compute = statistics_dtype(p)
+    cosine = torch.nn.functional.cosine_similarity(p.to(compute), t.to(compute), dim=-1, eps=EPS)
+    return -cosine.sum() / max(p.shape[0], 1)
+
+
+@torch.library.custom_op("eva_fast::negative_cosine", mutates_args=())
+def _forward_op(p: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return dispatch.function(_OP, p)(p, t)
+
+
+@_forward_op.register_fake
+def _(p, t):
+    compute = statistics_dtype(p)
+    return p.new_empty((), dtype=compute), p.new_empty((3, p.shape[0]), dtype=compute)
+
+
+@torch.library.custom_op("eva_fast::negative_cosine_backward", mutates_args=())
+def _backward_op(dloss: Tensor, p: Tensor, t: Tensor, statistics: Tensor) -> Tensor:
+    return dispatch.function(f"{_OP}_backward", p)(dloss, p, t, statistics)
+
+
+@_backward_op.register_fake
+def _(dloss, p, t, statistics):
+    return p.new_empty(p.shape)
+
+
+def negative_cosine_forward(p: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss, statistics float32 [3, M]: cosine, 1/|p|, 1/|t|), without the checks."""
+    return _forward_op(p, t)
+
+
+def negative_cosine_backward(dloss: Tensor, p: Tensor, t: Tensor, statistics: Tensor) -> Tensor:
+    """dp [M, C] from the gradient of the scalar loss and the forward's statistics."""
+    return _backward_op(dloss, p, t, statistics)
+
+
+def negative_cosine(p: Tensor, t: Tensor) -> Tensor:
+    """-mean over rows of cos(p, t), a float32 scalar.
+
+    p, t: [M, C] float32, bfloat16 or float16 (t may differ from p in dtype), last stride 1; t takes
+    no gradient. Raises ValueError naming what does not fit.
+    """
+    check(_OP, "p", p, shape=(None, None))
+    check(_OP, "t", t, shape=p.shape, like=p)
+    check_constant(_OP, "t", t)
+    return _forward_op(p, t)[0]
+
+
+negative_cosine.reference = reference  # type: ignore[attr-defined]
+
+
+def _forward_torch(p, t):
+    compute = statistics_dtype(p)
+    p, t = p.to(compute), t.to(compute)
+    inverse_p = 1 / p.norm(dim=-1).clamp_min(EPS)
+    inverse_t = 1 / t.norm(dim=-1).clamp_min(EPS)
+    cosine = (p * t).sum(-1) * inverse_p * inverse_t
+    loss = -cosine.sum() / max(p.shape[0], 1)
+    return loss, torch.stack((cosine, inverse_p, inverse_t))
+
+
+def _backward_torch(dloss, p, t, statistics):
+    cosine, inverse_p, inverse_t = statistics.unsqueeze(-1)
+    factor = -dloss / max(p.shape[0], 1)
+    along = torch.where(inverse_p < 1 / EPS, cosine * inverse_p * inverse_p, 0)
+    return (factor * (t * (inverse_p * inverse_t) - p * along)).to(p.dtype)
+
+
+dispatch.register(_OP, "torch", _forward_torch)
+dispatch.register(f"{_OP}_backward", "torch", _backward_torch)
+
+
+def _setup_context(ctx, inputs, output):
+    _, statistics = output
+    ctx.save_for_backward(*inputs, statistics)
+    ctx.mark_non_differentiable(statistics)
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx, dloss, _dstatistics):
+    if dloss is None:
+        return None, None
+    return negative_cosine_backward(dloss, *ctx.saved_tensors), None
+
+
+_forward_op.register_autograd(_autograd, setup_context=_setup_context)

@@ -1,0 +1,84 @@
+"""uint8 images to normalised patch rows, the left side of the patch embedding's GEMM.
+
+    out[b, i w + j, (c P + u) P + v] = (images[b, c, i P + u, j P + v] / 255 - mean[c]) / std[c]
+
+A convolution whose kernel equals its stride is a GEMM over these rows (Dosovitskiy et al. 2020,
+ViT); the columns follow the order of the convolution's weight (c, ph, pw). Images take no gradient.
+
+An implementation gets images as a contiguous uint8 [B, 3, H, W] and returns [B, N, 3 P P].
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from eva_fast.ops import dispatch
+from eva_fast.ops.checks import FLOATS, check
+
+_OP = "patchify"
+
+
+def reference(
+    images: Tensor,
+    patch_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """`patchify` in plain PyTorch; computes in float32, or float64 if that is asked for."""
+    batch, channels, height, width = images.shape
+    h, w = height // patch_size, width // patch_size
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    shift, scale = (
+        torch.tensor(v, dtype=compute, device=images.device)[:, None, None] for v in (mean, std)
+    )
+    normalised = ((images.to(compute) / 255 - shift) / scale).to(dtype)
+    tiles = normalised.view(batch, channels, h, patch_size, w, patch_size)
+    return tiles.permute(0, 2, 4, 1, 3, 5).reshape(batch, h * w, channels * patch_size**2)
+
+
+@torch.library.custom_op("eva_fast::patchify", mutates_args=())
+def _op(
+    images: Tensor, patch_size: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+) -> Tensor:
+    # float64 exists in plain PyTorch only; the probe carries the output's dtype to the dispatch.
+    probe = images.new_empty((0,), dtype=dtype)
+    return dispatch.function(_OP, probe)(images.contiguous(), patch_size, mean, std, dtype)
+
+
+@_op.register_fake
+def _(images, patch_size, mean, std, dtype):
+    batch, channels, height, width = images.shape
+    patches = (height // patch_size) * (width // patch_size)
+    return images.new_empty((batch, patches, channels * patch_size**2), dtype=dtype)
+
+
+def patchify(
+    images: Tensor,
+    patch_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Normalised patch rows [B, N, 3 P P] of uint8 images [B, 3, H, W].
+
+    H and W are multiples of patch_size; mean and std: three values each, in units of a [0, 1]
+    image. Raises ValueError naming what does not fit.
+    """
+    check(_OP, "images", images, shape=(None, 3, None, None), dtypes=(torch.uint8,))
+    height, width = images.shape[2:]
+    if patch_size < 1 or height % patch_size or width % patch_size:
+        raise ValueError(
+            f"{_OP}: images have shape {tuple(images.shape)}, expected a height and width that "
+            f"patch_size {patch_size} divides"
+        )
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(f"{_OP}: mean and std have {len(mean)} and {len(std)} values, expected 3")
+    if dtype not in FLOATS:
+        raise ValueError(f"{_OP}: dtype {dtype} is not a floating point type of the ops")
+    return _op(images, patch_size, mean, std, dtype)
+
+
+patchify.reference = reference  # type: ignore[attr-defined]
+dispatch.register(_OP, "torch", reference)
