@@ -1,0 +1,152 @@
+"""The picture a person looks at to see whether a run learns.
+
+One row an image; columns: the image, the image as the student sees it (masked patches grey), the
+teacher's features and the student's prediction as colours. A colour is a patch's coordinates on
+the three main directions (PCA) of the teacher's features of these images, so that equal colours in
+the last two columns mean that the prediction points where the teacher does.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+CELL = 208  # smallest side of a drawn image in pixels
+GAP = 10
+INK, PAPER, FRAME, GREY = (40, 40, 40), (255, 255, 255), (205, 205, 205), (150, 150, 150)
+FADE = 0.72  # how far visible patches of the prediction go towards white: the loss skips them
+TITLES = ("image", "masked image", "teacher", "student's prediction")
+
+
+def save_picture(
+    path: str | Path,
+    images: Tensor,
+    mask: Tensor,
+    teacher: Tensor,
+    prediction: Tensor,
+    grid: tuple[int, int],
+) -> None:
+    """Writes the picture as PNG, whole or not at all.
+
+    Args:
+        path: where it goes; missing folders are made.
+        images: uint8 [n,3,S,S], the crops.
+        mask: int [n,K], indices of the masked patches in 0..N-1 (or bool [n,N]).
+        teacher: float [n,N,C], the teacher's features of every patch.
+        prediction: float [n,N,C], the student's of every patch, from the masked image.
+        grid: patches down and across, N = h * w.
+
+    The features are L2-normalised first, since the loss is their cosine. The number beside a row
+    is the mean cosine over its masked patches. Values that are not finite are drawn as zeros.
+    """
+    _check(images, mask, teacher, prediction, grid)
+    masked = _masked(mask, grid)
+    t = F.normalize(torch.nan_to_num(teacher.detach().float().cpu(), posinf=0, neginf=0), dim=-1)
+    p = F.normalize(torch.nan_to_num(prediction.detach().float().cpu(), posinf=0, neginf=0), dim=-1)
+    cosine = (t * p).sum(-1).numpy()
+    teacher_colours, prediction_colours = _pca_colours(t, p)
+
+    rows, side = len(images), images.shape[-1]
+    zoom = max(1, -(-CELL // side))
+    cell = side * zoom
+    font, small = ImageFont.load_default(18), ImageFont.load_default(14)
+    head, note = 34, 62
+    canvas = Image.new("RGB", (4 * (cell + GAP) + GAP + note, head + rows * (cell + GAP)), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for column, title in enumerate(TITLES):
+        left = GAP + column * (cell + GAP) + cell / 2
+        draw.text((left - draw.textlength(title, font) / 2, 7), title, INK, font)
+    draw.text((4 * (cell + GAP) + GAP, 9), "cosine", INK, small)
+
+    for row in range(rows):
+        top = head + row * (cell + GAP)
+        pixels = images[row].cpu().permute(1, 2, 0).contiguous().numpy()
+        image = Image.fromarray(pixels).resize((cell, cell), Image.Resampling.BICUBIC)
+        hidden = _enlarge(masked[row], cell)[..., None]
+        cells = (
+            np.asarray(image),
+            np.where(hidden, np.uint8(GREY), np.asarray(image)),
+            _enlarge(teacher_colours[row].reshape(*grid, 3), cell),
+            _faded(_enlarge(prediction_colours[row].reshape(*grid, 3), cell), hidden),
+        )
+        for column, pixels in enumerate(cells):
+            left = GAP + column * (cell + GAP)
+            canvas.paste(Image.fromarray(pixels), (left, top))
+            draw.rectangle((left - 1, top - 1, left + cell, top + cell), outline=FRAME)
+        inside = masked[row].reshape(-1)
+        if inside.any():
+            text = f"{cosine[row][inside].mean():+.2f}"
+            draw.text((4 * (cell + GAP) + GAP, top + cell / 2 - 9), text, INK, font)
+    _write(canvas, Path(path))
+
+
+def _check(images, mask, teacher, prediction, grid) -> None:
+    n, patches = len(images), grid[0] * grid[1]
+    square = images.ndim == 4 and images.shape[1] == 3 and images.shape[2] == images.shape[3]
+    if images.dtype != torch.uint8 or not square or n == 0:
+        raise ValueError(
+            f"images must be uint8 [n,3,S,S] with n >= 1, got {images.dtype} {tuple(images.shape)}"
+        )
+    if mask.ndim != 2 or len(mask) != n:
+        raise ValueError(f"mask must have {n} rows of patch indices, got {tuple(mask.shape)}")
+    if teacher.shape != prediction.shape or teacher.shape[:2] != (n, patches) or teacher.ndim != 3:
+        raise ValueError(
+            f"teacher and prediction must both be [{n},{patches},C] for grid {tuple(grid)}, got "
+            f"{tuple(teacher.shape)} and {tuple(prediction.shape)}"
+        )
+
+
+def _masked(mask: Tensor, grid: tuple[int, int]) -> np.ndarray:
+    """bool [n,h,w] from indices [n,K] or bool [n,N]."""
+    patches = grid[0] * grid[1]
+    flags = mask.cpu()
+    if flags.dtype != torch.bool:
+        if flags.numel() and not 0 <= int(flags.min()) <= int(flags.max()) < patches:
+            raise ValueError(f"mask holds indices outside 0..{patches - 1}")
+        flags = torch.zeros(len(mask), patches, dtype=torch.bool).scatter_(1, flags.long(), True)
+    return flags.view(-1, *grid).numpy()
+
+
+def _pca_colours(teacher: Tensor, prediction: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors [n,N,C] of both -> uint8 [n,N,3]; basis and scale from the teacher's alone."""
+    rows = teacher.flatten(0, 1).double()
+    mean = rows.mean(0)
+    _, _, basis = torch.linalg.svd(rows - mean, full_matrices=False)
+    basis = basis[:3]
+    # A singular vector's sign is arbitrary: fix it, so that pictures of one run can be compared.
+    largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
+    basis = basis * torch.where(largest < 0, -1.0, 1.0)
+    basis = F.pad(basis, (0, 0, 0, 3 - len(basis)))
+    known = (rows - mean) @ basis.T
+    low, high = torch.quantile(known, torch.tensor([0.02, 0.98]).double(), dim=0)
+    width = torch.where(high - low > 1e-9, high - low, torch.ones_like(high))
+    middle = (low + high) / 2
+
+    def colours(features: Tensor) -> np.ndarray:
+        unit = ((features.double() - mean) @ basis.T - middle) / width + 0.5
+        return (unit.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+    return colours(teacher), colours(prediction)
+
+
+def _enlarge(grid_values: np.ndarray, side: int) -> np.ndarray:
+    """[h,w,...] -> [side,side,...], each patch a flat square."""
+    height, width = grid_values.shape[:2]
+    down, across = np.arange(side) * height // side, np.arange(side) * width // side
+    return grid_values[down][:, across]
+
+
+def _faded(pixels: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    faint = (255 - (255 - pixels.astype(np.float32)) * (1 - FADE)).astype(np.uint8)
+    return np.where(keep, pixels, faint)
+
+
+def _write(canvas: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    canvas.save(partial, format="PNG", optimize=True)
+    os.replace(partial, path)
