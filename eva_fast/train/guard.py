@@ -1,0 +1,75 @@
+"""What happens when a loss or gradient is not finite: the step is skipped, without asking the host.
+
+Counters live on the device and are read at log points. In fp16 the same flag drives the loss scale.
+"""
+
+import torch
+from torch import Tensor
+
+MAX_STREAK = 10
+GROWTH_STEPS = 2000
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+class Guard:
+    """Skips steps with NaN or Inf and keeps the loss scale of fp16 (1 otherwise).
+
+    state: float32 [5] on the device: skipped steps, present streak, longest streak since the last
+    check, loss scale, finite steps since the scale last changed.
+    """
+
+    def __init__(self, device: torch.device, scaled: bool):
+        self.scaled = scaled
+        self.state = torch.zeros(5, device=device)
+        self.state[3] = 2.0**16 if scaled else 1.0
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss to differentiate."""
+        return loss * self.state[3] if self.scaled else loss
+
+    def unscale(self, norm: Tensor) -> Tensor:
+        """The true gradient norm from that of scaled gradients."""
+        return norm / self.state[3] if self.scaled else norm
+
+    @torch.no_grad()
+    def step(
+        self, optimizer: torch.optim.Optimizer, loss: Tensor, norm: Tensor, clip: float
+    ) -> None:
+        """One optimiser step with gradients clipped to global norm `clip` (0: not clipped), or none
+        where `loss` or `norm` is not finite. `norm` is the unscaled one."""
+        bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
+        divisor = self.state[3].clone()
+        if clip > 0:  # torch.nn.utils.clip_grad_norm_: factor clip / (norm + 1e-6), at most 1
+            divisor = divisor * ((norm + 1e-6) / clip).clamp_min(1.0)
+        optimizer.grad_scale = divisor  # the fused kernel divides gradients by it
+        optimizer.found_inf = bad.float()  # and leaves parameters and state alone where it is 1
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf
+        self._count(bad.float())
+
+    def _count(self, bad: Tensor) -> None:
+        skipped, streak, longest, scale, steady = self.state.unbind()
+        streak = (streak + 1) * bad
+        if self.scaled:
+            steady = (steady + 1) * (1 - bad)
+            grow = (steady >= GROWTH_STEPS).float()
+            scale = (scale * (1 - 0.5 * bad) * (1 + grow)).clamp(1.0, 2.0**24)
+            steady = steady * (1 - grow)
+        self.state = torch.stack(
+            [skipped + bad, streak, torch.maximum(longest, streak), scale, steady]
+        )
+
+    def check(self) -> int:
+        """Skipped steps so far (reads the device). NonFiniteError after 10 in a row."""
+        skipped, _, longest, _, _ = self.state.tolist()
+        self.state[2] = self.state[1]
+        if longest >= MAX_STREAK:
+            raise NonFiniteError(
+                f"the loss or its gradient was not finite in {int(longest)} steps in a row; the "
+                "last checkpoint is from before. Lower the learning rate (lr), lengthen the "
+                "warm-up (warmup_epochs) or use precision='bf16' or 'fp32', then resume='auto'"
+            )
+        return int(skipped)

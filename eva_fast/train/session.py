@@ -1,0 +1,78 @@
+"""All that changes while a run trains, and how it is saved and restored."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from eva_fast.train import checkpoint
+from eva_fast.train.guard import Guard
+from eva_fast.train.optimizer import Ema
+
+
+@dataclass(kw_only=True)
+class Session:
+    """The student in training. `step` counts finished optimiser steps."""
+
+    model: nn.Module
+    teacher: nn.Module
+    loader: Any
+    optimizer: torch.optim.Optimizer
+    guard: Guard
+    device: torch.device
+    ema: Ema | None = None
+    step: int = 0
+    window: Tensor = field(init=False)
+    """float64 [3] on the device, summed since the last log point: loss and gradient norm of finite
+    steps, and how many they were."""
+
+    def __post_init__(self):
+        self.window = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    def save(self, root: Path, keep: int, options: dict[str, Any]) -> Path:
+        """Writes a checkpoint under `root` and returns its folder."""
+        state = {"step": self.step, "loader": self.loader.state_dict(), "options": options}
+        return checkpoint.save(root, self.step, self._tensors(), state, keep)
+
+    def restore(self, folder: Path) -> None:
+        """Continues exactly where the checkpoint was written: weights, optimiser, random state,
+        position in the data. ValueError if it is of another model."""
+        tensors, state = self._tensors(), checkpoint.read_state(folder)
+        checkpoint.load(folder, tensors)
+        set_state_dict(
+            self.model,
+            self.optimizer,
+            model_state_dict=tensors["model"],
+            optim_state_dict=tensors["optimizer"],
+        )
+        self.guard.state.copy_(tensors["guard"])
+        self.window.copy_(tensors["window"])
+        if self.ema is not None:
+            for name, weight in self.ema.weights.items():
+                weight.copy_(tensors["ema"][name])
+        self.teacher.load_calibration(tensors["calibration"])
+        torch.set_rng_state(tensors["random"]["cpu"])
+        if "cuda" in tensors["random"]:
+            torch.cuda.set_rng_state(tensors["random"]["cuda"], self.device)
+        self.loader.load_state_dict(state["loader"])
+        self.step = state["step"]
+
+    def _tensors(self) -> dict[str, Any]:
+        model, optimizer = get_state_dict(self.model, self.optimizer)
+        random = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors = {
+            "model": model,
+            "optimizer": optimizer,
+            "guard": self.guard.state,
+            "window": self.window,
+            "calibration": self.teacher.calibration(),
+            "random": random,
+        }
+        if self.ema is not None:
+            tensors["ema"] = self.ema.weights
+        return tensors

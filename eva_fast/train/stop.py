@@ -1,0 +1,34 @@
+"""SIGTERM and SIGINT ask the loop to stop after the step at hand; a second SIGINT stops at once."""
+
+import logging
+import signal
+import threading
+
+log = logging.getLogger(__name__)
+
+
+class StopRequest:
+    """Context manager. `signal_name` is None until the process is asked to stop.
+
+    Handlers are installed in the main thread only (Python allows no other) and put back on exit.
+    """
+
+    def __init__(self):
+        self.signal_name: str | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on_signal(self, number, _frame) -> None:
+        if self.signal_name is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_name = signal.Signals(number).name
+        log.warning("%s: stopping after this step, with a checkpoint", self.signal_name)

@@ -1,0 +1,109 @@
+"""What a run says while it trains: metrics.jsonl, a progress bar, TensorBoard if asked for."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+log = logging.getLogger(__name__)
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Telemetry:
+    """Writes one JSON object a log point to `metrics.jsonl` and shows it.
+
+    On a terminal that is a progress bar; elsewhere a log line at most every ten seconds.
+    """
+
+    def __init__(self, out: Path, *, first_step: int, total: int, track: bool, progress: bool):
+        self.path = out / "metrics.jsonl"
+        keep_until(self.path, first_step)
+        self._file = self.path.open("a")
+        self._board = _tensorboard(out) if track else None
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not (progress and self._console.is_terminal),
+        )
+        self._task = self._bar.add_task("step", total=total, completed=first_step, shown="")
+        self._total = total
+        self._last_line = 0.0
+        self._bar.start()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar; touches no tensor."""
+        self._bar.update(self._task, completed=step)
+
+    def record(self, **values: Any) -> None:
+        """One log point. `values` are plain numbers; `step` and `loss` must be among them."""
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+        loss = "not finite" if values["loss"] is None else f"{values['loss']:.4f}"
+        shown = (
+            f"loss {loss}  {values['images_per_second']:.1f} images/s  "
+            f"waiting {100 * values['data_wait']:.0f} %"
+        )
+        self._bar.update(self._task, shown=shown)
+        now = time.monotonic()
+        due = now - self._last_line > SECONDS_BETWEEN_LINES or values["step"] == self._total
+        if self._bar.disable and due:
+            self._last_line = now
+            log.info(
+                "step %d/%d  %s  %.0f s left",
+                values["step"], self._total, shown, values["seconds_left"],
+            )  # fmt: skip
+        if self._board is not None:
+            for name, value in values.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._board.add_scalar(name, value, values["step"])
+
+    def close(self) -> None:
+        self._bar.stop()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drops lines of `path` after `step`: a resumed run writes them again, the same."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break  # the line at which the process was killed
+        if record["step"] > step:
+            break
+        kept.append(line + "\n")
+    draft = path.with_suffix(".tmp")
+    draft.write_text("".join(kept))
+    draft.replace(path)
+
+
+def _tensorboard(out: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "track=True needs TensorBoard: pip install 'eva-fast[track]', or leave it off"
+        ) from None
+    return SummaryWriter(str(out / "tensorboard"))

@@ -1,0 +1,28 @@
+"""The learning rate against the official code's and by its landmarks."""
+
+import pytest
+
+from eva_fast.train import learning_rate
+
+
+def test_rates_of_official_code(eva_micro):
+    expected = eva_micro[0]["lr"].tolist()
+    rates = [
+        learning_rate(i, total=20, warmup=4, peak=1e-3, minimum=1e-5, start=1e-6) for i in range(20)
+    ]
+    assert rates == pytest.approx(expected, rel=1e-12)
+
+
+def test_landmarks():
+    def rate(step):
+        return learning_rate(step, total=110, warmup=10, peak=1.0, minimum=0.1)
+
+    assert rate(0) == 0.0
+    assert rate(9) == rate(10) == 1.0
+    assert rate(60) == pytest.approx(0.55)  # half way down the cosine
+    assert rate(110) == rate(500) == pytest.approx(0.1)
+
+
+def test_without_warmup_and_with_one_step():
+    assert learning_rate(0, total=5, warmup=0, peak=2.0, minimum=0.0) == 2.0
+    assert learning_rate(0, total=5, warmup=1, peak=2.0, minimum=0.0, start=0.5) == 0.5
