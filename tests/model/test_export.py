@@ -1,0 +1,166 @@
+"""Weight files: official naming, sizes, and that timm reads what we write."""
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from timm.models.eva import checkpoint_filter_fn
+
+from eva_fast.model import create_model
+from eva_fast.model.export import SIZE_NAMES, infer_sizes, load_weights, save_weights
+
+SMALL = dict(
+    img_size=48, patch_size=12, embed_dim=64, depth=3, num_heads=4, mlp_hidden=144, predict_dim=20
+)
+
+
+def student(**sizes):
+    torch.manual_seed(0)
+    model = create_model(**{**SMALL, **sizes}).eval()
+    with torch.no_grad():  # biases and norms that are not at their neutral initial values
+        for value in model.parameters():
+            value.add_(0.05 * torch.randn_like(value))
+    return model
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, dict(embed_dim=176, num_heads=2, mlp_hidden=279), dict(patch_size=16, depth=1)],
+    ids=["small", "head 88, hidden 279", "one block"],
+)
+def test_timm_loads_the_file_and_gives_the_same_features(tmp_path, sizes):
+    ours = student(**sizes).double()
+    save_weights(ours, tmp_path / "model.safetensors")
+    s = ours.sizes
+    theirs = timm.create_model(
+        "eva_giant_patch14_224",
+        img_size=s.img_size,
+        patch_size=s.patch_size,
+        embed_dim=s.embed_dim,
+        depth=s.depth,
+        num_heads=s.num_heads,
+        mlp_ratio=s.mlp_hidden / s.embed_dim,
+        num_classes=0,
+        pretrained=True,
+        pretrained_cfg_overlay=dict(file=str(tmp_path / "model.safetensors")),
+    )
+    theirs = theirs.double().eval()
+    images = torch.randn(2, 3, s.img_size, s.img_size, dtype=torch.float64)
+    with torch.no_grad():
+        expected = theirs.fc_norm(theirs.forward_features(images))
+        got = ours.forward_features(images)
+    # The file is float32: timm's copy differs from ours by the rounding of its weights.
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    ours.load_official(load_weights(tmp_path / "model.safetensors")[0])
+    with torch.no_grad():
+        torch.testing.assert_close(ours.forward_features(images), expected, atol=1e-12, rtol=1e-12)
+
+
+def test_timm_needs_nothing_that_the_file_lacks(tmp_path):
+    save_weights(student(), tmp_path / "m.safetensors")
+    model = timm.create_model(
+        "eva_giant_patch14_224", img_size=48, patch_size=12, embed_dim=64, depth=3, num_heads=4,
+        mlp_ratio=144 / 64, num_classes=0,
+    )  # fmt: skip
+    state = checkpoint_filter_fn(load_weights(tmp_path / "m.safetensors")[0], model)
+    assert model.load_state_dict(state, strict=True)
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    model = student()
+    save_weights(model, tmp_path / "deep" / "model.safetensors")
+    state, metadata = load_weights(tmp_path / "deep" / "model.safetensors")
+    assert {k: int(v) for k, v in metadata.items()} == SMALL and set(metadata) == set(SIZE_NAMES)
+    own = model.state_dict()
+    assert state.keys() == own.keys()
+    assert all(torch.equal(state[k], own[k]) for k in own)
+    assert [f.name for f in (tmp_path / "deep").iterdir()] == ["model.safetensors"]
+    assert (tmp_path / "deep" / "model.safetensors").stat().st_mode & 0o400
+
+
+def test_other_values_can_be_written(tmp_path):
+    model = student()
+    save_weights(model, tmp_path / "m.safetensors", {"norm.weight": torch.full((64,), 3.0)})
+    state, _ = load_weights(tmp_path / "m.safetensors")
+    assert (state["norm.weight"] == 3).all()
+    assert torch.equal(state["norm.bias"], model.norm.bias)
+    with pytest.raises(ValueError, match=r"norm\.scale"):
+        save_weights(model, tmp_path / "m.safetensors", {"norm.scale": torch.ones(64)})
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    save_weights(student(), path)
+    before = path.read_bytes()
+
+    def fail(tensors, name, metadata):
+        name.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("eva_fast.model.export.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_weights(student(), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_sizes_are_read_off_the_shapes(tmp_path, eva_micro):
+    tensors, meta = eva_micro
+    state = {k.removeprefix("param."): v for k, v in tensors.items() if k.startswith("param.")}
+    sizes = infer_sizes(state, meta)
+    assert all(getattr(sizes, name) == int(meta[name]) for name in SIZE_NAMES)
+    assert infer_sizes(state).num_heads == 1  # 64 wide: one head of 64 unless told otherwise
+    for width, heads in ((1408, 16), (384, 6)):
+        with torch.device("meta"):
+            model = create_model(
+                img_size=28, patch_size=14, embed_dim=width, depth=2, num_heads=heads,
+                mlp_hidden=32, predict_dim=8,
+            )  # fmt: skip
+        assert infer_sizes(model.state_dict()) == model.sizes
+    with pytest.raises(ValueError, match="heads cannot be told"):
+        infer_sizes(student(embed_dim=100).state_dict())
+    with pytest.raises(ValueError, match="square grid"):
+        infer_sizes({**state, "pos_embed": torch.zeros(1, 8, 64)})
+    with pytest.raises(ValueError, match="fc1"):
+        infer_sizes({k: v for k, v in state.items() if "fc1" not in k})
+
+
+def test_official_and_timm_checkpoints_are_understood(tmp_path):
+    model = student()
+    state = model.state_dict()
+    torch.save({"module": state, "epoch": 3}, tmp_path / "official.pt")
+    loaded, metadata = load_weights(tmp_path / "official.pt")
+    assert metadata == {} and all(torch.equal(loaded[k], state[k]) for k in state)
+
+    tuned = timm.create_model(
+        "eva_giant_patch14_224", img_size=48, patch_size=12, embed_dim=64, depth=3, num_heads=4,
+        mlp_ratio=144 / 64, num_classes=5,
+    )  # fmt: skip
+    save_file(tuned.state_dict(), tmp_path / "timm.safetensors")
+    loaded, _ = load_weights(tmp_path / "timm.safetensors")
+    assert not any(k.startswith(("head.", "fc_norm")) for k in loaded)
+    assert infer_sizes(loaded, {"num_heads": "4"}).predict_dim == 1
+    assert torch.equal(loaded["norm.weight"], tuned.state_dict()["fc_norm.weight"])
+
+
+def test_what_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
+        load_weights(tmp_path / "nowhere.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"not a file")
+    with pytest.raises(ValueError, match="not a readable weight file"):
+        load_weights(tmp_path / "broken.safetensors")
+    (tmp_path / "broken.pt").write_bytes(b"not a file")
+    with pytest.raises(ValueError, match="not a readable weight file"):
+        load_weights(tmp_path / "broken.pt")
+    torch.save({"run": print}, tmp_path / "code.pt")
+    with pytest.raises(ValueError, match="not a readable weight file"):
+        load_weights(tmp_path / "code.pt")
+    save_file({"conv.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="does not hold an EVA-01 ViT"):
+        load_weights(tmp_path / "other.safetensors")
+
+
+def test_the_file_is_float32_whatever_the_model_is(tmp_path):
+    save_weights(student().to(torch.bfloat16), tmp_path / "m.safetensors")
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        assert all(file.get_tensor(k).dtype == torch.float32 for k in file.keys())  # noqa: SIM118
