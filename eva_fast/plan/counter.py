@@ -1,0 +1,295 @@
+"""Counts what a training step does, on meta tensors: nothing is computed, any size counts anywhere.
+
+Conventions, the same for every formulation:
+
+- an operator is what reaches PyTorch's dispatcher below autograd; views and allocations are free;
+- bytes: each tensor argument read once, each tensor result written once, in full;
+- a launch is one operator, and `kernels` beside it says where one is known to run as more;
+- flash attention is one operator whose backward recomputes the scores: 2.5 forwards of FLOPs;
+- saved activations: distinct storages that autograd keeps for the backward and that are not
+  parameters, at the end of the forward;
+- FLOPs: two for each multiply-add of matrix products and attention, nothing for the rest.
+
+`scaled_dot_product_attention` on meta tensors would take the unfused path, which no GPU takes, so
+it is led to the flash operator of the device that is counted for.
+"""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from eva_fast.model.sizes import ModelSizes
+from eva_fast.plan import formulas
+from eva_fast.plan.students import FORMULATIONS, build, check_formulation
+
+aten = torch.ops.aten
+
+# Reserve memory without touching it, or only describe other memory.
+FREE = frozenset(
+    {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
+    | {"_reshape_alias", "detach", "alias", "lift_fresh"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One operator at one shape. Bytes and FLOPs are of one call."""
+
+    phase: str
+    """forward, backward or optimizer."""
+    name: str
+    """The dispatcher's name, `mm` or `eva_fast::add_layer_norm`."""
+    part: str
+    """The share of the step it belongs to: see `formulas.part_of`."""
+    flops: int
+    bytes: int
+    kernels: int
+    """Device kernels it runs as, where known; else 1."""
+    dims: tuple[int, ...] = ()
+    """Rows, columns and depth of a matrix product, else nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepCount:
+    """What one step of a formulation does, operator by operator in the order they run."""
+
+    formulation: str
+    sizes: ModelSizes
+    batch: int
+    dtype: torch.dtype
+    operators: tuple[Operator, ...]
+    saved_bytes: int = 0
+
+    def total(self, what: str, **chosen: str) -> int:
+        """Sum of `flops`, `bytes` or `kernels`, or number of `launches`, over the operators whose
+        fields equal `chosen` (phase, part, name)."""
+        return sum(
+            1 if what == "launches" else getattr(op, what)
+            for op in self.operators
+            if all(getattr(op, k) == v for k, v in chosen.items())
+        )
+
+    @property
+    def flops(self) -> int:
+        return self.total("flops")
+
+    @property
+    def bytes(self) -> int:
+        return self.total("bytes")
+
+    @property
+    def launches(self) -> int:
+        return self.total("launches")
+
+    def summary(self) -> dict:
+        """The figures an image, and launches a step, as plain numbers."""
+        scale = 1 / self.batch
+        return {
+            "formulation": self.formulation,
+            "batch": self.batch,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "tflop_per_image": self.flops * scale / 1e12,
+            "gb_touched_per_image": self.bytes * scale / 1e9,
+            "gemm_gb_per_image": self.total("bytes", part="gemm") * scale / 1e9,
+            "mb_saved_per_image": self.saved_bytes * scale / 1e6,
+            "launches": self.launches,
+            "kernels": self.total("kernels"),
+        }
+
+    def by_operator(self) -> list[dict]:
+        """One row an operator name and phase: calls, FLOPs, bytes; most bytes first."""
+        rows: dict[tuple[str, str], dict] = {}
+        for op in self.operators:
+            row = rows.setdefault(
+                (op.phase, op.name),
+                {"phase": op.phase, "name": op.name, "part": op.part}
+                | {"launches": 0, "kernels": 0, "flops": 0, "bytes": 0},
+            )
+            row["launches"] += 1
+            for key in ("kernels", "flops", "bytes"):
+                row[key] += getattr(op, key)
+        return sorted(rows.values(), key=lambda r: -r["bytes"])
+
+
+class _FlashAttention(TorchFunctionMode):
+    """Leads `scaled_dot_product_attention` on meta tensors to the device's flash operator."""
+
+    def __init__(self, device: str):
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            q, k, v = args[:3]
+            if q.is_meta:
+                scale = kwargs.get("scale")
+                if self.device == "cpu":
+                    flash = aten._scaled_dot_product_flash_attention_for_cpu
+                    return flash(q, k, v, 0.0, False, scale=scale)[0]
+                return aten._scaled_dot_product_flash_attention(
+                    q, k, v, 0.0, False, False, scale=scale
+                )[0]
+        return func(*args, **kwargs)
+
+
+class Recorder(TorchDispatchMode):
+    """Collects every operator that runs under it into `operators`.
+
+    `masked` is the number of masked patches of the whole batch: how many rows a boolean index
+    finds, which meta tensors cannot tell."""
+
+    def __init__(self, masked: int, phase: str = "forward"):
+        super().__init__()
+        self.masked = masked
+        self.phase = phase
+        self.operators: list[Operator] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is aten.index.Tensor:
+            args = (args[0], self._rows_of(args[1]))
+        out = func(*args, **kwargs)
+        self._record(func, args, kwargs, out)
+        return out
+
+    def _rows_of(self, indices: list[Tensor | None]) -> list[Tensor | None]:
+        """Boolean indices as the rows they find; finding them is an operator of its own."""
+        rows: list[Tensor | None] = []
+        for index in indices:
+            if index is None or index.dtype != torch.bool:
+                rows.append(index)
+                continue
+            found = (
+                torch.empty(self.masked, index.ndim, dtype=torch.int64, device="meta")
+                if index.is_meta
+                else index.nonzero()
+            )
+            self._add("nonzero", 0, index.numel() + 8 * found.numel())
+            rows += found.unbind(1)
+        return rows
+
+    def _record(self, func, args, kwargs, out) -> None:
+        namespace, name = func._schema.name.split("::")
+        if func.is_view or (namespace == "aten" and name in FREE):
+            return
+        results = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        if not results:
+            return
+        tensors = results + [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        label = name if namespace == "aten" else f"{namespace}::{name}"
+        size = sum(t.numel() * t.element_size() for t in tensors)
+        self._add(
+            label,
+            formulas.flops(func, args, kwargs, out),
+            size,
+            formulas.gemm_dims(label, args),
+        )
+
+    def _add(self, name: str, flops: int, size: int, dims: tuple[int, ...] = ()) -> None:
+        part, kernels = formulas.part_of(name), formulas.KERNELS.get(name, 1)
+        self.operators.append(Operator(self.phase, name, part, flops, size, kernels, dims))
+
+
+@contextmanager
+def _saved_storages(model: torch.nn.Module) -> Iterator[dict[int, int]]:
+    """Bytes of each storage autograd keeps while inside, parameters and buffers left out."""
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    saved: dict[int, int] = {}
+    alive = []  # holding the storages keeps their addresses from being used again
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own and storage._cdata not in saved:
+            saved[storage._cdata] = storage.nbytes()
+            alive.append(storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield saved
+
+
+def default_masked(sizes: ModelSizes) -> int:
+    """Masked patches an image: EVA-01's 105 of 256, the same share of any other grid."""
+    return max(1, round(sizes.num_patches * 105 / 256))
+
+
+@functools.lru_cache(maxsize=64)
+def count_step(
+    formulation: str,
+    sizes: ModelSizes,
+    batch: int,
+    *,
+    masked: int | None = None,
+    dtype: torch.dtype = torch.float16,
+    device: str = "cuda",
+    backward: bool = True,
+) -> StepCount:
+    """One student step, forward and backward, without teacher and optimiser, counted exactly.
+
+    Args:
+        formulation: "official", "tuned" or "eva_fast".
+        sizes: shapes of the model.
+        batch: images on one device.
+        masked: masked patches an image; EVA-01's share when None.
+        dtype: dtype of weights and activations.
+        device: "cuda" or "cpu": whose flash attention and kernels.
+        backward: False counts the forward alone, without keeping anything for a backward.
+
+    ValueError for an unknown formulation, a batch below 1 or a mask that does not fit.
+    """
+    check_formulation(formulation)
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1 image, got {batch}")
+    masked = default_masked(sizes) if masked is None else masked
+    if not 1 <= masked <= sizes.num_patches:
+        raise ValueError(f"masked must be 1 to {sizes.num_patches} patches an image, got {masked}")
+    student = build(formulation, sizes, batch, masked, dtype, device)
+    recorder = Recorder(masked * batch)
+    kept = 0
+    with _FlashAttention(device), recorder:
+        if backward:
+            with _saved_storages(student.model) as saved:
+                loss = student.loss()
+            kept = sum(saved.values())
+            recorder.phase = "backward"
+            loss.backward()
+        else:
+            with torch.no_grad():
+                student.loss()
+    return StepCount(formulation, sizes, batch, dtype, tuple(recorder.operators), kept)
+
+
+def count_step_at(formulation: str, sizes: ModelSizes, batch: int, **options) -> StepCount:
+    """`count_step` for many batch sizes: counts at 2 and 3 images, and continues each operator
+    along the line through both, which is exact because every size is affine in the batch."""
+    two, three = (count_step(formulation, sizes, b, **options) for b in (2, 3))
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1 image, got {batch}")
+
+    def line(a: int, b: int) -> int:
+        return a + (batch - 2) * (b - a)
+
+    operators = tuple(
+        replace(
+            a,
+            flops=line(a.flops, b.flops),
+            bytes=line(a.bytes, b.bytes),
+            dims=tuple(line(x, y) for x, y in zip(a.dims, b.dims, strict=True)),
+        )
+        for a, b in zip(two.operators, three.operators, strict=True)
+    )
+    saved = line(two.saved_bytes, three.saved_bytes)
+    return StepCount(formulation, sizes, batch, two.dtype, operators, saved)
+
+
+def compare(sizes: ModelSizes, batch: int, **options) -> list[dict]:
+    """Summaries of every formulation, in the order of `FORMULATIONS`."""
+    return [count_step(name, sizes, batch, **options).summary() for name in FORMULATIONS]

@@ -1,0 +1,75 @@
+"""FLOPs of the operators a training step runs, the part of the step each belongs to, and how many
+device kernels it runs as where that is known to be more than one."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+aten = torch.ops.aten
+
+PARTS = ("gemm", "attention", "norm", "gelu", "head", "elementwise", "optimizer", "teacher")
+
+GEMMS = frozenset({"mm", "addmm", "baddbmm", "linear", "convolution", "convolution_backward"})
+
+# First match wins; a name that matches none is elementwise work.
+_PART_BY_WORD = (
+    ("attention", "attention"),
+    ("softmax", "attention"),
+    ("bmm", "attention"),
+    ("project", "head"),
+    ("head", "head"),
+    ("cosine", "head"),
+    ("layer_norm", "norm"),
+    ("gelu", "gelu"),
+    ("adamw", "optimizer"),
+)
+
+# Our operators that a GPU runs as several kernels: the row pass, then the sum of its partials.
+KERNELS: dict[str, int] = {}
+
+
+def part_of(name: str) -> str:
+    """One of `PARTS` for an operator's name."""
+    if name in GEMMS:
+        return "gemm"
+    return next((part for word, part in _PART_BY_WORD if word in name), "elementwise")
+
+
+def _flash(q, k, v, *rest, **options) -> int:
+    return sdpa_flop_count(q.shape, k.shape, v.shape)
+
+
+def _flash_backward(grad, q, k, v, *rest, **options) -> int:
+    return sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape)
+
+
+# Operators that PyTorch's registry of formulas does not know, by the dispatcher's name.
+FORMULAS: dict[str, Callable[..., int]] = {
+    "aten::_scaled_dot_product_flash_attention_for_cpu": _flash,
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _flash_backward,
+}
+
+
+def flops(func: torch._ops.OpOverload, args: tuple, kwargs: dict, out: Any) -> int:
+    """Floating-point operations of one call: two for each multiply-add of a matrix product."""
+    own = FORMULAS.get(func._schema.name)
+    if own is not None:
+        return own(*args, **kwargs)
+    counted = flop_registry.get(func._overloadpacket)
+    return 0 if counted is None else int(counted(*args, **kwargs, out_val=out))
+
+
+def gemm_dims(name: str, args: tuple) -> tuple[int, ...]:
+    """(rows, columns, depth) of a library matrix product's call; () for anything else."""
+    if name == "mm":
+        return args[0].shape[0], args[1].shape[1], args[0].shape[1]
+    if name == "addmm":
+        return args[1].shape[0], args[2].shape[1], args[1].shape[1]
+    if name == "convolution":
+        images, weight, stride = args[0], args[1], args[3]
+        patches = math.prod(s // p for s, p in zip(images.shape[2:], stride, strict=True))
+        return images.shape[0] * patches, weight.shape[0], math.prod(weight.shape[1:])
+    return ()

@@ -1,0 +1,56 @@
+"""The formulations a step can be counted and timed in, built on meta tensors for any size."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from eva_fast.model import EvaViT
+from eva_fast.model.sizes import ModelSizes
+from eva_fast.plan.reference import OfficialViT, TunedViT
+
+FORMULATIONS = ("official", "tuned", "eva_fast")
+
+
+@dataclass(frozen=True, slots=True)
+class MetaStudent:
+    """A model without values and the call that gives its loss."""
+
+    model: nn.Module
+    loss: Callable[[], Tensor]
+
+
+def check_formulation(name: str) -> None:
+    """ValueError unless `name` is one of `FORMULATIONS`."""
+    if name not in FORMULATIONS:
+        raise ValueError(f"unknown formulation {name!r}: one of {', '.join(FORMULATIONS)}")
+
+
+def build(
+    formulation: str,
+    sizes: ModelSizes,
+    batch: int,
+    masked: int,
+    dtype: torch.dtype,
+    device: str,
+) -> MetaStudent:
+    """A student on meta tensors with `masked` patches an image, in the dtype it computes in.
+
+    `device` ("cuda" or "cpu") chooses the kernels that eva_fast would run there."""
+    side = sizes.img_size
+    with torch.device("meta"):
+        target = torch.empty(batch * masked, sizes.predict_dim, dtype=dtype)
+        mask = torch.empty(batch, sizes.num_patches, dtype=torch.bool)
+        if formulation == "eva_fast":
+            kernels = "triton" if device == "cuda" else "native"
+            model = EvaViT(sizes, kernels=kernels).to(dtype)
+            raw = torch.empty(batch, 3, side, side, dtype=torch.uint8)
+            indices = torch.empty(batch, masked, dtype=torch.int32)
+            return MetaStudent(model, lambda: model.loss(raw, indices, target))
+        plain = (OfficialViT if formulation == "official" else TunedViT)(sizes).to(dtype)
+        images = torch.empty(batch, 3, side, side, dtype=dtype)
+        inputs = (mask,)
+        if isinstance(plain, TunedViT):
+            inputs += (torch.empty(batch * masked, dtype=torch.int64),)
+        return MetaStudent(plain, lambda: plain.loss(target, images, *inputs))
