@@ -37,8 +37,8 @@ class CastLayerNorm(nn.LayerNorm):
         return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).type_as(x)
 
 
-class OfficialAttention(nn.Module):
-    """softmax(q k^T) v with the [B,H,T,T] scores in float32."""
+class AttentionParameters(nn.Module):
+    """What both attentions hold: one packed projection, biases for q and v alone."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -48,6 +48,10 @@ class OfficialAttention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
+
+
+class OfficialAttention(AttentionParameters):
+    """softmax(q k^T) v with the [B,H,T,T] scores in float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,T,D] -> [B,T,D]."""
@@ -62,7 +66,7 @@ class OfficialAttention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(batch, tokens, -1))
 
 
-class TunedAttention(OfficialAttention):
+class TunedAttention(AttentionParameters):
     """The same by PyTorch's flash attention; the packed bias [3D] comes from the model."""
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -152,8 +156,9 @@ class OfficialViT(nn.Module):
             x = block(x)
         return self.norm(x)
 
-    def forward(self, images: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *inputs: Tensor) -> Tensor:
         """Predictions of the masked patches [M,C], row-major over (image, patch)."""
+        (mask,) = inputs
         return self.lm_head(self.forward_features(images, mask)[:, 1:][mask])
 
     def loss(self, target: Tensor, *inputs: Tensor) -> Tensor:
@@ -170,6 +175,7 @@ class TunedViT(OfficialViT):
 
     norm_type = nn.LayerNorm
     attention_type = TunedAttention
+    no_k_bias: Tensor
 
     def __init__(self, sizes: ModelSizes, drop_path: float = 0.0):
         super().__init__(sizes, drop_path)
@@ -184,13 +190,17 @@ class TunedViT(OfficialViT):
         x = self.patch_embed(images)
         x = torch.where(mask.unsqueeze(-1), self.mask_token, x)
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + self.pos_embed
-        parts = [p for b in self.blocks for p in (b.attn.q_bias, self.no_k_bias, b.attn.v_bias)]
+        parts: list[Tensor] = []
+        for block in self.blocks:
+            attn = block.get_submodule("attn")
+            parts += [attn.get_parameter("q_bias"), self.no_k_bias, attn.get_parameter("v_bias")]
         biases = torch.cat(parts).view(len(self.blocks), -1).unbind(0)
         for block, bias in zip(self.blocks, biases, strict=True):
             x = block(x, bias)
         return self.norm(x)
 
-    def forward(self, images: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *inputs: Tensor) -> Tensor:
+        mask, rows = inputs
         features = self.forward_features(images, mask).flatten(0, 1)
         return self.lm_head(features.index_select(0, rows))
 
@@ -202,7 +212,8 @@ class TunedViT(OfficialViT):
 
 def parameter_groups(model: nn.Module) -> list[dict]:
     """AdamW's two groups: no decay for 1-D parameters, biases, `pos_embed` and `cls_token`."""
-    decay, plain = [], []
+    decay: list[Tensor] = []
+    plain: list[Tensor] = []
     for name, p in model.named_parameters():
         exempt = p.ndim == 1 or name.endswith(".bias") or name in ("pos_embed", "cls_token")
         (plain if exempt else decay).append(p)

@@ -50,7 +50,7 @@ def build(
             return MetaStudent(model, lambda: model.loss(raw, indices, target))
         plain = (OfficialViT if formulation == "official" else TunedViT)(sizes).to(dtype)
         images = torch.empty(batch, 3, side, side, dtype=dtype)
-        inputs = (mask,)
+        inputs: tuple[Tensor, ...] = (mask,)
         if isinstance(plain, TunedViT):
             inputs += (torch.empty(batch * masked, dtype=torch.int64),)
         return MetaStudent(plain, lambda: plain.loss(target, images, *inputs))

@@ -1,4 +1,4 @@
-"""The counter: EVA-01's published-size figures, hand arithmetic, and the same count on real tensors."""
+"""The counter: the giant's figures, hand arithmetic, the same count on real tensors."""
 
 from dataclasses import replace
 
