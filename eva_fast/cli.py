@@ -4,11 +4,10 @@ Exit status: 0 done (also when a signal stopped a run after its checkpoint), 1 t
 2 wrong use.
 """
 
-import dataclasses
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 

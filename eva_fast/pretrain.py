@@ -5,6 +5,7 @@ Heavy imports are inside the functions: importing eva_fast and wrong options cos
 
 import json
 import logging
+import os
 import platform
 import subprocess
 import time
@@ -104,6 +105,11 @@ def run(config: Config) -> PretrainResult:
             teacher, grid=sizes.grid, device=str(device), whiten=config.teacher.whiten,
             dtype=None if compute_dtype == torch.float32 else compute_dtype,
         )  # fmt: skip
+    elif not hasattr(teacher, "dim"):
+        raise ValueError(
+            "a teacher module needs `dim`, its feature width, and to be called as "
+            "teacher(images, mask=None) -> [B,N,dim] or [masked rows,dim]"
+        )
 
     out, resume_from = _open_folder(config)
     checkpoints = out / "checkpoints"
@@ -210,6 +216,11 @@ def _sizes(config: Config):
 def _device(config: Config) -> "tuple[torch.device, torch.dtype]":
     import torch
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "a run is one process and one device; started by torchrun with several, the processes "
+            "would write over each other. Start it without torchrun"
+        )
     name = config.run.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

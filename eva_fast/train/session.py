@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+from eva_fast.teachers import Teacher
 from eva_fast.train import checkpoint
 from eva_fast.train.guard import Guard
 from eva_fast.train.optimizer import Ema
@@ -53,7 +54,8 @@ class Session:
         if self.ema is not None:
             for name, weight in self.ema.weights.items():
                 weight.copy_(tensors["ema"][name])
-        self.teacher.load_calibration(tensors["calibration"])
+        if tensors["whitening"]:
+            self.teacher.load_state_dict(tensors["whitening"])
         torch.set_rng_state(tensors["random"]["cpu"])
         if "cuda" in tensors["random"]:
             torch.cuda.set_rng_state(tensors["random"]["cuda"], self.device)
@@ -70,7 +72,7 @@ class Session:
             "optimizer": optimizer,
             "guard": self.guard.state,
             "window": self.window,
-            "calibration": self.teacher.calibration(),
+            "whitening": self.teacher.state_dict() if isinstance(self.teacher, Teacher) else {},
             "random": random,
         }
         if self.ema is not None:

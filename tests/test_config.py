@@ -1,0 +1,86 @@
+"""Options: defaults are EVA-01's, wrong ones are refused with one clear message."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from eva_fast.config import Config, OptimConfig
+
+
+def test_defaults_are_eva01s():
+    optim, data = OptimConfig(), Config().data
+    assert (optim.lr, optim.min_lr, optim.warmup_epochs) == (1e-3, 1e-5, 2)
+    assert (optim.betas, optim.eps, optim.weight_decay) == ((0.9, 0.98), 1e-6, 0.05)
+    assert optim.clip_grad == 3.0
+    assert (data.crop_scale, data.crop_ratio, data.flip) == ((0.2, 1.0), (3 / 4, 4 / 3), 0.5)
+    assert Config().model.drop_path == 0.1
+
+
+def test_every_option_has_one_home_and_help():
+    names = [o.name for g in dataclasses.fields(Config) for o in dataclasses.fields(g.type)]
+    assert len(names) == len(set(names))
+    assert list(Config().options()) == names
+
+
+def test_yaml_round_trip(tmp_path):
+    config = Config.from_options(
+        {"lr": 2e-3, "out": "a/b", "betas": [0.9, 0.95], "steps": 7, "precision": "bf16"}
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.options()))
+    assert Config.from_yaml(path) == config
+    assert Config.from_yaml(path, steps=9).optim.steps == 9
+
+
+def test_numbers_that_yaml_reads_as_text(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("lr: 1e-3\n")  # YAML 1.1 wants 1.0e-3
+    assert Config.from_yaml(path).optim.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(lrr=1), "unknown option 'lrr'; did you mean 'lr'"),
+        (dict(zzzz=1), "unknown option 'zzzz'; there are model"),
+        (dict(lr="fast"), "lr must be of type float"),
+        (dict(lr=-1.0), "lr must be 0 or more"),
+        (dict(lr=float("nan")), "lr must be 0 or more"),
+        (dict(batch_size=0), "batch_size must be at least 1"),
+        (dict(batch_size=6, accumulate=4), "not a multiple of accumulate"),
+        (dict(batch_size=6.5), "batch_size must be of type int"),
+        (dict(steps=0), "steps must be at least 1"),
+        (dict(epochs=0.0), "epochs must be above 0"),
+        (dict(crop_scale=(0.0, 1.0)), "crop_scale must be"),
+        (dict(crop_scale=0.5), "crop_scale must be of type"),
+        (dict(crop_ratio=(2.0, 1.0)), "crop_ratio must be"),
+        (dict(flip=2.0), "flip is a probability"),
+        (dict(betas=(0.9, 1.0)), "betas must be in"),
+        (dict(drop_path=1.0), "drop_path must be in"),
+        (dict(workers=-1), "workers must be 0"),
+        (dict(precision="fp8"), "precision must be one of auto, fp32, bf16, fp16"),
+        (dict(device="tpu"), "device must be auto, cpu or cuda"),
+        (dict(resume="auto"), "needs out="),
+        (dict(resume="yes", out="x"), "resume must be auto or never"),
+        (dict(log_every=0), "log_every must be at least 1"),
+        (dict(track="yes"), "track must be of type bool"),
+        (dict(ema=1.0), "ema must be in"),
+        (dict(max_bad_share=2.0), "max_bad_share must be in"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        Config.from_options(options)
+
+
+def test_a_broken_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nope\.yaml"):
+        Config.from_yaml(tmp_path / "nope.yaml")
+    path = tmp_path / "c.yaml"
+    path.write_text("a: [1")
+    with pytest.raises(ValueError, match="is not YAML"):
+        Config.from_yaml(path)
+    path.write_text("- 1\n- 2\n")
+    with pytest.raises(ValueError, match="option: value"):
+        Config.from_yaml(path)
