@@ -1,0 +1,32 @@
+"""Data: sources of images, the one crop and mask of a sample, and the resumable loader.
+
+    source = open_source("/data/imagenet")            # or a list, a text file, tar shards, "builtin"
+    with build_loader(source, batch_size=64, mask_ratio=0.4, workers=8) as loader:
+        for batch in loader: ...
+
+Names are loaded on first use.
+"""
+
+import importlib
+
+_HOME = {
+    "open_source": "eva_fast.data.sources",
+    "Source": "eva_fast.data.source",
+    "build_loader": "eva_fast.data.loader",
+    "Loader": "eva_fast.data.loader",
+    "Batch": "eva_fast.data.engine",
+    "check": "eva_fast.data.check",
+    "sample_from_bytes": "eva_fast.data.sample",
+    "sample_seed": "eva_fast.data.seeds",
+    "Cropper": "eva_fast.data.crop",
+    "BadImage": "eva_fast.data.decode",
+    "BlockMasker": "eva_fast.data.masks",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'eva_fast.data' has no attribute {name!r}")

@@ -1,0 +1,221 @@
+"""Worker processes that fill a ring of batches.
+
+Two pipes are all they share with the trainer beside the ring: tickets (which rows of which batch
+to make) go in, short results come out. A ticket is eight bytes and a result less than PIPE_BUF, so
+reads and writes are atomic and no lock exists that a killed worker could take along.
+
+Processes, not threads: reading, decoding and cropping release the GIL, but the 10 to 20 % of a
+sample's work that holds it would take turns with the thread that launches the training step.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import select
+import signal
+import struct
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from eva_fast.data.maker import Bad, Outcome
+
+_TICKET = struct.Struct("<q")
+_LENGTH = struct.Struct("<I")
+_ATOMIC = 4096  # PIPE_BUF on Linux: a write up to this size is never split
+_NAME_LIMIT = 2048
+
+
+@dataclass(slots=True)
+class Done:
+    """Rows of a batch are ready."""
+
+    chunk: int
+    tried: int
+    bad: int
+    reported: Any  # what its payload came with
+
+
+@dataclass(slots=True)
+class Failed:
+    """A worker met an error that is not an image's."""
+
+    message: str
+    trace: str
+
+
+# Fills rows [first, end) of a batch from a payload: fill(batch, first, end, payload).
+Fill = Callable[[int, int, int, Any], Outcome]
+
+
+class Chunks:
+    """How a batch is cut into the rows that one ticket covers."""
+
+    def __init__(self, batch_size: int, rows: int):
+        self.batch_size = batch_size
+        self.rows_each = rows
+        self.count = -(-batch_size // rows)
+
+    def rows(self, chunk: int) -> tuple[int, int]:
+        first = chunk * self.rows_each
+        return first, min(first + self.rows_each, self.batch_size)
+
+
+class WorkerPool:
+    """`count` forked processes that call `fill` for every ticket.
+
+    `inputs(worker)`, where given, is called in each worker and yields (ticket, payload) in place of
+    the shared queue of tickets: that is how samples read by another process arrive.
+    """
+
+    def __init__(self, count: int, chunks: Chunks, fill: Fill, inputs=None):
+        self.chunks = chunks
+        self._buffer = b""
+        self._ticket_out, self._ticket_in = os.pipe()
+        self._result_out, self._result_in = os.pipe()
+        os.set_blocking(self._result_out, False)
+        context = multiprocessing.get_context("fork")
+        self.processes: list[Any] = []
+        for number in range(count):
+            self.start(f"data worker {number}", self._work, number, fill, inputs, context=context)
+
+    def start(self, name: str, target: Callable, *args, context=None) -> None:
+        """Starts one more process that belongs to the pool; its death is an error."""
+        context = context or multiprocessing.get_context("fork")
+        process = context.Process(
+            target=self._child, args=(os.getpid(), target, *args), name=name, daemon=True
+        )
+        with warnings.catch_warnings():  # Python 3.12 warns of fork beside threads: see _child
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+        self.processes.append(process)
+
+    # ---- in the child ----
+
+    def _child(self, parent: int, target: Callable, *args) -> None:
+        """Runs in the new process, on numpy, Pillow and the native library alone: no torch threads.
+
+        Ctrl-C is the trainer's to handle. A worker ends when its parent does, however that ends.
+        """
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.close(self._ticket_in)
+        os.close(self._result_out)
+        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+        try:
+            import torch
+
+            torch.set_num_threads(1)
+            target(*args)
+        except (BrokenPipeError, EOFError):
+            pass  # the trainer, or the process that reads for this one, is gone
+        except BaseException as error:
+            named = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+            text = f"{named}{error}"
+            with contextlib.suppress(OSError):
+                self._send(Failed(text[:1000], traceback.format_exc()[-2000:]))
+            raise SystemExit(1) from None
+
+    def _work(self, number: int, fill: Fill, inputs) -> None:
+        for ticket, payload, reported in self.tickets() if inputs is None else inputs(number):
+            batch, chunk = divmod(ticket, self.chunks.count)
+            outcome = fill(batch, *self.chunks.rows(chunk), payload)
+            for bad in outcome.bad:
+                name = bad.name[-_NAME_LIMIT:]
+                self._send((batch, Bad(bad.image_id, name, bad.reason[:500])))
+            done = Done(chunk, outcome.tried, len(outcome.bad), reported)
+            self._send((batch, done))
+
+    def tickets(self) -> Iterator[tuple[int, Any, Any]]:
+        """(ticket, no payload, nothing to report) as they are handed out, until the trainer ends."""
+        while raw := os.read(self._ticket_out, _TICKET.size):
+            yield _TICKET.unpack(raw)[0], None, None
+
+    def _send(self, message: Any) -> None:
+        raw = pickle.dumps(message)
+        raw = _LENGTH.pack(len(raw)) + raw
+        if len(raw) > _ATOMIC:
+            raise ValueError(f"a worker's message of {len(raw)} bytes is too long")
+        os.write(self._result_in, raw)
+
+    # ---- in the trainer ----
+
+    def order(self, batch: int) -> None:
+        """Hands out the tickets of batch number `batch`."""
+        first = batch * self.chunks.count
+        tickets = range(first, first + self.chunks.count)
+        raw = b"".join(_TICKET.pack(ticket) for ticket in tickets)
+        for start in range(0, len(raw), _ATOMIC):
+            os.write(self._ticket_in, raw[start : start + _ATOMIC])
+
+    def messages(self, timeout: float) -> list[tuple[int, Bad | Done]]:
+        """(batch, report) as the workers sent them, waiting up to `timeout` seconds for the first.
+
+        Raises RuntimeError where a worker failed or died.
+        """
+        poll = select.poll()
+        poll.register(self._result_out, select.POLLIN)
+        for process in self.processes:
+            poll.register(process.sentinel, select.POLLIN)
+        poll.poll(timeout * 1000)
+        dead = [process for process in self.processes if not process.is_alive()]
+        # read after the check for the dead, so that their last words come along
+        with contextlib.suppress(BlockingIOError):
+            while raw := os.read(self._result_out, 1 << 16):
+                self._buffer += raw
+        found = self._parse()
+        for message in found:
+            if isinstance(message, Failed):
+                raise RuntimeError(f"{message.message}\n\nIn a data worker:\n{message.trace}")
+        if dead:
+            raise RuntimeError(_obituary(dead[0]))
+        return found
+
+    def _parse(self) -> list[Any]:
+        found, start = [], 0
+        while start + _LENGTH.size <= len(self._buffer):
+            length = _LENGTH.unpack_from(self._buffer, start)[0]
+            end = start + _LENGTH.size + length
+            if end > len(self._buffer):
+                break
+            found.append(pickle.loads(self._buffer[start + _LENGTH.size : end]))
+            start = end
+        self._buffer = self._buffer[start:]
+        return found
+
+    def close(self) -> None:
+        """Ends the processes; what they had in hand is lost."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+        self.processes = []
+        for end in ("_ticket_in", "_ticket_out", "_result_in", "_result_out"):
+            number = getattr(self, end)
+            if number >= 0:
+                os.close(number)
+                setattr(self, end, -1)
+
+
+def _die_with(parent: int) -> None:
+    """Ends this process within a second of its parent's end, whatever it is waiting for."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _obituary(process) -> str:
+    process.join(1)
+    code = process.exitcode
+    if code is not None and code < 0:
+        how = f"was killed by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            how += " (often the system being out of memory)"
+    else:
+        how = f"ended with exit code {code}"
+    return f"{process.name} (pid {process.pid}) {how}: no more batches can be made"
