@@ -1,0 +1,180 @@
+"""`evaluate()`: the figures of `eva-fast eval`."""
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eva_fast.evaluate.probes import PROBES, require_sklearn
+from eva_fast.evaluate.splits import Split, open_splits
+from eva_fast.evaluate.students import find_weights, load_student, random_student, run_config
+from eva_fast.teachers import load_teacher
+
+log = logging.getLogger(__name__)
+PIXELS = 8  # side of the pixel baseline
+
+Extractor = Callable[[Tensor], Tensor]
+
+
+def evaluate(
+    run_or_weights: str | Path,
+    data: Any = "builtin",
+    probes: Sequence[str] = ("knn", "linear"),
+    teacher: Any = None,
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """Probes a student's mean patch features, beside random init, 8x8 pixels and the teacher.
+
+    The images are the largest centred square, resized to the student's input; no mask. A student's
+    feature is the mean of its patch tokens after the final norm, a teacher's the mean of its patch
+    features at the student's grid.
+
+    Args:
+        run_or_weights: folder of a run, or a weight file in official or timm naming.
+        data: "builtin", a folder with a folder a class (a fixed quarter is for validation), or one
+            with train/ and val/ of such.
+        probes: of "knn" (cosine, k=5, T=0.07) and "linear" (logistic regression).
+        teacher: teacher to compare with, as for `load_teacher`, or a teacher module; by default
+            the run's own; "none" for none.
+        out: JSON file for the result; by default eval.json beside the weights.
+        device: "cpu", "cuda" or "auto".
+        batch_size: images at a time.
+
+    Returns:
+        dict with `results`: a list of {"features", "dim", and accuracy in percent for each probe},
+        the student first; and what was measured on: `data`, `classes`, `train`, `val`, `majority`
+        (percent of the largest class), `sizes`, `weights`, `seconds`.
+
+    Raises:
+        ValueError, FileNotFoundError: unknown probe, no run, no labels, one class only, a teacher
+            that cannot be loaded, scikit-learn missing.
+    """
+    start = time.perf_counter()
+    probes = _check_probes(probes)
+    weights = find_weights(run_or_weights)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.device(device)
+    train, val = open_splits(data)
+    student = load_student(weights, where)
+    extractors: dict[str, Extractor] = {
+        "student": _student_features(student),
+        "random init": _student_features(random_student(student.sizes, where)),
+        f"{PIXELS}x{PIXELS} pixels": _pixels,
+    }
+    judge = _open_teacher(teacher, run_config(weights), student.grid, where)
+    if judge is not None:
+        extractors[f"teacher {getattr(judge, 'name', type(judge).__name__)}"] = lambda images: (
+            judge(images).mean(1)
+        )
+
+    size = student.sizes.img_size
+    fit, fit_labels = _features(train, extractors, size, batch_size, where)
+    ask, ask_labels = _features(val, extractors, size, batch_size, where)
+    results = [
+        {
+            "features": name,
+            "dim": fit[name].shape[1],
+            **{p: PROBES[p](fit[name], fit_labels, ask[name], ask_labels) for p in probes},
+        }
+        for name in extractors
+    ]
+    largest = Counter(fit_labels.tolist()).most_common(1)[0][0]
+    result = {
+        "weights": str(weights),
+        "data": str(data),
+        "classes": list(train.classes),
+        "train": len(fit_labels),
+        "val": len(ask_labels),
+        "majority": 100 * float((ask_labels == largest).float().mean()),
+        "sizes": asdict(student.sizes),
+        "probes": list(probes),
+        "results": results,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    _write(Path(out) if out is not None else weights.parent / "eval.json", result)
+    return result
+
+
+def _check_probes(probes: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(p.strip() for p in ([probes] if isinstance(probes, str) else probes))
+    names = tuple(dict.fromkeys(part for name in names for part in name.split(",") if part))
+    unknown = [name for name in names if name not in PROBES]
+    if unknown or not names:
+        what = f"unknown probe {unknown[0]!r}" if unknown else "no probe is named"
+        raise ValueError(f"{what}; possible are {', '.join(PROBES)}")
+    if "linear" in names:
+        require_sklearn()
+    return names
+
+
+def _student_features(model: nn.Module) -> Extractor:
+    return lambda images: model.forward_features(images)[:, 1:].float().mean(1)  # type: ignore
+
+
+def _pixels(images: Tensor) -> Tensor:
+    small = F.interpolate(
+        images.float() / 255, (PIXELS, PIXELS), mode="bicubic", antialias=True, align_corners=False
+    )
+    return small.flatten(1)
+
+
+def _open_teacher(
+    teacher: Any, config: dict[str, Any], grid: tuple[int, int], device: torch.device
+) -> nn.Module | None:
+    """The teacher to compare with. One that was asked for must load; the run's own may be gone."""
+    if isinstance(teacher, nn.Module) or teacher == "none":
+        return teacher if isinstance(teacher, nn.Module) else None
+    name = teacher or config.get("teacher")
+    if name is None:
+        return None
+    try:
+        return load_teacher(name, grid=grid, device=str(device))
+    except (ValueError, OSError) as error:
+        if teacher is not None:
+            raise
+        log.warning("without the run's teacher %s: %s", name, error)
+        return None
+
+
+@torch.inference_mode()
+def _features(
+    split: Split,
+    extractors: dict[str, Extractor],
+    size: int,
+    batch_size: int,
+    device: torch.device,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """float32 [n,D] of every extractor and int64 labels [n], in one pass over the images."""
+    found: dict[str, list[Tensor]] = {name: [] for name in extractors}
+    labels: list[Tensor] = []
+    for images, label in split.batches(size, batch_size):
+        images = images.to(device)
+        for name, extract in extractors.items():
+            found[name].append(extract(images).float().cpu())
+        labels.append(label)
+    if not labels:
+        raise ValueError(f"none of the {len(split)} images could be read")
+    return {name: torch.cat(rows) for name, rows in found.items()}, torch.cat(labels)
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise ValueError(
+            f"cannot write the result to {path}: {error}; choose another out="
+        ) from None
+    log.info("wrote %s", path)

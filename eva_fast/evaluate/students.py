@@ -1,0 +1,65 @@
+"""A trained student from a run's folder or a weight file, ready to give features."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from eva_fast.model import EvaViT, ModelSizes, create_model, sizes_of
+from eva_fast.model.export import SIZE_NAMES, infer_sizes, load_weights
+
+WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
+# What features do not need: weights of fine-tuned models lack it.
+PRETRAINING_ONLY = ("mask_token", "lm_head.weight", "lm_head.bias")
+RANDOM_INIT_SEED = 0
+
+
+def find_weights(run_or_weights: str | Path) -> Path:
+    """The weight file of a run, or the file itself. FileNotFoundError says what was looked for."""
+    path = Path(run_or_weights)
+    if path.is_dir():
+        if not (path / WEIGHTS).is_file():
+            raise FileNotFoundError(
+                f"{path} holds no {WEIGHTS}: it is not a run's folder, or the run has not ended"
+            )
+        return path / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no run folder or weight file {path}")
+    return path
+
+
+def run_config(weights: Path) -> dict[str, Any]:
+    """Options of the run that wrote `weights`, from the config.yaml beside it; {} without one."""
+    path = weights.parent / CONFIG
+    if not path.is_file():
+        return {}
+    try:
+        options = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+    return options if isinstance(options, dict) else {}
+
+
+def load_student(weights: Path, device: torch.device) -> EvaViT:
+    """The model of a weight file, in evaluation mode. Sizes are the tensors'; the number of heads
+    is the file's own metadata's, else that of the run's config.yaml, else the usual head width's."""
+    state, metadata = load_weights(weights)
+    known: dict[str, object] = dict(metadata)
+    config = run_config(weights)
+    if "num_heads" not in known and config.get("model"):
+        chosen = {name: config.get(name) for name in SIZE_NAMES if name != "predict_dim"}
+        known["num_heads"] = sizes_of(config["model"], **chosen).num_heads
+    model = random_student(infer_sizes(state, known), device)
+    own = model.state_dict()
+    model.load_official({**{name: own[name] for name in PRETRAINING_ONLY}, **state})
+    return model
+
+
+def random_student(sizes: ModelSizes, device: torch.device) -> EvaViT:
+    """The same architecture with initial values of a fixed seed; torch's random state is kept."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_INIT_SEED)
+        model = create_model(**asdict(sizes))
+    return model.to(device).eval()

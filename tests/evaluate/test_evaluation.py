@@ -1,0 +1,155 @@
+"""`evaluate`: from a run's folder or a weight file to accuracies, JSON and table."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import nn
+
+from eva_fast.evaluate import evaluate, print_table
+from eva_fast.evaluate.students import load_student, random_student
+from eva_fast.model import create_model
+from eva_fast.model.export import save_weights
+
+SIZES = dict(
+    img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, mlp_hidden=96, predict_dim=10
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Three classes that differ in colour alone, with noise."""
+    root, g = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for c, name in enumerate(("blue", "green", "red")):
+        (root / name).mkdir()
+        for i in range(24):
+            pixels = g.integers(0, 90, (36, 40, 3))
+            pixels[..., 2 - c] += 120
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def run(tmp_path):
+    torch.manual_seed(0)
+    save_weights(create_model(**SIZES), tmp_path / "model.safetensors")
+    return tmp_path
+
+
+class Colour(nn.Module):
+    """A teacher that sees colours: mean RGB of each patch."""
+
+    name = "colour"
+
+    def forward(self, images):
+        return nn.functional.avg_pool2d(images.float(), 8).flatten(2).transpose(1, 2)
+
+
+def test_figures_json_and_table(run, pictures):
+    result = evaluate(run, pictures, teacher=Colour())
+    names = [row["features"] for row in result["results"]]
+    assert names == ["student", "random init", "8x8 pixels", "teacher colour"]
+    by_name = dict(zip(names, result["results"]))
+    assert by_name["teacher colour"]["knn"] == 100 and by_name["8x8 pixels"]["linear"] > 90
+    assert by_name["student"]["dim"] == 48 and by_name["8x8 pixels"]["dim"] == 192
+    assert (result["train"], result["val"]) == (54, 18)
+    assert result["majority"] == pytest.approx(100 / 3)
+    assert json.loads((run / "eval.json").read_text()) == result
+
+    console = Console(record=True, width=120, file=io.StringIO())
+    print_table(result, console)
+    text = console.export_text()
+    assert "k-NN %" in text and "linear %" in text and "teacher colour" in text
+
+
+def test_the_students_feature_is_the_mean_patch_token(run, pictures):
+    """Probing recomputed by hand from the model's own tokens."""
+    from eva_fast.evaluate import knn_accuracy
+    from eva_fast.evaluate.splits import open_splits
+
+    model = load_student(run / "model.safetensors", CPU)
+    parts = []
+    for split in open_splits(pictures):
+        images, labels = (torch.cat(x) for x in zip(*split.batches(32, 7)))
+        with torch.no_grad():
+            parts += [model.forward_features(images)[:, 1:].mean(1), labels]
+    result = evaluate(run, pictures, probes=("knn",), teacher="none", out=run / "x" / "y.json")
+    assert result["results"][0]["knn"] == pytest.approx(knn_accuracy(*parts))
+    assert "linear" not in result["results"][0] and len(result["results"]) == 3
+    assert (run / "x" / "y.json").is_file() and not (run / "eval.json").exists()
+
+
+def test_two_evaluations_are_equal(run, pictures):
+    torch.manual_seed(1)
+    first = evaluate(run, pictures, teacher="none")
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = evaluate(run / "model.safetensors", pictures, teacher="none")
+    assert first["results"] == second["results"]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_runs_own_teacher_is_compared(run, pictures):
+    (run / "config.yaml").write_text("model: eva_ti_patch8_32\nteacher: hog\nnum_heads: 4\n")
+    result = evaluate(run, pictures, probes="knn")
+    assert result["results"][-1]["features"].startswith("teacher hog")
+
+
+def test_a_teacher_that_is_gone_is_left_out_unless_asked_for(run, pictures, caplog):
+    (run / "config.yaml").write_text("teacher: /gone/ViT-L-14.pt\n")
+    result = evaluate(run, pictures, probes="knn")
+    assert len(result["results"]) == 3 and "/gone/ViT-L-14.pt" in caplog.text
+    with pytest.raises((ValueError, FileNotFoundError), match="gone"):
+        evaluate(run, pictures, probes="knn", teacher="/gone/ViT-L-14.pt")
+
+
+def test_heads_come_from_metadata_then_the_run_then_the_usual_width(tmp_path):
+    sizes = {**SIZES, "embed_dim": 128, "num_heads": 8}
+    model = create_model(**sizes)
+    save_weights(model, tmp_path / "a.safetensors")
+    assert load_student(tmp_path / "a.safetensors", CPU).sizes == model.sizes
+    save_file(model.state_dict(), tmp_path / "b.safetensors")
+    assert load_student(tmp_path / "b.safetensors", CPU).sizes.num_heads == 2
+    (tmp_path / "config.yaml").write_text("model: eva_ti_patch8_32\nembed_dim: 128\nnum_heads: 8\n")
+    assert load_student(tmp_path / "b.safetensors", CPU).sizes.num_heads == 8
+
+
+def test_weights_without_a_head_are_enough(tmp_path):
+    model = create_model(**{**SIZES, "embed_dim": 64}).eval()
+    headless = {k: v for k, v in model.state_dict().items() if k != "mask_token"}
+    headless = {k: v for k, v in headless.items() if not k.startswith("lm_head")}
+    save_file(headless, tmp_path / "m.safetensors", {"num_heads": "4"})
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        got = load_student(tmp_path / "m.safetensors", CPU).forward_features(images)
+        torch.testing.assert_close(got, model.forward_features(images))
+
+
+def test_random_init_is_the_same_each_time():
+    sizes = create_model(**SIZES).sizes
+    first, second = random_student(sizes, CPU), random_student(sizes, CPU)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+
+
+def test_wrong_use_is_refused_before_any_work(run, pictures, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="unknown probe 'tsne'; possible are knn, linear"):
+        evaluate(run, pictures, probes=("knn", "tsne"))
+    with pytest.raises(ValueError, match="no probe"):
+        evaluate(run, pictures, probes=())
+    with pytest.raises(FileNotFoundError, match="no run folder or weight file"):
+        evaluate(tmp_path / "nothing", pictures)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
+        evaluate(tmp_path / "empty", pictures)
+    with pytest.raises(ValueError, match="have no classes"):
+        evaluate(run, pictures / "red")
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ValueError, match=r"eva-fast\[eval\]"):
+        evaluate(run, pictures)
