@@ -239,7 +239,8 @@ class Config:
                 raise ValueError(f"unknown option {name!r}; {hint}")
             group, option = _HOME[name]
             groups.setdefault(group, {})[name] = _fit(name, option.type, value)
-        return cls(**{f.name: f.type(**groups.get(f.name, {})) for f in dataclasses.fields(cls)})
+        parts: Any = dataclasses.fields(cls)
+        return cls(**{part.name: part.type(**groups.get(part.name, {})) for part in parts})
 
     @classmethod
     def from_yaml(cls, path: Path | str, **over: Any) -> "Config":
@@ -275,7 +276,7 @@ def _plain(value: Any) -> Any:
 
 def _fit(name: str, kind: Any, value: Any) -> Any:
     """`value` as the field's type wants it, or a ValueError; numbers in YAML may come as text."""
-    if kind is TextOrObject or value is None and "None" in str(kind):
+    if kind is TextOrObject or (value is None and "None" in str(kind)):
         return value
     if kind in (Path | None, Path):
         if isinstance(value, str | Path):

@@ -2,14 +2,19 @@
 
 import math
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from eva_fast.model.vit import EvaViT
 
 STD = 0.015
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module) -> None:
+def init_weights(model: "EvaViT") -> None:
     """Fills `model` as EVA-01 does, from torch's global random state.
 
     Matrices, the patch convolution, `pos_embed`, `cls_token` and `mask_token`: normal with std
@@ -22,6 +27,7 @@ def init_weights(model: nn.Module) -> None:
         else:
             is_norm_weight = "norm" in name and name.endswith("weight")
             nn.init.constant_(parameter, 1.0 if is_norm_weight else 0.0)
+    block: Any
     for i, block in enumerate(model.blocks, start=1):
         block.attn.proj.weight.div_(math.sqrt(2 * i))
         block.mlp.fc2.weight.div_(math.sqrt(2 * i))

@@ -9,7 +9,8 @@ NO_DECAY = ("pos_embed", "cls_token")
 def decay_groups(model: nn.Module) -> tuple[list[str], list[str]]:
     """(names that decay, names that do not): 1-D parameters, biases, `pos_embed` and `cls_token`
     do not decay; `mask_token`, which is [1,1,D], does (EVA-01's optim_factory)."""
-    decay, no_decay = [], []
+    decay: list[str] = []
+    no_decay: list[str] = []
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+from eva_fast.model import EvaViT
 from eva_fast.teachers import Teacher
 from eva_fast.train import checkpoint
 from eva_fast.train.guard import Guard
@@ -18,10 +19,10 @@ from eva_fast.train.optimizer import Ema
 class Session:
     """The student in training. `step` counts finished optimiser steps."""
 
-    model: nn.Module
+    model: EvaViT
     teacher: nn.Module
     loader: Any
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.AdamW
     guard: Guard
     device: torch.device
     ema: Ema | None = None
