@@ -1,0 +1,127 @@
+"""What configuration files and metadata say about a CLIP tower that its shapes do not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eva_fast.teachers.weights import Weights
+
+CONFIGS = ("open_clip_config.json", "config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is no file, ValueError where there is no JSON in it."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return value
+
+
+def clip_hints(weights: Weights) -> dict[str, Any]:
+    """Hints for `naming.read_clip` from the file's metadata and the configuration beside it.
+
+    Later sources win: open_clip_config.json for files that open_clip names, else config.json (of
+    Hugging Face or timm), then the metadata inside the weight file.
+    """
+    folder = weights.path.parent
+    open_clip = read_json(folder / "open_clip_config.json")
+    config = read_json(folder / "config.json")
+    use_open_clip = open_clip and (weights.path.name.startswith("open_clip") or not config)
+    hints = open_clip_hints(open_clip) if use_open_clip else _config_hints(config, folder)
+    hints.update(_metadata_hints(weights.metadata))
+    return {key: value for key, value in hints.items() if value is not None}
+
+
+def open_clip_hints(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Hints of an open_clip configuration: {"model_cfg": ..., "preprocess_cfg": ...}."""
+    model = config.get("model_cfg", config)
+    vision = model.get("vision_cfg") or {}
+    preprocess = config.get("preprocess_cfg") or {}
+    for option in ("timm_model_name", "attentional_pool", "act_kwargs", "scaled_cosine_attn"):
+        if vision.get(option):
+            raise ValueError(
+                f"an open_clip tower with {option}={vision[option]!r} is no plain CLIP vision "
+                "transformer"
+            )
+    if isinstance(vision.get("layers"), (list, tuple)):
+        raise ValueError("this is a CLIP ResNet; only CLIP's vision transformers are teachers")
+    width = vision.get("width")
+    return {
+        "heads": width // vision.get("head_width", 64) if width else None,
+        "activation": "quick_gelu" if model.get("quick_gelu") else "gelu",
+        "image_size": vision.get("image_size"),
+        "eps": (vision.get("norm_kwargs") or {}).get("eps"),
+        "mean": _triple(preprocess.get("mean")),
+        "std": _triple(preprocess.get("std")),
+    }
+
+
+def timm_hints(architecture: str, pretrained: Mapping[str, Any]) -> dict[str, Any]:
+    """Hints of a timm model name and its pretrained configuration.
+
+    OpenAI's weights were trained with QuickGELU; timm also offers them under a name with the exact
+    GELU, which gives other features than CLIP's.
+    """
+    tag = str(pretrained.get("tag") or "")
+    quick = "quickgelu" in architecture or architecture.endswith(".openai") or tag == "openai"
+    size = pretrained.get("input_size")
+    return {
+        "activation": "quick_gelu" if quick else "gelu",
+        "image_size": tuple(size[1:]) if size else None,
+        "mean": _triple(pretrained.get("mean")),
+        "std": _triple(pretrained.get("std")),
+    }
+
+
+def _config_hints(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    if "architecture" in config:
+        arguments = config.get("model_args") or {}
+        hints = timm_hints(str(config["architecture"]), config.get("pretrained_cfg") or {})
+        hints["heads"] = arguments.get("num_heads")
+        hints["image_size"] = arguments.get("img_size", hints["image_size"])
+        return hints
+    vision = config.get("vision_config") or config
+    if not {"num_attention_heads", "hidden_act", "hidden_size", "model_type"} & vision.keys():
+        return {}  # no file, or one about something else
+    image = read_json(folder / "preprocessor_config.json")
+    return {
+        "heads": vision.get("num_attention_heads"),
+        "activation": vision.get("hidden_act", "quick_gelu"),
+        "image_size": vision.get("image_size"),
+        "eps": vision.get("layer_norm_eps"),
+        "mean": _triple(image.get("image_mean")),
+        "std": _triple(image.get("image_std")),
+    }
+
+
+def _metadata_hints(metadata: Mapping[str, str]) -> dict[str, Any]:
+    heads = metadata.get("heads", metadata.get("num_heads"))
+    size = metadata.get("img_size", metadata.get("image_size"))
+    activation = metadata.get("activation", metadata.get("hidden_act"))
+    if heads is not None and not heads.isdigit():
+        raise ValueError(f"metadata says heads={heads!r}, which is no whole number")
+    return {
+        key: value
+        for key, value in (
+            ("heads", int(heads) if heads else None),
+            ("image_size", int(size) if size and size.isdigit() else None),
+            ("activation", activation),
+        )
+        if value is not None
+    }
+
+
+def _triple(values: Any) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    if len(values) != 3:
+        raise ValueError(f"a normalisation needs three numbers, not {values}")
+    return tuple(float(v) for v in values)

@@ -1,0 +1,192 @@
+"""`load_teacher`: a name or a path becomes a frozen teacher."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eva_fast.teachers import hub
+from eva_fast.teachers.backbone import load_timm, timm_teacher, torchvision_teacher
+from eva_fast.teachers.base import Teacher, check_grid
+from eva_fast.teachers.clip import ClipTeacher
+from eva_fast.teachers.hints import clip_hints, read_json, timm_hints
+from eva_fast.teachers.hog import HogTeacher
+from eva_fast.teachers.naming import SCHEMES, find_scheme, read_clip
+from eva_fast.teachers.weights import Weights, read_weights
+
+logger = logging.getLogger(__name__)
+
+POSSIBLE = (
+    "possible teachers: 'hog'; a local CLIP weight file or folder (OpenAI .pt, open_clip, Hugging "
+    "Face, timm); 'openai/ViT-L-14'; 'open_clip/MODEL:TAG'; 'hf/ORG/NAME'; "
+    "'timm/NAME' or 'timm/NAME:FILE'; 'torchvision/NAME' or 'torchvision/NAME:FILE'; a local "
+    "torchvision file such as mobilenet_v2-b0353104.pth"
+)
+_FAMILIES = ("openai", "open_clip", "hf", "timm", "torchvision")
+Grid = tuple[int, int] | None
+
+
+def load_teacher(
+    name_or_path: str | os.PathLike[str],
+    *,
+    grid: int | Iterable[int] | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    whiten: bool = False,
+) -> Teacher:
+    """Load a frozen teacher.
+
+    Args:
+        name_or_path: "hog"; a CLIP weight file or folder; "openai/ViT-L-14",
+            "open_clip/MODEL:TAG", "hf/ORG/NAME"; "torchvision/NAME[:FILE]", "timm/NAME[:FILE]"; or
+            a torchvision or timm weight file whose name begins with the model's name.
+        grid: the student's (rows, columns); the teacher's input is resized to match. None: the
+            teacher's own grid (HOG has none and needs it).
+        device: where it computes.
+        dtype: what it computes in; None: bfloat16 on a GPU, float32 elsewhere. HOG keeps float32.
+        whiten: features get mean 0 and deviation 1 a channel after `teacher.calibrate(batches)`.
+
+    Returns:
+        A `Teacher` with `.dim`, `.grid`, `.name`: `teacher(images, mask=None)`.
+
+    Raises:
+        FileNotFoundError: a path that does not exist.
+        ValueError: unknown name, damaged or unsuitable weights, wrong hash, no network. No code
+            from a weight file is ever run.
+    """
+    name = os.fspath(name_or_path)
+    cells = check_grid(grid)
+    family, _, rest = name.partition("/")
+    if name == "hog":
+        if cells is None:
+            raise ValueError("teacher 'hog' needs grid=(rows, columns) of the student's patches")
+        teacher: Teacher = HogTeacher(cells, whiten)
+    elif Path(name).exists():
+        teacher = _from_path(name, Path(name), cells, whiten)
+    elif family in _FAMILIES and rest:
+        load = {
+            "openai": _openai, "open_clip": _open_clip, "hf": _hugging_face, "timm": _timm,
+            "torchvision": _torchvision,
+        }[family]  # fmt: skip
+        teacher = load(name, rest, cells, whiten)
+    elif os.sep in name or Path(name).suffix in (".pt", ".pth", ".bin", ".safetensors"):
+        raise FileNotFoundError(f"teacher {name!r} does not exist; {POSSIBLE}")
+    else:
+        raise ValueError(f"unknown teacher {name!r}; {POSSIBLE}")
+    teacher = teacher.freeze(device, dtype)
+    logger.info("teacher %s", teacher.extra_repr())
+    return teacher
+
+
+def _clip(name: str, weights: Weights, hints: dict[str, Any], grid: Grid, whiten: bool) -> Teacher:
+    config, state = read_clip(weights, hints)
+    return ClipTeacher(name, config, state, grid, whiten)
+
+
+def _from_path(name: str, path: Path, grid: Grid, whiten: bool) -> Teacher:
+    weights = hub.read_folder(path) if path.is_dir() else read_weights(path)
+    if find_scheme(weights):
+        return _clip(name, weights, clip_hints(weights), grid, whiten)
+    architecture = read_json(weights.path.parent / "config.json").get("architecture")
+    if architecture:
+        return _timm_file(name, str(architecture), weights, grid, whiten)
+    stem = weights.path.name.partition(".")[0].rpartition("-")[0] or weights.path.stem
+    if stem in _torchvision_models():
+        return torchvision_teacher(name, stem, weights, grid, whiten=whiten)
+    if (timm_name := _timm_prefix(weights.path.name)) is not None:
+        return _timm_file(name, timm_name, weights, grid, whiten)
+    keys = list(weights)
+    raise ValueError(
+        f"{weights.path} holds no known teacher (its keys: {', '.join(keys[:4])}, ...). A CLIP "
+        f"image tower is known by its keys: {SCHEMES}. Another network is known by the model's name "
+        "at the start of the file's name, or spelled out: torchvision/NAME:FILE or timm/NAME:FILE"
+    )
+
+
+def _openai(name: str, rest: str, grid: Grid, whiten: bool) -> Teacher:
+    if rest.startswith("clip-"):  # Hugging Face's name of the same models
+        return _hugging_face(name, f"openai/{rest}", grid, whiten)
+    model = rest.replace("/", "-")  # OpenAI's own spelling is ViT-L/14
+    weights, hints = hub.open_clip_weights(model, "openai", name)
+    return _clip(name, weights, hints, grid, whiten)
+
+
+def _open_clip(name: str, rest: str, grid: Grid, whiten: bool) -> Teacher:
+    model, _, tag = rest.partition(":")
+    if not tag:
+        open_clip = hub.library("open_clip", "open_clip_torch", name)
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        known = f"of {model}: {', '.join(tags)}" if tags else "are listed by open_clip"
+        raise ValueError(f"teacher {name!r} needs a tag, open_clip/MODEL:TAG; tags {known}")
+    weights, hints = hub.open_clip_weights(model, tag, name)
+    return _clip(name, weights, hints, grid, whiten)
+
+
+def _hugging_face(name: str, rest: str, grid: Grid, whiten: bool) -> Teacher:
+    if len([part for part in rest.split("/") if part]) != 2:
+        raise ValueError(f"teacher {name!r}: a Hugging Face model is named hf/ORG/NAME")
+    return _from_path(name, hub.hub_folder(rest, name), grid, whiten)
+
+
+def _torchvision(name: str, rest: str, grid: Grid, whiten: bool) -> Teacher:
+    model, _, source = rest.partition(":")
+    if model not in _torchvision_models():
+        raise hub.unknown("torchvision model", model, _torchvision_models())
+    if _is_file(source):
+        return torchvision_teacher(name, model, read_weights(Path(source)), grid, whiten=whiten)
+    weights, size = hub.torchvision_weights(model, source or None, name)
+    return torchvision_teacher(name, model, weights, grid, size, whiten)
+
+
+def _timm(name: str, rest: str, grid: Grid, whiten: bool) -> Teacher:
+    model, _, source = rest.partition(":")
+    timm = hub.library("timm", "timm", name)
+    if not timm.is_model(model.partition(".")[0]):
+        raise hub.unknown("timm model", model, timm.list_models())
+    if source:
+        return _timm_file(name, model, read_weights(Path(source)), grid, whiten)
+    config = timm.get_pretrained_cfg(model)
+    if config is None or not config.hf_hub_id:
+        raise hub.unknown("timm weights", model, timm.list_pretrained())
+    folder = hub.hub_folder(config.hf_hub_id, name, config.hf_hub_filename)
+    filename = config.hf_hub_filename
+    weights = read_weights(folder / filename) if filename else hub.read_folder(folder)
+    return _timm_file(name, model, weights, grid, whiten)
+
+
+def _timm_file(name: str, model: str, weights: Weights, grid: Grid, whiten: bool) -> Teacher:
+    timm = hub.library("timm", "timm", name)
+    if not timm.is_model(model.partition(".")[0]):
+        raise hub.unknown("timm model", model, timm.list_models())
+    if find_scheme(weights):
+        config = timm.get_pretrained_cfg(model)
+        return _clip(name, weights, timm_hints(model, config.to_dict()), grid, whiten)
+    network = timm.create_model(model, pretrained=False, num_classes=0)
+    load_timm(network, weights, model)
+    return timm_teacher(name, network, grid, whiten)
+
+
+def _is_file(source: str) -> bool:
+    """A source after the colon is a file unless it looks like the name of a weights entry."""
+    return bool(source) and (os.sep in source or "." in source or Path(source).exists())
+
+
+def _torchvision_models() -> list[str]:
+    import torchvision
+
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def _timm_prefix(filename: str) -> str | None:
+    """The longest timm model name that begins a file name, as in timm's own release files."""
+    try:
+        import timm
+    except ImportError:
+        return None
+    names = [n for n in timm.list_models() if filename.startswith(n)]
+    return max(names, key=len, default=None)
