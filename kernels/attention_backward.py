@@ -139,14 +139,14 @@ def _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, start, limit, NQ,
     dk_1 = tl.zeros([BN, D1], tl.float32)
     dv_0 = tl.zeros([BN, D0], tl.float32)
     dv_1 = tl.zeros([BN, D1], tl.float32)
-    if FIRST_QUERY:
-        dk_0, dk_1, dv_0, dv_1 = _dkv_step(
-            k_0, k_1, v_0, v_1, dk_0, dk_1, dv_0, dv_1, p_do, p_q, p_lse, p_delta,
-            tl.arange(0, FIRST), 1, scale_log2, S_DT, S_QT, D, D0, D1, False)
     for start_m in range(1 if FIRST_QUERY else 0, NQ, BM):
         dk_0, dk_1, dv_0, dv_1 = _dkv_step(
             k_0, k_1, v_0, v_1, dk_0, dk_1, dv_0, dv_1, p_do, p_q, p_lse, p_delta,
             start_m + tl.arange(0, BM), NQ, scale_log2, S_DT, S_QT, D, D0, D1, EVEN_Q)
+    if FIRST_QUERY:
+        dk_0, dk_1, dv_0, dv_1 = _dkv_step(
+            k_0, k_1, v_0, v_1, dk_0, dk_1, dv_0, dv_1, p_do, p_q, p_lse, p_delta,
+            tl.arange(0, FIRST), 1, scale_log2, S_DT, S_QT, D, D0, D1, False)
     store_tile(p_dk, dk_0 * scale, dk_1 * scale, o_n, limit, S_GT, D, D0, D1, EVEN_K)
     store_tile(p_dv, dv_0, dv_1, o_n, limit, S_GT, D, D0, D1, EVEN_K)
 
