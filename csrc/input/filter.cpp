@@ -1,0 +1,81 @@
+#include "input/filter.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "input/weighted_rows.h"
+
+namespace eva {
+namespace {
+
+double keys(double x) {  // Keys' kernel with a = -1/2, as Pillow's
+  x = std::fabs(x);
+  if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
+  return x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
+}
+
+}  // namespace
+
+void bicubic_taps(int64_t in, double low, double high, int64_t out, Taps<double>& filter) {
+  const double scale = (high - low) / double(out), stretch = std::max(scale, 1.0);
+  const double support = 2 * stretch, shrink = 1 / stretch;
+  filter.taps = std::min(int64_t(std::ceil(support)) * 2 + 1, in);
+  filter.first.resize(out);
+  filter.weights.assign(out * filter.taps, 0);
+  for (int64_t i = 0; i < out; ++i) {
+    const double centre = low + (double(i) + 0.5) * scale;
+    const int64_t begin = std::clamp(int64_t(centre - support + 0.5), int64_t(0), in - 1);
+    const int64_t end = std::clamp(int64_t(centre + support + 0.5), begin + 1, in);
+    const int64_t n = std::min(end - begin, filter.taps);
+    double* weights = &filter.weights[i * filter.taps];
+    double total = 0;
+    for (int64_t t = 0; t < n; ++t)
+      total += weights[t] = keys((double(begin + t) - centre + 0.5) * shrink);
+    for (int64_t t = 0; t < n; ++t) weights[t] /= total;
+    filter.first[i] = begin;
+  }
+}
+
+void on_component(const Taps<double>& filter, int64_t offset, bool halved, int64_t size,
+                  Taps<double>& composed) {
+  const int64_t out = int64_t(filter.first.size());
+  composed.taps = halved ? filter.taps / 2 + 3 : filter.taps;
+  composed.first.resize(out);
+  if (!halved) composed.weights = filter.weights;
+  else composed.weights.assign(out * composed.taps, 0);
+  for (int64_t i = 0; i < out; ++i) {
+    const int64_t begin = filter.first[i] + offset;
+    composed.first[i] = halved ? std::max((begin + 1) / 2 - 1, int64_t(0)) : begin;
+    if (!halved) continue;
+    double* weights = &composed.weights[i * composed.taps];
+    for (int64_t t = 0; t < filter.taps; ++t) {
+      const double weight = filter.weights[i * filter.taps + t];
+      if (weight == 0) continue;
+      const int64_t pixel = begin + t, sample = pixel / 2;
+      const int64_t beside = std::clamp(pixel % 2 ? sample + 1 : sample - 1, int64_t(0), size - 1);
+      weights[sample - composed.first[i]] += 0.75 * weight;
+      weights[beside - composed.first[i]] += 0.25 * weight;
+    }
+  }
+}
+
+void quantise(const Taps<double>& filter, int64_t offset, Taps<int16_t>& fixed) {
+  const int64_t out = int64_t(filter.first.size());
+  fixed.taps = (filter.taps + 1) & ~int64_t(1);
+  fixed.first.resize(out);
+  fixed.weights.assign(out * fixed.taps, 0);
+  for (int64_t i = 0; i < out; ++i) {
+    fixed.first[i] = filter.first[i] + offset;
+    // Differences of rounded running sums: the rounding errors of many taps cancel.
+    double sum = 0;
+    int32_t before = 0;
+    for (int64_t t = 0; t < filter.taps; ++t) {
+      sum += filter.weights[i * filter.taps + t] * (1 << kWeightBits);
+      const int32_t now = int32_t(std::floor(sum + 0.5));
+      fixed.weights[i * fixed.taps + t] = int16_t(now - before);
+      before = now;
+    }
+  }
+}
+
+}  // namespace eva
