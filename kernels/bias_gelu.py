@@ -1,0 +1,166 @@
+"""Triton kernels of `bias_gelu`: see eva_fast/ops/bias_gelu.py for the maths.
+
+Tiles of a few rows by up to 512 columns. In the backward a program keeps its columns and walks down
+the rows, adding up its share of the bias gradient in fp32; programs side by side read whole rows.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from eva_fast.kernels.aot_case import AotCase, AotShape
+from eva_fast.kernels.launch import resident_programs, triton_op
+from eva_fast.kernels.partial_sums import partial_sums
+from eva_fast.ops.checks import nothing
+
+COLUMNS = 512
+ELEMENTS = 2048  # a tile: 16 for each of 128 threads
+PROGRAMS_PER_PROCESSOR = 4
+SQRT_HALF = tl.constexpr(0.7071067811865476)
+INV_SQRT_2PI = tl.constexpr(0.3989422804014327)
+QUICK_SLOPE = tl.constexpr(1.702)
+
+
+@triton.jit
+def gate(b_z, QUICK: tl.constexpr):
+    """gelu(z) / z in fp32: Phi(z), or the sigmoid of QuickGELU."""
+    if QUICK:
+        return 1.0 / (1.0 + tl.exp(b_z * -QUICK_SLOPE))
+    else:
+        return 0.5 * (1.0 + tl.erf(b_z * SQRT_HALF))
+
+
+@triton.jit
+def gate_slope(b_z, b_gate, QUICK: tl.constexpr):
+    """gelu'(z) in fp32 from z and its gate."""
+    if QUICK:
+        return b_gate * (1.0 + b_z * QUICK_SLOPE * (1.0 - b_gate))
+    else:
+        return b_gate + b_z * tl.exp(-0.5 * b_z * b_z) * INV_SQRT_2PI
+
+
+@triton.jit
+def bias_tile(p_bias, o_f, F: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr):
+    """The bias of columns o_f, once for each row of a tile: [BLOCK_M, BLOCK_F].
+
+    Loaded as a tile, not as a row: spread over all threads a row would leave each too little for
+    a 128-bit access."""
+    o_tile = tl.broadcast_to(o_f[None, :], [BLOCK_M, BLOCK_F])
+    return tl.load(p_bias + o_tile, mask=o_tile < F, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def bias_gelu_forward_kernel(
+    p_h, p_bias, p_g, s_h, M,
+    F: tl.constexpr, QUICK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """One program: one tile [BLOCK_M, BLOCK_F]."""
+    blocks = tl.cdiv(F, BLOCK_F)
+    o_m = tl.program_id(0) // blocks * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    o_f = tl.program_id(0) % blocks * BLOCK_F + tl.arange(0, BLOCK_F)
+    m_tile = (o_m[:, None] < M) & (o_f[None, :] < F)
+    b_z = tl.load(p_h + o_m[:, None] * s_h + o_f[None, :], mask=m_tile, other=0.0).to(tl.float32)
+    if p_bias is not None:
+        b_z += bias_tile(p_bias, o_f, F, BLOCK_M, BLOCK_F)
+    b_g = b_z * gate(b_z, QUICK)
+    p_out = p_g + o_m[:, None] * F + o_f[None, :]
+    tl.store(p_out, b_g.to(p_g.dtype.element_ty), mask=m_tile)
+
+
+@triton.jit
+def bias_gelu_backward_kernel(
+    p_dg, p_h, p_bias, p_dh, p_g, p_partials, s_dg, s_h, M,
+    F: tl.constexpr, QUICK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_F columns of every (num_programs / blocks)-th tile of rows."""
+    blocks = tl.cdiv(F, BLOCK_F)
+    group = tl.program_id(0) // blocks
+    groups = tl.num_programs(0) // blocks
+    o_f = tl.program_id(0) % blocks * BLOCK_F + tl.arange(0, BLOCK_F)
+    m_f = o_f < F
+    if p_bias is not None:
+        b_bias = bias_tile(p_bias, o_f, F, BLOCK_M, BLOCK_F)
+    b_sum = tl.zeros([BLOCK_M, BLOCK_F], tl.float32)
+    for start in range(group * BLOCK_M, M, groups * BLOCK_M):
+        o_m = start + tl.arange(0, BLOCK_M).to(tl.int64)
+        m_tile = (o_m[:, None] < M) & m_f[None, :]
+        b_z = tl.load(p_h + o_m[:, None] * s_h + o_f[None, :], mask=m_tile, other=0.0)
+        b_dg = tl.load(p_dg + o_m[:, None] * s_dg + o_f[None, :], mask=m_tile, other=0.0)
+        b_z = b_z.to(tl.float32)
+        if p_bias is not None:
+            b_z += b_bias
+        b_gate = gate(b_z, QUICK)
+        b_dh = b_dg.to(tl.float32) * gate_slope(b_z, b_gate, QUICK)  # zero outside the mask
+        o_out = o_m[:, None] * F + o_f[None, :]
+        tl.store(p_dh + o_out, b_dh.to(p_dh.dtype.element_ty), mask=m_tile)
+        if p_g is not None:
+            tl.store(p_g + o_out, (b_z * b_gate).to(p_g.dtype.element_ty), mask=m_tile)
+        b_sum += b_dh
+    if p_partials is not None:
+        tl.store(p_partials + group.to(tl.int64) * F + o_f, tl.sum(b_sum, 0), mask=m_f)
+
+
+def _tile(width: int) -> tuple[int, int]:
+    """(rows, columns) of a tile."""
+    columns = min(COLUMNS, max(16, triton.next_power_of_2(width)))
+    return min(ELEMENTS // columns, 16), columns
+
+
+@triton_op("bias_gelu")
+def _forward(h, bias, kind):
+    rows, width = h.shape
+    g = h.new_empty(h.shape)
+    block_m, block_f = _tile(width)
+    if rows:
+        grid = (triton.cdiv(rows, block_m) * triton.cdiv(width, block_f),)
+        bias_gelu_forward_kernel[grid](
+            h, bias, g, h.stride(0), rows,
+            F=width, QUICK=kind == "quick", BLOCK_M=block_m, BLOCK_F=block_f, num_warps=4,
+        )  # fmt: skip
+    return g
+
+
+@triton_op("bias_gelu_backward")
+def _backward(dg, h, bias, kind, want_g, want_bias):
+    rows, width = h.shape
+    dh = h.new_empty(h.shape)
+    g = h.new_empty(h.shape) if want_g else nothing(h)
+    block_m, block_f = _tile(width)
+    blocks = triton.cdiv(width, block_f)
+    resident = resident_programs(h.device, PROGRAMS_PER_PROCESSOR)
+    groups = max(1, min(triton.cdiv(rows, block_m), triton.cdiv(resident, blocks)))
+    partials = None
+    if want_bias:
+        partials = h.new_empty((groups, 1, width), dtype=torch.float32)
+    bias_gelu_backward_kernel[(groups * blocks,)](
+        dg, h, bias, dh, g if want_g else None, partials, dg.stride(0), h.stride(0), rows,
+        F=width, QUICK=kind == "quick", BLOCK_M=block_m, BLOCK_F=block_f, num_warps=4,
+    )  # fmt: skip
+    like = h if bias is None else bias
+    return dh, g, partial_sums(partials, like.dtype)[0] if want_bias else nothing(like)
+
+
+def aot_cases(shape: AotShape) -> list[AotCase]:
+    """Both kinds; the backward with the recomputed activation and the bias gradient."""
+    width, element, rows = shape.mlp_hidden, f"*{shape.dtype}", shape.batch * shape.tokens
+    block_m, block_f = _tile(width)
+    cases = []
+    for kind in ("erf", "quick"):
+        constants = {"F": width, "QUICK": kind == "quick", "BLOCK_M": block_m, "BLOCK_F": block_f}
+        forward = {f"p_{name}": element for name in ("h", "bias", "g")}
+        backward = {f"p_{name}": element for name in ("dg", "h", "bias", "dh", "g")}
+        cases += [
+            AotCase(
+                bias_gelu_forward_kernel,
+                {**forward, "s_h": width, "M": rows},
+                constants,
+                label=kind,
+            ),
+            AotCase(
+                bias_gelu_backward_kernel,
+                {**backward, "p_partials": "*fp32", "s_dg": width, "s_h": width, "M": rows},
+                constants,
+                label=kind,
+            ),
+        ]
+    return cases
