@@ -1,0 +1,166 @@
+"""Attention on packed projections, as the branches use it.
+
+    out = softmax(scale q k^T) v,   lse = log sum_j exp(scale q k_j)
+
+q, k and v come from one GEMM, side by side: packed [B, T, 3, H, d]; or, where only some tokens ask
+(the last block), q [B, Tq, H, d] apart and packed [B, T, 2, H, d] = (k, v). The gradient comes
+back in the same layout, so that the GEMMs before and after it need no copies. The scores never
+reach memory (FlashAttention-2, Dao 2023): only out and lse, float32 [B, H, Tq], are kept.
+
+An implementation gets q, k, v as views [B, Tq or T, H, d] with dense last dimension and returns
+(out [B, Tq, H, d], lse); the backward gets (dout, q, k, v, out, lse, scale, dq, dk, dv) and fills
+the last three, views of the packed gradient.
+"""
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import (
+    register_flop_formula,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+from eva_fast.ops import dispatch
+from eva_fast.ops.checks import check, dense_last, nothing, statistics_dtype
+
+_OP = "packed_attention"
+aten = torch.ops.aten
+
+
+def _split(q: Tensor | None, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    parts = packed.unbind(2)
+    return parts if q is None else (q, *parts)  # type: ignore[return-value]
+
+
+def reference(q: Tensor | None, packed: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """`packed_attention` in plain, differentiable PyTorch, scores and softmax in float32."""
+    compute = statistics_dtype(packed)
+    q, k, v = (t.to(compute).transpose(1, 2) for t in _split(q, packed))
+    scores = q @ k.transpose(-2, -1) * scale
+    out = (scores.softmax(-1) @ v).transpose(1, 2).to(packed.dtype)
+    return out.contiguous(), scores.logsumexp(-1)
+
+
+@torch.library.custom_op("eva_fast::packed_attention", mutates_args=())
+def _forward_op(q: Tensor | None, packed: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    return dispatch.function(_OP, packed)(*_split(q, packed), scale)
+
+
+@_forward_op.register_fake
+def _(q, packed, scale):
+    batch, tokens, heads, dim = packed.select(2, 0).shape if q is None else q.shape
+    out = packed.new_empty((batch, tokens, heads, dim))
+    return out, packed.new_empty((batch, heads, tokens), dtype=statistics_dtype(packed))
+
+
+@torch.library.custom_op("eva_fast::packed_attention_backward", mutates_args=())
+def _backward_op(
+    dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    dpacked = torch.empty(packed.shape, dtype=packed.dtype, device=packed.device)
+    dq = nothing(packed) if q is None else torch.empty_like(q, memory_format=torch.contiguous_format)
+    gradients = _split(None if q is None else dq, dpacked)
+    dispatch.function(f"{_OP}_backward", packed)(
+        dout, *_split(q, packed), out, lse, scale, *gradients
+    )
+    return dq, dpacked
+
+
+@_backward_op.register_fake
+def _(dout, q, packed, out, lse, scale):
+    return nothing(packed) if q is None else q.new_empty(q.shape), packed.new_empty(packed.shape)
+
+
+def packed_attention_forward(
+    q: Tensor | None, packed: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`packed_attention` without the checks, for functions that bring their own backward."""
+    return _forward_op(q, packed, scale)
+
+
+def packed_attention_backward(
+    dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """(dq, dpacked) from dout [B, Tq, H, d]; dq is empty where q is None."""
+    return _backward_op(dense_last(dout), q, packed, out, lse, scale)
+
+
+def packed_attention(q: Tensor | None, packed: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """(out [B, Tq, H, d], lse [B, H, Tq]); lse carries no gradient.
+
+    packed: [B, T, 3, H, d], or [B, T, 2, H, d] with q [B, Tq, H, d] apart; float32, bfloat16 or
+    float16, last stride 1. Raises ValueError naming what does not fit.
+    """
+    check(_OP, "packed", packed, shape=(None, None, 3 if q is None else 2, None, None))
+    if q is not None:
+        batch, _, _, heads, dim = packed.shape
+        check(_OP, "q", q, shape=(batch, None, heads, dim), dtypes=(packed.dtype,), like=packed)
+    return _forward_op(q, packed, scale)
+
+
+packed_attention.reference = reference  # type: ignore[attr-defined]
+
+
+def _forward_torch(q, k, v, scale):
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if q.device.type == "cpu":
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
+    else:  # whatever PyTorch picks; the log-sum-exp is not needed by its own backward
+        out, lse = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale), None
+    if lse is None:
+        scores = q.float() @ k.float().transpose(-2, -1) * scale
+        lse = scores.logsumexp(-1)
+    return out.transpose(1, 2).contiguous(), lse.contiguous()
+
+
+def _backward_torch(dout, q, k, v, out, lse, scale, dq, dk, dv):
+    inputs = [t.transpose(1, 2) for t in (q, k, v)]
+    if q.device.type == "cpu":
+        gradients = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            dout.transpose(1, 2), *inputs, out.transpose(1, 2), lse, 0.0, False, scale=scale
+        )
+    else:
+        with torch.enable_grad():
+            inputs = [t.detach().requires_grad_() for t in inputs]
+            result = torch.nn.functional.scaled_dot_product_attention(*inputs, scale=scale)
+        gradients = torch.autograd.grad(result, inputs, dout.transpose(1, 2))
+    for target, gradient in zip((dq, dk, dv), gradients):
+        target.copy_(gradient.transpose(1, 2))
+
+
+dispatch.register(_OP, "torch", _forward_torch)
+dispatch.register(f"{_OP}_backward", "torch", _backward_torch)
+
+
+def _setup_context(ctx, inputs, output):
+    q, packed, ctx.scale = inputs
+    ctx.save_for_backward(q, packed, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _autograd(ctx, dout, _dlse):
+    q, packed, out, lse = ctx.saved_tensors
+    dq, dpacked = packed_attention_backward(dout, q, packed, out, lse, ctx.scale)
+    return None if q is None else dq, dpacked, None
+
+
+_forward_op.register_autograd(_autograd, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.eva_fast.packed_attention)
+def _flops(q, packed, scale, out_shape=None, **_) -> int:
+    q_shape, kv = _head_shapes(q, packed)
+    return sdpa_flop_count(q_shape, kv, kv)
+
+
+@register_flop_formula(torch.ops.eva_fast.packed_attention_backward)
+def _backward_flops(dout, q, packed, out, lse, scale, out_shape=None, **_) -> int:
+    q_shape, kv = _head_shapes(q, packed)
+    return sdpa_backward_flop_count(q_shape, q_shape, kv, kv)
+
+
+def _head_shapes(q, packed):
+    # register_flop_formula hands over shapes in place of tensors
+    batch, tokens, _, heads, dim = packed
+    queries = tokens if q is None else q[1]
+    return (batch, heads, queries, dim), (batch, heads, tokens, dim)
