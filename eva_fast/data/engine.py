@@ -142,6 +142,8 @@ class Engine:
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+        if self._payloads is not None:
+            self._payloads.close()
 
 
 class _Upload:

@@ -18,6 +18,7 @@ from eva_fast.data.feeds import Feed, MapFeed
 from eva_fast.data.maker import Maker
 from eva_fast.data.masks import BlockMasker
 from eva_fast.data.source import Source
+from eva_fast.data.streamfeed import StreamFeed, has_stream
 
 
 def build_loader(
@@ -79,7 +80,8 @@ def build_loader(
         mask_count = max(1, round(mask_ratio * side * side))
     cropper = Cropper(image_size, scale, ratio, flip)
     maker = Maker(cropper, BlockMasker((side, side), mask_count, min_block), seed)
-    feed = MapFeed(source, seed=seed, batch_size=batch_size, rank=rank, world=world)
+    kind = StreamFeed if has_stream(source) else MapFeed
+    feed: Feed = kind(source, seed=seed, batch_size=batch_size, rank=rank, world=world)
     record = BadImages(bad_images, max_bad_fraction, feed.samples_per_epoch)
     device = torch.device(device if device is not None else "cpu")
     return Loader(feed, maker, record, workers=workers, device=device)
@@ -138,8 +140,9 @@ class Loader:
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands after the last batch handed out; plain numbers and strings.
 
-        It fits any number of workers and, for sources read by number, of ranks: the position is
-        that of the global batch, the same on every rank.
+        It fits any number of workers. For sources read by number it is the position in the global
+        order, the same on every rank and good for any number of ranks; for streams it is this
+        rank's own, and each rank must save and load its own.
         """
         tally = self._record
         return {

@@ -74,7 +74,7 @@ class Maker:
         self._masks(rows)
         return outcome
 
-    def from_samples(self, samples: list[tuple[int, int, str, bytes]], rows: Rows) -> Outcome:
+    def from_samples(self, samples: list[tuple[int, int, str, Any]], rows: Rows) -> Outcome:
         """Fills `rows` with `samples` (image id, view, name, data), which were read before.
 
         A bad image's row gets the next good one of the list, from the front again after its end.
@@ -124,7 +124,9 @@ class Maker:
 
 
 def _given(value: Any, _image_id: int) -> Any:
-    """Stands for reading where `value` is at hand."""
+    """Stands for reading where `value` is at hand; an exception tells why it could not be read."""
+    if isinstance(value, Exception):
+        raise value
     return value
 
 

@@ -12,6 +12,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import queue
 import select
 import signal
 import struct
@@ -51,6 +52,7 @@ class Failed:
 
 # Fills rows [first, end) of a batch from a payload: fill(batch, first, end, payload).
 Fill = Callable[[int, int, int, Any], Outcome]
+Reader = Callable[["Chunks"], Iterator[tuple[Any, Any]]]
 
 
 class Chunks:
@@ -69,25 +71,27 @@ class Chunks:
 class WorkerPool:
     """`count` forked processes that call `fill` for every ticket.
 
-    `inputs(worker)`, where given, is called in each worker and yields (ticket, payload) in place of
-    the shared queue of tickets: that is how samples read by another process arrive.
+    `reader(chunks)`, where given, yields (payload, what to report) for one ticket after the other.
+    It runs in one more process, which passes the payloads on to the workers in turn.
     """
 
-    def __init__(self, count: int, chunks: Chunks, fill: Fill, inputs=None):
+    def __init__(self, count: int, chunks: Chunks, fill: Fill, reader: Reader | None = None):
         self.chunks = chunks
         self._buffer = b""
         self._ticket_out, self._ticket_in = os.pipe()
         self._result_out, self._result_in = os.pipe()
         os.set_blocking(self._result_out, False)
-        context = multiprocessing.get_context("fork")
+        self._context = multiprocessing.get_context("fork")
         self.processes: list[Any] = []
+        pipes = [self._context.Pipe(duplex=False) for _ in range(count if reader else 0)]
         for number in range(count):
-            self.start(f"data worker {number}", self._work, number, fill, inputs, context=context)
+            inputs = pipes[number][0] if pipes else None
+            self._start(f"data worker {number}", self._work, fill, inputs)
+        if reader is not None:
+            self._start("data reader", self._read, reader, [send for _, send in pipes])
 
-    def start(self, name: str, target: Callable, *args, context=None) -> None:
-        """Starts one more process that belongs to the pool; its death is an error."""
-        context = context or multiprocessing.get_context("fork")
-        process = context.Process(
+    def _start(self, name: str, target: Callable, *args: Any) -> None:
+        process = self._context.Process(
             target=self._child, args=(os.getpid(), target, *args), name=name, daemon=True
         )
         with warnings.catch_warnings():  # Python 3.12 warns of fork beside threads: see _child
@@ -115,14 +119,16 @@ class WorkerPool:
         except (BrokenPipeError, EOFError):
             pass  # the trainer, or the process that reads for this one, is gone
         except BaseException as error:
-            named = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+            plain = (RuntimeError, ValueError, FileNotFoundError)
+            named = "" if isinstance(error, plain) else f"{type(error).__name__}: "
             text = f"{named}{error}"
             with contextlib.suppress(OSError):
                 self._send(Failed(text[:1000], traceback.format_exc()[-2000:]))
             raise SystemExit(1) from None
 
-    def _work(self, number: int, fill: Fill, inputs) -> None:
-        for ticket, payload, reported in self.tickets() if inputs is None else inputs(number):
+    def _work(self, fill: Fill, inputs: Any) -> None:
+        given = self._tickets() if inputs is None else iter(inputs.recv, None)
+        for ticket, payload, reported in given:
             batch, chunk = divmod(ticket, self.chunks.count)
             outcome = fill(batch, *self.chunks.rows(chunk), payload)
             for bad in outcome.bad:
@@ -131,7 +137,15 @@ class WorkerPool:
             done = Done(chunk, outcome.tried, len(outcome.bad), reported)
             self._send((batch, done))
 
-    def tickets(self) -> Iterator[tuple[int, Any, Any]]:
+    def _read(self, reader: Reader, outputs: list[Any]) -> None:
+        queues: list[queue.Queue] = [queue.Queue(1) for _ in outputs]
+        for waiting, output in zip(queues, outputs):
+            threading.Thread(target=_forward, args=(waiting, output), daemon=True).start()
+        payloads = reader(self.chunks)
+        for ticket, _, _ in self._tickets():
+            queues[ticket % len(queues)].put((ticket, *next(payloads)))
+
+    def _tickets(self) -> Iterator[tuple[int, Any, Any]]:
         """(ticket, no payload, nothing to report) as they are handed out, until the trainer ends."""
         while raw := os.read(self._ticket_out, _TICKET.size):
             yield _TICKET.unpack(raw)[0], None, None
@@ -200,6 +214,13 @@ class WorkerPool:
             if number >= 0:
                 os.close(number)
                 setattr(self, end, -1)
+
+
+def _forward(waiting: queue.Queue, output: Any) -> None:
+    """Passes payloads on to one worker, so that a slow one does not keep the others waiting."""
+    with contextlib.suppress(BrokenPipeError):
+        while True:
+            output.send(waiting.get())
 
 
 def _die_with(parent: int) -> None:
