@@ -52,8 +52,15 @@ class Operator:
     bytes: int
     kernels: int
     """Device kernels it runs as, where known; else 1."""
+    dtype: str = ""
+    """Of the first result: what the arithmetic is done in."""
     dims: tuple[int, ...] = ()
     """Rows, columns and depth of a matrix product, else nothing."""
+
+    @property
+    def flash(self) -> bool:
+        """Whether this is attention as one operator."""
+        return self.part == "attention" and bool(self.flops) and self.name != "bmm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,8 @@ class StepCount:
     formulation: str
     sizes: ModelSizes
     batch: int
+    masked: int
+    """Masked patches an image."""
     dtype: torch.dtype
     operators: tuple[Operator, ...]
     saved_bytes: int = 0
@@ -172,7 +181,7 @@ class Recorder(TorchDispatchMode):
                 if index.is_meta
                 else index.nonzero()
             )
-            self._add("nonzero", 0, index.numel() + 8 * found.numel())
+            self._add("nonzero", 0, index.numel() + 8 * found.numel(), "int64")
             rows += found.unbind(1)
         return rows
 
@@ -190,12 +199,15 @@ class Recorder(TorchDispatchMode):
             label,
             formulas.flops(func, args, kwargs, out),
             size,
+            str(results[0].dtype).removeprefix("torch."),
             formulas.gemm_dims(label, args),
         )
 
-    def _add(self, name: str, flops: int, size: int, dims: tuple[int, ...] = ()) -> None:
+    def _add(
+        self, name: str, flops: int, size: int, dtype: str, dims: tuple[int, ...] = ()
+    ) -> None:
         part, kernels = formulas.part_of(name), formulas.KERNELS.get(name, 1)
-        self.operators.append(Operator(self.phase, name, part, flops, size, kernels, dims))
+        self.operators.append(Operator(self.phase, name, part, flops, size, kernels, dtype, dims))
 
 
 @contextmanager
@@ -264,7 +276,7 @@ def count_step(
         else:
             with torch.no_grad():
                 student.loss()
-    return StepCount(formulation, sizes, batch, dtype, tuple(recorder.operators), kept)
+    return StepCount(formulation, sizes, batch, masked, dtype, tuple(recorder.operators), kept)
 
 
 def count_step_at(formulation: str, sizes: ModelSizes, batch: int, **options) -> StepCount:
@@ -287,7 +299,7 @@ def count_step_at(formulation: str, sizes: ModelSizes, batch: int, **options) ->
         for a, b in zip(two.operators, three.operators, strict=True)
     )
     saved = line(two.saved_bytes, three.saved_bytes)
-    return StepCount(formulation, sizes, batch, two.dtype, operators, saved)
+    return StepCount(formulation, sizes, batch, two.masked, two.dtype, operators, saved)
 
 
 def compare(sizes: ModelSizes, batch: int, **options) -> list[dict]:

@@ -1,0 +1,185 @@
+"""What a device can do: a table of NVIDIA GPUs from their data sheets, and this CPU, measured.
+
+Peaks are dense (no sparsity). The efficiencies are assumptions, stated here and nowhere else: the
+share of a peak that large library matrix products, streaming kernels and flash attention reach.
+"""
+
+import functools
+import os
+import time
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import exp, log
+
+import torch
+
+GB = 1e9
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Units a second as a function of a call's size: points (size, units/second), joined by
+    straight lines in log-log and level beyond the ends. One point is a constant."""
+
+    points: tuple[tuple[float, float], ...]
+
+    def at(self, size: float) -> float:
+        """Units a second for a call of this size."""
+        sizes = [p[0] for p in self.points]
+        i = bisect_left(sizes, size)
+        if i == 0 or i == len(sizes):
+            return self.points[min(i, len(sizes) - 1)][1]
+        (x0, y0), (x1, y1) = self.points[i - 1 : i + 1]
+        share = (log(size) - log(x0)) / (log(x1) - log(x0))
+        return exp(log(y0) + share * (log(y1) - log(y0)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Device:
+    """One GPU, or the CPU of this machine."""
+
+    name: str
+    """Name on the command line."""
+    title: str
+    kind: str
+    """cuda or cpu."""
+    memory_bytes: int
+    peak_flops: dict[str, float]
+    """Dense peak a second by dtype: fp16 and bf16 on tensor cores, fp32 without (strict float32)."""
+    gemm: dict[str, Rate]
+    """FLOP/s that a library matrix product of so many FLOPs reaches, by dtype."""
+    attention_share: float
+    """Flash attention's FLOP/s over a large product's, at ViT lengths (257 tokens pad to 384)."""
+    stream: Rate
+    """Bytes/s, read and written, of an elementwise or row operator that touches so many bytes."""
+    launch_seconds: float
+    """Device time lost between two operators."""
+    host_seconds: float
+    """Host time to issue one operator in eager mode; the step is no faster than the host."""
+    reserved_bytes: int = 0
+    """Context, libraries' workspaces and fragmentation: not available to tensors."""
+    link_bytes: float = 0.0
+    """Bytes/s one way between GPUs of one node."""
+    network_bytes: float = 0.0
+    """Bytes/s one way to other nodes, for one GPU."""
+    gpus_per_node: int = 8
+    measured: bool = False
+    """Rates were measured on this machine rather than taken from data sheets."""
+
+
+def _gpu(
+    name: str,
+    title: str,
+    memory_gb: float,
+    tflops: tuple[float, float],
+    tb_per_second: float,
+    gemm_share: float,
+    attention_share: float,
+    link_gb: float,
+    network_gb: float,
+) -> Device:
+    half, single = tflops[0] * 1e12, tflops[1] * 1e12
+    return Device(
+        name=name,
+        title=title,
+        kind="cuda",
+        memory_bytes=int(memory_gb * GB),
+        peak_flops={"float16": half, "bfloat16": half, "float32": single},
+        gemm={
+            "float16": Rate(((1, half * gemm_share),)),
+            "bfloat16": Rate(((1, half * gemm_share),)),
+            "float32": Rate(((1, single * 0.85),)),
+        },
+        attention_share=attention_share,
+        stream=Rate(((1, tb_per_second * 1e12 * 0.85),)),
+        launch_seconds=1.5e-6,
+        host_seconds=7e-6,
+        reserved_bytes=int(2.5 * GIB),
+        link_bytes=link_gb * GB,
+        network_bytes=network_gb * GB,
+    )
+
+
+# Data sheets: memory, dense 16-bit tensor-core and plain float32 TFLOP/s, TB/s, NVLink one way.
+# The 16-bit share of peak falls where power limits the clock (H100, B200) or memory feeds it late.
+_TABLE = (
+    _gpu("a100-40", "A100 SXM 40 GB", 40, (312, 19.5), 1.555, 0.78, 0.40, 300, 25),
+    _gpu("a100-80", "A100 SXM 80 GB", 80, (312, 19.5), 2.039, 0.78, 0.40, 300, 25),
+    _gpu("h100", "H100 SXM 80 GB", 80, (989, 67), 3.35, 0.68, 0.30, 450, 50),
+    _gpu("h100-pcie", "H100 PCIe 80 GB", 80, (756, 51), 2.0, 0.62, 0.30, 50, 25),
+    _gpu("h200", "H200 SXM 141 GB", 141, (989, 67), 4.8, 0.70, 0.30, 450, 50),
+    _gpu("b200", "B200 SXM 180 GB", 180, (2250, 75), 7.7, 0.70, 0.25, 900, 50),
+)
+DEVICES = {d.name: d for d in _TABLE}
+ALIASES = {"a100": "a100-80", "h100-sxm": "h100"}
+
+
+def device(name: str) -> Device:
+    """A device by name, "cpu" for this machine's (measured, a few seconds, once a process).
+
+    ValueError names the devices there are."""
+    key = ALIASES.get(name.lower(), name.lower())
+    if key == "cpu":
+        return measure_cpu(torch.get_num_threads())
+    if key not in DEVICES:
+        known = ", ".join(["cpu", *DEVICES, *ALIASES])
+        raise ValueError(f"unknown device {name!r}: one of {known}")
+    return DEVICES[key]
+
+
+def _fastest(call: Callable[[], object], seconds: float = 0.08, least: int = 3) -> float:
+    """Seconds of the quickest of several calls: other work on the machine only ever adds."""
+    call()
+    best, calls, end = float("inf"), 0, time.perf_counter() + seconds
+    while calls < least or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        best, calls = min(best, time.perf_counter() - start), calls + 1
+    return best
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _gemm_rate(width: int, dtype: torch.dtype, rows: int = 2056) -> tuple[float, float]:
+    """(FLOPs, FLOP/s) of a Linear of this width with twice as many outputs."""
+    x = torch.randn(rows, width, dtype=dtype)
+    weight = torch.randn(2 * width, width, dtype=dtype).t()
+    bias = torch.randn(2 * width, dtype=dtype)
+    flops = 4.0 * rows * width * width
+    return flops, flops / _fastest(lambda: torch.addmm(bias, x, weight))
+
+
+def _stream_rate(kib: int) -> tuple[float, float]:
+    """(bytes, bytes/s) of reading so many KiB and writing as many into new memory."""
+    x = torch.randn(kib * 256)
+    moved = 2.0 * 4 * x.numel()
+    return moved, moved / _fastest(lambda: x + 1)
+
+
+@functools.cache
+def measure_cpu(threads: int, dtype: torch.dtype = torch.float32) -> Device:
+    """This CPU with so many threads: rates of matrix products with 2,056 rows (8 images of 257
+    tokens) at ViT widths, and of `x + 1` into new memory at sizes from cache to far beyond, where
+    the cost of fresh pages shows. Takes two to four seconds."""
+    gemm = [_gemm_rate(width, dtype) for width in (96, 192, 384, 768, 1536)]
+    stream = [_stream_rate(kib) for kib in (64, 512, 4096, 16384, 65536)]
+    tiny = torch.zeros(1)
+    issue = _fastest(lambda: [tiny + 1 for _ in range(100)]) / 100
+    name = str(dtype).removeprefix("torch.")
+    return Device(
+        name="cpu",
+        title=f"this CPU, {threads} thread{'s' if threads != 1 else ''}",
+        kind="cpu",
+        memory_bytes=_memory_bytes(),
+        peak_flops={name: max(r for _, r in gemm)},
+        gemm={name: Rate(tuple(gemm))},
+        attention_share=0.5,
+        stream=Rate(tuple(stream)),
+        launch_seconds=issue,
+        host_seconds=0.0,
+        measured=True,
+    )

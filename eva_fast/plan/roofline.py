@@ -1,0 +1,136 @@
+"""Predicted time of a counted step: each operator takes the longer of its arithmetic and its memory
+traffic on the device (Williams et al. 2009, Roofline), and the host issues them one by one.
+
+Everything that leaves this file is a prediction. What it rests on: exact counts (`counter.py`),
+data-sheet peaks or measured rates, and the efficiencies written down in `devices.py`.
+"""
+
+from dataclasses import dataclass
+
+from eva_fast.model.sizes import ModelSizes
+from eva_fast.plan.counter import Operator, StepCount
+from eva_fast.plan.devices import Device
+from eva_fast.plan.formulas import PARTS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """Predicted time of one step on one device."""
+
+    device: str
+    batch: int
+    seconds: float
+    """Of the whole step, the host's limit included."""
+    parts: dict[str, float]
+    """Device seconds by part of the step; without overlap they add up to the device's time."""
+    host_seconds: float
+    """Time the host needs to issue the step; it hides behind the device when shorter."""
+    model_flops: int
+    """Arithmetic the model needs, without recomputation: the numerator of MFU."""
+    peak_flops: float
+
+    @property
+    def images_per_second(self) -> float:
+        return self.batch / self.seconds
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilisation: needed FLOPs a second over the device's peak."""
+        return self.model_flops / self.seconds / self.peak_flops
+
+    def summary(self) -> dict:
+        """Plain numbers for JSON, labelled as what they are."""
+        return {
+            "kind": "predicted",
+            "device": self.device,
+            "batch": self.batch,
+            "step_seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+            "mfu": self.mfu,
+            "host_seconds": self.host_seconds,
+            "share": {k: v / sum(self.parts.values()) for k, v in self.parts.items() if v},
+        }
+
+
+def operator_seconds(op: Operator, device: Device, dtype: str) -> float:
+    """Device seconds of one operator: the longer of arithmetic and memory, and its launch. It
+    computes in its own dtype (the official attention scores are float32), else in the step's."""
+    arithmetic = 0.0
+    if op.flops:
+        rate = device.gemm.get(op.dtype, device.gemm[dtype]).at(op.flops)
+        arithmetic = op.flops / (rate * (device.attention_share if op.flash else 1.0))
+    return max(arithmetic, op.bytes / device.stream.at(op.bytes)) + device.launch_seconds
+
+
+def part_seconds(count: StepCount, device: Device, phase: str | None = None) -> dict[str, float]:
+    """Predicted device seconds by part of the step, of one phase or of all."""
+    dtype = str(count.dtype).removeprefix("torch.")
+    parts = dict.fromkeys(PARTS, 0.0)
+    for op in count.operators:
+        if phase in (None, op.phase):
+            parts[op.part] += operator_seconds(op, device, dtype)
+    return parts
+
+
+def predict_step(
+    count: StepCount,
+    device: Device,
+    extra: dict[str, float] | None = None,
+) -> Prediction:
+    """Predicted step from its count; `extra` adds device seconds to parts ("optimizer", "teacher").
+
+    ValueError when the device has no rate for the step's dtype."""
+    dtype = str(count.dtype).removeprefix("torch.")
+    if dtype not in device.gemm:
+        raise ValueError(f"no {dtype} rate for {device.title}: it has {', '.join(device.gemm)}")
+    parts = part_seconds(count, device)
+    for part, seconds in (extra or {}).items():
+        parts[part] += seconds
+    host = device.host_seconds * count.launches
+    return Prediction(
+        device=device.name,
+        batch=count.batch,
+        seconds=max(sum(parts.values()), host),
+        parts=parts,
+        host_seconds=host,
+        model_flops=model_flops(count.sizes, count.batch, count.masked),
+        peak_flops=device.peak_flops[dtype],
+    )
+
+
+# Bytes a parameter that clipping and AdamW move: (float32 training, 16-bit with float32 masters).
+# One pass reads gradient, master and both moments and writes the last three (and the 16-bit copy);
+# the norm reads the gradients once more. PyTorch's fused AdamW is one such pass plus a clipping
+# pass; the unfused one passes over its operands some ten times.
+OPTIMIZER_BYTES = {
+    "official": (28 + 4 + 8 + 60, 26 + 4 + 8 + 60 + 6),
+    "tuned": (28 + 4 + 8, 26 + 4 + 8 + 6),
+    "eva_fast": (28 + 4, 28 + 2),
+}
+
+
+def optimizer_seconds(formulation: str, parameters: int, device: Device, dtype: str) -> float:
+    """Predicted seconds to clip and update that many parameters on one device."""
+    single, mixed = OPTIMIZER_BYTES[formulation]
+    moved = parameters * (single if dtype == "float32" else mixed)
+    return moved / device.stream.at(moved)
+
+
+def parameter_count(sizes: ModelSizes) -> int:
+    """Parameters of the student with its head, in official naming (k has no bias)."""
+    d, h, n = sizes.embed_dim, sizes.mlp_hidden, sizes.num_patches
+    block = 4 * d * d + 3 * d + 2 * d * h + h + d + 4 * d
+    embed = 3 * sizes.patch_size**2 * d + d + 2 * d + (n + 1) * d
+    return sizes.depth * block + embed + 2 * d + (d + 1) * sizes.predict_dim
+
+
+def model_flops(sizes: ModelSizes, batch: int, masked: int) -> int:
+    """Arithmetic the step needs: every token through every block, forward and twice that for the
+    backward, nothing recomputed, no gradient of the images. What MFU counts, for all
+    formulations alike, so that images/s and MFU always rank them the same."""
+    d, n = sizes.embed_dim, sizes.num_patches
+    tokens = n + 1
+    block = 2 * tokens * (4 * d * d + 2 * d * sizes.mlp_hidden) + 4 * tokens * tokens * d
+    embed = 2 * n * 3 * sizes.patch_size**2 * d
+    head = 2 * masked * d * sizes.predict_dim
+    return batch * (3 * (sizes.depth * block + head) + 2 * embed)

@@ -1,0 +1,188 @@
+"""The cost model: hand arithmetic on a device of round numbers, plans, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+
+from eva_fast.model import ModelSizes, create_model, sizes_of
+from eva_fast.plan import devices
+from eva_fast.plan.counter import count_step
+from eva_fast.plan.devices import DEVICES, Device, Rate, measure_cpu
+from eva_fast.plan.memory import estimate, saved_with_checkpoint
+from eva_fast.plan.network import exposed_seconds, ring_seconds
+from eva_fast.plan.planner import plan
+from eva_fast.plan.report import to_text
+from eva_fast.plan.roofline import (
+    model_flops,
+    operator_seconds,
+    optimizer_seconds,
+    parameter_count,
+    predict_step,
+)
+
+GIANT = sizes_of("eva_g_patch14_224")
+SMALL = ModelSizes(
+    img_size=64, patch_size=16, embed_dim=96, depth=3, num_heads=3, mlp_hidden=160, predict_dim=40
+)
+ROUND = Device(
+    name="round",
+    title="a device of round numbers",
+    kind="cuda",
+    memory_bytes=10**9,
+    peak_flops={"float16": 1e12},
+    gemm={"float16": Rate(((1, 0.5e12),))},
+    attention_share=0.5,
+    stream=Rate(((1, 1e9),)),
+    launch_seconds=1e-6,
+    host_seconds=0.0,
+)
+
+
+def test_rate_is_straight_between_points_in_log_log():
+    rate = Rate(((10.0, 1.0), (1000.0, 100.0)))
+    assert rate.at(1) == 1.0
+    assert rate.at(100) == pytest.approx(10.0)
+    assert rate.at(1e6) == 100.0
+
+
+def test_operator_takes_the_longer_of_arithmetic_and_memory():
+    operators = count_step("tuned", SMALL, 2).operators
+    seconds = [operator_seconds(op, ROUND, "float16") for op in operators]
+    for op, found in zip(operators, seconds, strict=True):
+        rate = 0.25e12 if op.flash else 0.5e12
+        assert found == pytest.approx(max(op.flops / rate, op.bytes / 1e9) + 1e-6)
+    step = predict_step(count_step("tuned", SMALL, 2), ROUND)
+    assert step.seconds == pytest.approx(sum(seconds))
+    assert step.mfu == pytest.approx(step.model_flops / step.seconds / 1e12)
+    assert step.summary()["kind"] == "predicted"
+
+
+def test_model_flops_are_the_official_steps():
+    assert model_flops(GIANT, 32, 105) == count_step("official", GIANT, 32).flops
+    assert model_flops(SMALL, 3, 7) == count_step("official", SMALL, 3, masked=7).flops
+
+
+def test_parameters_by_hand():
+    assert parameter_count(GIANT) == 1_012_229_632
+    with torch.device("meta"):
+        model = create_model("eva_ti_patch16_96", predict_dim=33)
+    assert parameter_count(model.sizes) == sum(p.numel() for p in model.parameters())
+
+
+def test_memory_of_the_giant():
+    """16 bytes a parameter in mixed precision; ZeRO-1 over 8 spreads 12 of them."""
+    count = count_step("tuned", GIANT, 32)
+    alone = estimate(count, DEVICES["h100"])
+    n = parameter_count(GIANT)
+    assert (alone.weights, alone.master, alone.gradients, alone.optimizer) == (
+        2 * n,
+        4 * n,
+        2 * n,
+        8 * n,
+    )
+    assert alone.activations == count.saved_bytes
+    spread = estimate(count, DEVICES["h100"], sharding="optimizer", gpus=8)
+    assert alone.total - spread.total == pytest.approx(12 * n * 7 / 8, rel=1e-6)
+    full = estimate(count, DEVICES["h100"], sharding="full", gpus=128)
+    assert full.total < spread.total
+
+
+def test_checkpointing_keeps_block_inputs_and_one_block():
+    kept = saved_with_checkpoint("tuned", GIANT, 32)
+    whole = count_step("tuned", GIANT, 32).saved_bytes
+    inputs = 40 * 32 * 257 * 1408 * 2
+    assert inputs < kept < inputs + whole / 40 * 2
+
+
+def test_ring_moves_all_but_one_share():
+    h100 = DEVICES["h100"]
+    assert ring_seconds(10**9, 1, h100) == 0.0
+    assert ring_seconds(10**9, 8, h100) == pytest.approx(7 / 8 / (450 * 0.8) + 20e-6)
+    wire, exposed = exposed_seconds(10**9, 2, 8, h100, "none", backward_seconds=10.0)
+    assert wire > 0 and exposed == 0.0
+    assert exposed_seconds(10**9, 2, 8, h100, "none", 0.0)[1] == wire
+
+
+def test_optimizer_passes():
+    assert optimizer_seconds("eva_fast", 10**9, ROUND, "float16") == pytest.approx(30)
+    assert optimizer_seconds("tuned", 10**9, ROUND, "float32") == pytest.approx(40)
+
+
+def test_plan_of_eva01():
+    found = plan(gpus=128, formulation="tuned", precision="fp16")
+    assert found.best is not None and found.best.micro_batch == 32 and not found.best.checkpointing
+    quickest = max(found.options, key=lambda o: o.images_per_second(128))
+    assert found.best is quickest
+    days = 150 * 29.6e6 / found.best.images_per_second(128) / 86400
+    assert found.days == pytest.approx(days)
+    data = json.loads(json.dumps(found.to_dict()))
+    assert data["fits"] and data["predicted"]["kind"] == "predicted"
+    assert data["counted"]["tflop_per_image"] == pytest.approx(1.610, abs=5e-4)
+    text = to_text(found)
+    assert "predicted" in text and "counted" in text and "days for 150 epochs" in text
+
+
+def test_more_memory_never_fits_less():
+    small = {o.micro_batch: o.fits for o in plan(device="a100-40", **_TUNED).options}
+    large = {o.micro_batch: o.fits for o in plan(device="h200", **_TUNED).options}
+    assert all(large[m] or not small[m] for m in small)
+
+
+_TUNED = dict(gpus=8, batch=1024, formulation="tuned", require_fit=False)
+
+
+def test_checkpointing_saves_memory_and_costs_time():
+    options = plan(device="a100-80", **_TUNED).options
+    for plain, again in zip(options[::2], options[1::2], strict=True):
+        assert again.memory.total < plain.memory.total
+        assert again.prediction.seconds >= plain.prediction.seconds
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (dict(device="v100"), "unknown device 'v100': one of cpu, a100-40"),
+        (dict(batch=0), "batch must be at least 1"),
+        (dict(gpus=0), "gpus must be at least 1"),
+        (dict(gpus=3), "not a multiple of 3 GPUs"),
+        (dict(model="resnet50"), "unknown model 'resnet50'"),
+        (dict(precision="int8"), "unknown precision 'int8'"),
+        (dict(sharding="zero3"), "unknown sharding 'zero3'"),
+        (dict(formulation="jax"), "unknown formulation 'jax'"),
+        (dict(epochs=0), "must be above 0"),
+        (dict(device="cpu", gpus=2), "gpus must be 1"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_bad_use(options, says, monkeypatch):
+    monkeypatch.setattr(devices, "measure_cpu", lambda threads: ROUND_CPU)
+    with pytest.raises(ValueError, match=says):
+        plan(**{"formulation": "tuned", **options})
+
+
+ROUND_CPU = Device(
+    name="cpu",
+    title="a round CPU",
+    kind="cpu",
+    memory_bytes=10**9,
+    peak_flops={"float32": 1e11},
+    gemm={"float32": Rate(((1, 1e11),))},
+    attention_share=0.5,
+    stream=Rate(((1, 1e10),)),
+    launch_seconds=1e-6,
+    host_seconds=0.0,
+)
+
+
+def test_a_model_that_cannot_fit_says_what_it_needs(monkeypatch):
+    monkeypatch.setattr(devices, "measure_cpu", lambda threads: ROUND_CPU)
+    with pytest.raises(ValueError, match=r"does not fit on a round CPU \(1 GB\).*optimizer 8\.1"):
+        plan(device="cpu", batch=4, formulation="tuned")
+
+
+def test_measured_cpu_has_sane_rates():
+    found = measure_cpu(torch.get_num_threads())
+    assert found.measured and found.kind == "cpu"
+    assert all(1e8 < rate < 1e14 for _, rate in found.gemm["float32"].points)
+    assert all(1e7 < rate < 1e13 for _, rate in found.stream.points)
