@@ -2,15 +2,20 @@
 
 import dataclasses
 import math
-import random
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from PIL import Image
 
-from eva_fast.data.decode import BadImage, check_size, decode_with_pillow, to_rgb
+from eva_fast.data.decode import check_size, decode, open_image
+from eva_fast.data.jpeg import jpeg_crop, jpeg_info, resize
+from eva_fast.data.seeds import MASK64, mix64
 
 STREAM = 0x63726F705F666C70  # sets the crop's draws apart from the mask's, for the same seed
+# A JPEG decoded at a reduced DCT scale keeps at least this many times the pixels a side that the
+# crop needs: from 1.25 on the error stays below that of 40 dB on photographs.
+DRAFT_MARGIN = 1.5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,6 +36,9 @@ class Cropper:
     `ratio`, uniform position; after ten tries that do not fit, the largest centred box within
     `ratio`. It is resized with Pillow's antialiased bicubic filter to `size` x `size` and mirrored
     with probability `flip`.
+
+    The common kind of JPEG is decoded only where the crop needs it (eva_fast.data.jpeg), all else
+    by Pillow; both within 2 of 255 on average, and 35 dB, of Pillow's crop of the whole image.
 
     Raises ValueError for arguments out of range.
     """
@@ -74,30 +82,34 @@ class Cropper:
         if out is None:
             out = np.empty(shape, dtype=np.uint8)
         elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
-            raise ValueError(
-                f"out must be C-contiguous uint8 {shape}, got {out.dtype} {out.shape}"
+            raise ValueError(f"out must be C-contiguous uint8 {shape}, got {out.dtype} {out.shape}")
+        if isinstance(data, (bytes, bytearray, memoryview)):
+            self._from_file(bytes(data), seed, out)
+        elif isinstance(data, Image.Image):
+            image = open_image(data)
+            self._from_pixels(image, self.box(image.width, image.height, seed), 1, out)
+        elif isinstance(data, torch.Tensor):
+            image = Image.fromarray(_tensor_pixels(data))
+            self._from_pixels(image, self.box(image.width, image.height, seed), 1, out)
+        else:
+            raise TypeError(
+                f"an image must be bytes, a PIL image or a uint8 tensor, got {type(data)}"
             )
-        image = _open(data)
-        box = self.box(image.width, image.height, seed)
-        part = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-        part = part.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        pixels = np.asarray(part)[:, ::-1] if box.flip else np.asarray(part)
-        out[:] = pixels.transpose(2, 0, 1)
         return out
 
     def box(self, width: int, height: int, seed: int) -> Box:
         """The box that `seed` draws in an image of `width` x `height` pixels."""
-        draws = random.Random((seed % (1 << 64)) ^ STREAM)
-        flip = draws.random() < self.flip
+        draws = _uniform(seed)
+        flip = next(draws) < self.flip
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(10):
-            share = self.scale[0] + draws.random() * (self.scale[1] - self.scale[0])
-            area = share * width * height
-            aspect = math.exp(low + draws.random() * (high - low))
-            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            x, y = draws.random(), draws.random()
+            share = self.scale[0] + next(draws) * (self.scale[1] - self.scale[0])
+            aspect = math.exp(low + next(draws) * (high - low))
+            w = round(math.sqrt(share * width * height * aspect))
+            h = round(math.sqrt(share * width * height / aspect))
             if 0 < w <= width and 0 < h <= height:
-                return Box(int(x * (width - w + 1)), int(y * (height - h + 1)), w, h, flip)
+                left, top = next(draws) * (width - w + 1), next(draws) * (height - h + 1)
+                return Box(int(left), int(top), w, h, flip)
         w, h = width, height
         if width < self.ratio[0] * height:
             h = max(1, round(width / self.ratio[0]))
@@ -105,19 +117,64 @@ class Cropper:
             w = max(1, round(height * self.ratio[1]))
         return Box((width - w) // 2, (height - h) // 2, w, h, flip)
 
+    def _from_file(self, data: bytes, seed: int, out: np.ndarray) -> None:
+        if info := jpeg_info(data):
+            width, height, orientation = info
+            check_size(width, height)
+            upright = (height, width) if orientation >= 5 else (width, height)
+            if self._from_jpeg(data, self.box(*upright, seed), info, out):
+                return
 
-def _open(data: bytes | Image.Image | torch.Tensor) -> Image.Image:
-    if isinstance(data, (bytes, bytearray, memoryview)):
-        return decode_with_pillow(bytes(data))
-    if isinstance(data, Image.Image):
-        check_size(data.width, data.height)
-        try:
-            return to_rgb(data.copy())
-        except Exception as error:
-            raise BadImage(f"{type(error).__name__}: {error}"[:200]) from error
-    if isinstance(data, torch.Tensor):
-        return Image.fromarray(_tensor_pixels(data))
-    raise TypeError(f"an image must be bytes, a PIL image or a uint8 tensor, got {type(data)}")
+        def largest_divisor(width: int, height: int) -> float:
+            box = self.box(width, height, seed)
+            return min(box.width, box.height) / (DRAFT_MARGIN * self.size)
+
+        image, width, height, divisor = decode(data, largest_divisor)
+        self._from_pixels(image, self.box(width, height, seed), divisor, out)
+
+    def _from_jpeg(
+        self, data: bytes, box: Box, info: tuple[int, int, int], out: np.ndarray
+    ) -> bool:
+        """The crop without Pillow; False: not handled. `box` is upright, `info` as stored."""
+        width, height, orientation = info
+        left, top, w, h = box.left, box.top, box.width, box.height
+        if orientation == 1:
+            return jpeg_crop(data, (left, top, w, h), self.size, box.flip, out)
+        # Stored to upright is a mirroring followed, for 5 to 8, by a transposition.
+        mirror_x, mirror_y = orientation in (2, 3, 7, 8), orientation in (3, 4, 6, 7)
+        if orientation >= 5:
+            left, top, w, h = top, left, h, w
+        left = width - left - w if mirror_x else left
+        top = height - top - h if mirror_y else top
+        if not jpeg_crop(data, (left, top, w, h), self.size, mirror_x, out):
+            return False
+        crop = out[:, ::-1] if mirror_y else out
+        if orientation >= 5:
+            crop = crop.transpose(0, 2, 1)
+        out[:] = (crop[:, :, ::-1] if box.flip else crop).copy()
+        return True
+
+    def _from_pixels(self, image: Image.Image, box: Box, divisor: int, out: np.ndarray) -> None:
+        """The crop of an upright RGB image that is `divisor` times smaller than `box` assumes."""
+        left, top = box.left / divisor, box.top / divisor
+        right = min((box.left + box.width) / divisor, image.width)
+        bottom = min((box.top + box.height) / divisor, image.height)
+        x, y = int(left), int(top)
+        part = image.crop((x, y, math.ceil(right), math.ceil(bottom)))
+        inside = (left - x, top - y, right - x, bottom - y)
+        if resize(np.asarray(part), inside, self.size, box.flip, out):
+            return
+        part = part.resize((self.size, self.size), Image.Resampling.BICUBIC, box=inside)
+        pixels = np.asarray(part).transpose(2, 0, 1)
+        out[:] = pixels[:, :, ::-1] if box.flip else pixels
+
+
+def _uniform(seed: int) -> Iterator[float]:
+    """Numbers in [0, 1), a stream of its own for every 64-bit seed."""
+    state = mix64((seed ^ STREAM) & MASK64)
+    while True:
+        state = mix64(state)
+        yield (state >> 11) / (1 << 53)
 
 
 def _tensor_pixels(tensor: torch.Tensor) -> np.ndarray:

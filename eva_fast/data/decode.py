@@ -1,9 +1,13 @@
 """From the bytes of any picture Pillow knows to an upright 8-bit RGB image."""
 
 import io
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+
+ORIENTATION = 0x0112  # EXIF tag
 
 
 class BadImage(Exception):
@@ -14,24 +18,6 @@ class BadImage(Exception):
         self.reason = reason
 
 
-def decode_with_pillow(data: bytes) -> Image.Image:
-    """RGB image of the encoded file `data`, as `to_rgb` makes it.
-
-    The first frame of an animation; the whole file is read, so a truncated one is noticed. Raises
-    BadImage for whatever Pillow cannot read and for images above `PIL.Image.MAX_IMAGE_PIXELS`.
-    """
-    if not data:
-        raise BadImage("empty file")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            check_size(image.width, image.height)
-            return to_rgb(image)
-    except BadImage:
-        raise
-    except Exception as error:  # Pillow's plugins raise nearly every type on damaged files
-        raise BadImage(_one_line(error)) from error
-
-
 def check_size(width: int, height: int) -> None:
     """Raises BadImage for a decompression bomb, by Pillow's own limit, and for an empty image."""
     limit = Image.MAX_IMAGE_PIXELS
@@ -39,6 +25,62 @@ def check_size(width: int, height: int) -> None:
         raise BadImage(f"{width}x{height} is above the limit of {limit} pixels")
     if width < 1 or height < 1:
         raise BadImage(f"no pixels ({width}x{height})")
+
+
+class Decoded(NamedTuple):
+    """An upright RGB image, `divisor` times smaller a side than the `width` x `height` it has."""
+
+    image: Image.Image
+    width: int
+    height: int
+    divisor: int = 1
+
+
+def decode(
+    data: bytes, largest_divisor: Callable[[int, int], float] = lambda width, height: 1.0
+) -> Decoded:
+    """The image in the encoded file `data`; of an animation, the first frame.
+
+    The whole file is read, so a truncated one is noticed.
+
+    Arguments:
+        data: the file's bytes.
+        largest_divisor: of the image's width and height, how many times smaller a side the caller
+            can do with; a JPEG that is not rotated then comes at the cheapest of 1, 1/2, 1/4, 1/8.
+
+    Raises BadImage for whatever Pillow cannot read and for images above its pixel limit.
+    """
+    if not data:
+        raise BadImage("empty file")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            check_size(width, height)
+            divisor = 1
+            if image.format in ("JPEG", "MPO") and image.getexif().get(ORIENTATION, 1) == 1:
+                most = largest_divisor(width, height)
+                divisor = next((d for d in (8, 4, 2) if d <= most), 1)
+                image.draft(None, (width // divisor, height // divisor))
+            upright = to_rgb(image)
+            if divisor == 1:
+                width, height = upright.size
+            return Decoded(upright, width, height, divisor)
+    except BadImage:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly every type on damaged files
+        raise BadImage(_one_line(error)) from error
+
+
+def open_image(image: Image.Image) -> Image.Image:
+    """A Pillow image, perhaps not loaded yet, as upright RGB; the argument is left as it is.
+
+    Raises BadImage as `decode` does.
+    """
+    check_size(image.width, image.height)
+    try:
+        return to_rgb(image.copy())
+    except Exception as error:
+        raise BadImage(_one_line(error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -53,7 +95,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode == "F" or image.mode.startswith("I"):
         return _wide_grey(image).convert("RGB")
-    if image.has_transparency_data:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
@@ -64,7 +106,7 @@ def _wide_grey(image: Image.Image) -> Image.Image:
     """16- and 32-bit integers over [0, 65535], floats over [0, 1] or, where larger, [0, 255]."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     if image.mode == "F":
-        scale = 255.0 if values.size and values.max() <= 1 else 1.0
+        scale = 255.0 if values.max(initial=0) <= 1 else 1.0
     else:
         scale = 1 / 257
     return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))

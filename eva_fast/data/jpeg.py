@@ -1,0 +1,74 @@
+"""Calls into csrc/input: JPEG bytes to a resized crop, and the bicubic resize of pixels.
+
+No maintained Python package decodes a part of a JPEG, and decoding is most of a sample's time; so
+the common kind of file (baseline, 8 bits, grey or YCbCr) has a decoder of its own that skips what
+the crop does not touch. It hands back everything unusual or damaged, for Pillow to judge.
+"""
+
+import ctypes
+import functools
+
+import numpy as np
+
+from eva_fast import native
+
+
+@functools.cache
+def _functions() -> ctypes.CDLL | None:
+    library = native.library()
+    if library is None:
+        return None
+    integer, pointer, real, flag = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double, ctypes.c_int32
+    library.eva_jpeg_info.argtypes = [ctypes.c_char_p, integer, pointer]
+    library.eva_jpeg_crop.argtypes = [ctypes.c_char_p, *[integer] * 6, flag, pointer]
+    library.eva_resize.argtypes = [pointer, *[integer] * 5, *[real] * 4, integer, flag, pointer]
+    library.eva_resize.restype = None
+    return library
+
+
+def jpeg_info(data: bytes) -> tuple[int, int, int] | None:
+    """(width, height, EXIF orientation) as stored; None where `jpeg_crop` cannot serve the file."""
+    library = _functions()
+    if library is None:
+        return None
+    info = (ctypes.c_int64 * 3)()
+    return (info[0], info[1], info[2]) if library.eva_jpeg_info(data, len(data), info) else None
+
+
+def jpeg_crop(
+    data: bytes, box: tuple[int, int, int, int], size: int, flip: bool, out: np.ndarray
+) -> bool:
+    """Writes the crop (left, top, width, height) in stored pixels, resized, to `out` uint8 [3,S,S].
+
+    False where this decoder does not handle the file or finds it damaged; `out` is then undefined.
+    """
+    library = _functions()
+    if library is None:
+        return False
+    return bool(library.eva_jpeg_crop(data, len(data), *box, size, flip, out.ctypes.data))
+
+
+def resize(
+    pixels: np.ndarray,
+    box: tuple[float, float, float, float],
+    size: int,
+    flip: bool,
+    out: np.ndarray,
+) -> bool:
+    """Antialiased bicubic resize of uint8 [H, W, C] to `out` uint8 [3, size, size].
+
+    box: (left, top, right, bottom) in pixels, not necessarily whole; what lies outside `pixels`
+    does not contribute. C is 1 (written three times), 3, or 4 of which the last is ignored. Within
+    2 of 255 of Pillow's result. False where the native library is not built.
+    """
+    library = _functions()
+    if library is None:
+        return False
+    if pixels.strides[2] != 1 or pixels.strides[1] != pixels.shape[2]:
+        pixels = np.ascontiguousarray(pixels)
+    height, width, channels = pixels.shape
+    library.eva_resize(
+        pixels.ctypes.data, height, width, pixels.strides[0], channels, min(channels, 3), *box,
+        size, flip, out.ctypes.data,
+    )  # fmt: skip
+    return True
