@@ -15,7 +15,6 @@ _HOME = {
     "build_loader": "eva_fast.data.loader",
     "Loader": "eva_fast.data.loader",
     "Batch": "eva_fast.data.engine",
-    "check": "eva_fast.data.check",
     "sample_from_bytes": "eva_fast.data.sample",
     "sample_seed": "eva_fast.data.seeds",
     "Cropper": "eva_fast.data.crop",

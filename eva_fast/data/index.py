@@ -13,10 +13,11 @@ import os
 import shutil
 import struct
 import tempfile
-import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
+
+from eva_fast.data.progress import progress
 
 try:
     import fcntl
@@ -180,7 +181,7 @@ def _write(folder: Path, entries: Entries, what: str) -> None:
     count = groups = end = group_end = 0
     signature: object = None
     try:
-        with _progress(f"indexing {what}") as show:
+        with progress(f"indexing {what}") as show:
             while True:
                 try:
                     entry = next(entries)
@@ -210,28 +211,3 @@ def _write(folder: Path, entries: Entries, what: str) -> None:
         for file in [*files.values(), *([extents] if extents else [])]:
             file.close()
     (folder / "index.json").write_text(json.dumps({"count": count, "signature": signature}))
-
-
-@contextlib.contextmanager
-def _progress(text: str):
-    """A progress line on the terminal that appears only where the work takes over a second."""
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    bar = Progress(*columns, transient=True)
-    task = bar.add_task(text)
-    start, shown = time.monotonic(), False
-
-    def show(count: int) -> None:
-        nonlocal shown
-        if not shown and time.monotonic() - start > 1:
-            bar.start()
-            shown = True
-        if shown:
-            bar.update(task, description=f"{text}: {count:,} images")
-
-    try:
-        yield show
-    finally:
-        if shown:
-            bar.stop()

@@ -98,7 +98,9 @@ def _output_of(command: str) -> Iterator[BinaryIO]:
             code = process.wait()
         except tarfile.TarError:  # often because the command failed: then that is the news
             process.stdout.close()
-            code = process.wait(10)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            code = process.returncode or 0
             if code <= 0:
                 raise
         finally:
@@ -144,7 +146,7 @@ def _members(shard: str, skip: int, part: int, parts: int) -> Iterator[tuple[int
     ):
         number = 0
         while (member := tar.next()) is not None:
-            tar.members = []  # else it keeps them all
+            tar.members = []  # type: ignore[attr-defined]  # else it keeps them all
             if not is_image(member):
                 continue
             if number >= skip and number % parts == part:

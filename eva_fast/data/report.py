@@ -1,0 +1,52 @@
+"""The result of `check` as a table for a person."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def report(result: dict[str, Any], console: Console | None = None) -> None:
+    """Prints what `check` returned."""
+    console = console or Console()
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("images", f"{result['images']:,} ({result['checked']:,} of them read)")
+    if result["bytes"]:
+        total = result["total_bytes_estimate"] / 2**30
+        table.add_row(
+            "bytes an image", f"{_spread(result['bytes'])}; about {total:,.2f} GiB in all"
+        )
+    table.add_row(
+        "width, height", f"{_spread(result['width'])}; {_spread(result['height'])} pixels"
+    )
+    table.add_row("formats", _counts(result["formats"]))
+    table.add_row("modes", _counts(result["modes"]))
+    if result["labels"]:
+        table.add_row("classes", f"{len(result['labels'])}: {_counts(result['labels'])}")
+    table.add_row("smaller than the crop", f"{result['smaller_than_crop']:,}")
+    share = result["unreadable_count"] / result["checked"]
+    table.add_row("unreadable", f"{result['unreadable_count']:,} ({share:.2%})")
+    rate = result["images_per_second_per_core"]
+    table.add_row("speed", f"{rate:,.0f} images/s a core (decode, crop, mask; reading not counted)")
+    if result["cores_needed"]:
+        wanted = result["gpu_images_per_second"]
+        table.add_row("cores needed", f"{result['cores_needed']} for {wanted:,.0f} images/s")
+    if result["contact_sheet"]:
+        table.add_row("contact sheet", result["contact_sheet"])
+    console.print(table)
+    for bad in result["unreadable"]:
+        console.print(f"  {bad['name']}: {bad['reason']}", style="yellow", markup=False)
+    hidden = result["unreadable_count"] - len(result["unreadable"])
+    if hidden:
+        console.print(f"  and {hidden:,} more", style="yellow")
+
+
+def _spread(values: dict[str, float] | None) -> str:
+    if values is None:
+        return "unknown"
+    return f"{values['min']:,.0f} to {values['max']:,.0f}, median {values['median']:,.0f}"
+
+
+def _counts(counts: dict[str, int], most: int = 12) -> str:
+    shown = [f"{name or 'none'} {count:,}" for name, count in list(counts.items())[:most]]
+    return ", ".join(shown) + (f" and {len(counts) - most} more" if len(counts) > most else "")
