@@ -77,6 +77,11 @@ def implementation(op: str, device_type: str) -> str:
     return kind if _find(op, kind) else "torch"
 
 
+def forced(op: str) -> str | None:
+    """The kind that `set_kernels` demands for `op`; None where it left the choice open."""
+    return _overrides.get(op) or (None if _mode == "auto" else _mode)
+
+
 def function(op: str, tensor: torch.Tensor) -> Callable[..., Any]:
     """The function that runs `op` for tensors like this one."""
     if tensor.dtype == torch.float64:

@@ -7,9 +7,8 @@ q, k and v come from one GEMM, side by side: packed [B, T, 3, H, d]; or, where o
 back in the same layout, so that the GEMMs before and after it need no copies. The scores never
 reach memory (FlashAttention-2, Dao 2023): only out and lse, float32 [B, H, Tq], are kept.
 
-An implementation gets q, k, v as views [B, Tq or T, H, d] with dense last dimension and returns
-(out [B, Tq, H, d], lse); the backward gets (dout, q, k, v, out, lse, scale, dq, dk, dv) and fills
-the last three, views of the packed gradient.
+Which library computes it is chosen by `attention_choice` among `attention_backends`; it gets q, k, v
+as views [B, Tq or T, H, d] and fills views of the packed gradient.
 """
 
 import torch
@@ -21,10 +20,10 @@ from torch.utils.flop_counter import (
 )
 
 from eva_fast.ops import dispatch
+from eva_fast.ops.attention_choice import backend_of
 from eva_fast.ops.checks import check, dense_last, nothing, statistics_dtype
 
 _OP = "packed_attention"
-aten = torch.ops.aten
 
 
 def _split(q: Tensor | None, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,120 +40,119 @@ def reference(q: Tensor | None, packed: Tensor, scale: float) -> tuple[Tensor, T
     return out.contiguous(), scores.logsumexp(-1)
 
 
-@torch.library.custom_op("eva_fast::packed_attention", mutates_args=())
-def _forward_op(q: Tensor | None, packed: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    return dispatch.function(_OP, packed)(*_split(q, packed), scale)
-
-
-@_forward_op.register_fake
-def _(q, packed, scale):
+def _empty_outputs(q: Tensor | None, packed: Tensor) -> tuple[Tensor, Tensor]:
     batch, tokens, heads, dim = packed.select(2, 0).shape if q is None else q.shape
     out = packed.new_empty((batch, tokens, heads, dim))
     return out, packed.new_empty((batch, heads, tokens), dtype=statistics_dtype(packed))
 
 
+@torch.library.custom_op("eva_fast::packed_attention", mutates_args=())
+def _forward_op(
+    q: Tensor | None, packed: Tensor, scale: float, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    if packed.numel() == 0 or (q is not None and q.numel() == 0):
+        return _empty_outputs(q, packed)
+    return dispatch.function(_OP, packed)(*_split(q, packed), scale, backend)
+
+
+@_forward_op.register_fake
+def _(q, packed, scale, backend="auto"):
+    return _empty_outputs(q, packed)
+
+
 @torch.library.custom_op("eva_fast::packed_attention_backward", mutates_args=())
 def _backward_op(
-    dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor, lse: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
+    dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor, lse: Tensor, scale: float,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     dpacked = torch.empty(packed.shape, dtype=packed.dtype, device=packed.device)
     dq = nothing(packed) if q is None else torch.empty_like(q, memory_format=torch.contiguous_format)
+    if out.numel() == 0:
+        return dq, dpacked.zero_()
     gradients = _split(None if q is None else dq, dpacked)
     dispatch.function(f"{_OP}_backward", packed)(
-        dout, *_split(q, packed), out, lse, scale, *gradients
+        dout, *_split(q, packed), out, lse, scale, *gradients, backend
     )
     return dq, dpacked
 
 
 @_backward_op.register_fake
-def _(dout, q, packed, out, lse, scale):
+def _(dout, q, packed, out, lse, scale, backend="auto"):
     return nothing(packed) if q is None else q.new_empty(q.shape), packed.new_empty(packed.shape)
 
 
 def packed_attention_forward(
-    q: Tensor | None, packed: Tensor, scale: float
+    q: Tensor | None, packed: Tensor, scale: float, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """`packed_attention` without the checks, for functions that bring their own backward."""
-    return _forward_op(q, packed, scale)
+    return _forward_op(q, packed, scale, backend)
 
 
 def packed_attention_backward(
-    dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor, lse: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
+    dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor, lse: Tensor, scale: float,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(dq, dpacked) from dout [B, Tq, H, d]; dq is empty where q is None."""
-    return _backward_op(dense_last(dout), q, packed, out, lse, scale)
+    return _backward_op(dense_last(dout), q, packed, out, lse, scale, backend)
 
 
-def packed_attention(q: Tensor | None, packed: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def packed_attention(
+    q: Tensor | None, packed: Tensor, scale: float, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """(out [B, Tq, H, d], lse [B, H, Tq]); lse carries no gradient.
 
     packed: [B, T, 3, H, d], or [B, T, 2, H, d] with q [B, Tq, H, d] apart; float32, bfloat16 or
-    float16, last stride 1. Raises ValueError naming what does not fit.
+    float16, last stride 1. backend: a name of `attention_backends.BACKENDS`, or "auto" for the
+    measured choice. Raises ValueError naming what does not fit.
     """
     check(_OP, "packed", packed, shape=(None, None, 3 if q is None else 2, None, None))
     if q is not None:
         batch, _, _, heads, dim = packed.shape
         check(_OP, "q", q, shape=(batch, None, heads, dim), dtypes=(packed.dtype,), like=packed)
-    return _forward_op(q, packed, scale)
+    return _forward_op(q, packed, scale, backend)
 
 
 packed_attention.reference = reference  # type: ignore[attr-defined]
 
 
-def _forward_torch(q, k, v, scale):
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    if q.device.type == "cpu":
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
-    else:  # whatever PyTorch picks; the log-sum-exp is not needed by its own backward
-        out, lse = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale), None
-    if lse is None:
-        scores = q.float() @ k.float().transpose(-2, -1) * scale
-        lse = scores.logsumexp(-1)
-    return out.transpose(1, 2).contiguous(), lse.contiguous()
+def _forward_chosen(q, k, v, scale, backend):
+    return backend_of(backend, q, k).forward(q, k, v, scale)
 
 
-def _backward_torch(dout, q, k, v, out, lse, scale, dq, dk, dv):
-    inputs = [t.transpose(1, 2) for t in (q, k, v)]
-    if q.device.type == "cpu":
-        gradients = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            dout.transpose(1, 2), *inputs, out.transpose(1, 2), lse, 0.0, False, scale=scale
-        )
-    else:
-        with torch.enable_grad():
-            inputs = [t.detach().requires_grad_() for t in inputs]
-            result = torch.nn.functional.scaled_dot_product_attention(*inputs, scale=scale)
-        gradients = torch.autograd.grad(result, inputs, dout.transpose(1, 2))
-    for target, gradient in zip((dq, dk, dv), gradients):
-        target.copy_(gradient.transpose(1, 2))
+def _backward_chosen(dout, q, k, v, out, lse, scale, dq, dk, dv, backend):
+    run = backend_of(backend, q, k).backward
+    run(dout, q, k, v, out, lse, scale, dq, dk, dv)
 
 
-dispatch.register(_OP, "torch", _forward_torch)
-dispatch.register(f"{_OP}_backward", "torch", _backward_torch)
+dispatch.register(_OP, "torch", _forward_chosen)
+dispatch.register(f"{_OP}_backward", "torch", _backward_chosen)
 
 
 def _setup_context(ctx, inputs, output):
-    q, packed, ctx.scale = inputs
+    q, packed, ctx.scale, ctx.backend = inputs
     ctx.save_for_backward(q, packed, *output)
     ctx.mark_non_differentiable(output[1])
 
 
 def _autograd(ctx, dout, _dlse):
     q, packed, out, lse = ctx.saved_tensors
-    dq, dpacked = packed_attention_backward(dout, q, packed, out, lse, ctx.scale)
-    return None if q is None else dq, dpacked, None
+    dq, dpacked = packed_attention_backward(
+        dout, q, packed, out, lse, ctx.scale, ctx.backend
+    )
+    return None if q is None else dq, dpacked, None, None
 
 
 _forward_op.register_autograd(_autograd, setup_context=_setup_context)
 
 
 @register_flop_formula(torch.ops.eva_fast.packed_attention)
-def _flops(q, packed, scale, out_shape=None, **_) -> int:
+def _flops(q, packed, *_, out_shape=None, **__) -> int:
     q_shape, kv = _head_shapes(q, packed)
     return sdpa_flop_count(q_shape, kv, kv)
 
 
 @register_flop_formula(torch.ops.eva_fast.packed_attention_backward)
-def _backward_flops(dout, q, packed, out, lse, scale, out_shape=None, **_) -> int:
+def _backward_flops(dout, q, packed, *_, out_shape=None, **__) -> int:
     q_shape, kv = _head_shapes(q, packed)
     return sdpa_backward_flop_count(q_shape, q_shape, kv, kv)
 

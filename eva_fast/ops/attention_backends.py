@@ -1,0 +1,285 @@
+"""The libraries that compute attention, behind one pair of calls.
+
+    forward(q, k, v, scale) -> (out, lse)
+    backward(dout, q, k, v, out, lse, scale, dq, dk, dv)       fills the last three
+
+q, dout, out, dq are [B, Tq, H, d], k, v, dk, dv [B, T, H, d], last stride 1, usually views of packed
+projections; out is contiguous; lse is the natural log-sum-exp, float32 [B, H, Tq], contiguous,
+whatever the library's own layout. So the forward's out and lse are all that a backward needs, and
+any backend can follow any other.
+
+    backend          where                                  what
+    triton           NVIDIA GPUs (CPU: the interpreter)     kernels/attention.py
+    flash_attn_3     sm_90, 16 bit, installed               flash-attn's Hopper kernels
+    flash_attn_2     sm_80 and later, 16 bit, installed     flash-attn
+    xformers         NVIDIA GPUs, 16 bit, installed         memory_efficient_attention
+    cudnn            sm_80 and later, 16 bit                PyTorch's SDPA through cuDNN
+    flash            sm_80 and later, 16 bit                PyTorch's copy of FlashAttention-2
+    efficient        NVIDIA GPUs                            PyTorch's memory-efficient kernels
+    cpu_flash        CPU                                    PyTorch's flash attention for CPUs
+    math             everywhere, any dtype                  scores in memory, float32 softmax
+
+PyTorch's kernels are called as aten operators, since scaled_dot_product_attention hides lse.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from eva_fast.ops import dispatch
+from eva_fast.ops.checks import statistics_dtype
+
+aten = torch.ops.aten
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One library. `obstacle(head_dim, dtype, device)` is None where it runs, else says why not."""
+
+    name: str
+    forward: Callable[..., tuple[Tensor, Tensor]]
+    backward: Callable[..., None]
+    obstacle: Callable[[int, torch.dtype, torch.device], str | None]
+
+
+def _heads_first(*tensors: Tensor) -> list[Tensor]:
+    return [t.transpose(1, 2) for t in tensors]
+
+
+def _rows_first(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    return out.transpose(1, 2).contiguous(), lse.contiguous()
+
+
+def _fill(targets: tuple[Tensor, ...], gradients: Any) -> None:
+    for target, gradient in zip(targets, gradients):
+        target.copy_(gradient.transpose(1, 2))
+
+
+def _math_forward(q, k, v, scale):
+    compute = statistics_dtype(q)
+    q_, k_, v_ = _heads_first(q, k, v)
+    scores = (q_.to(compute) * scale) @ k_.to(compute).transpose(-2, -1)
+    lse = scores.logsumexp(-1)
+    out = (scores - lse.unsqueeze(-1)).exp_() @ v_.to(compute)
+    return _rows_first(out.to(q.dtype), lse)
+
+
+def _math_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):
+    compute = statistics_dtype(q)
+    do, q_, k_, v_, out_ = (t.to(compute) for t in _heads_first(dout, q, k, v, out))
+    p = ((q_ * scale) @ k_.transpose(-2, -1) - lse.unsqueeze(-1)).exp_()
+    delta = (do * out_).sum(-1, keepdim=True)
+    ds = p * (do @ v_.transpose(-2, -1) - delta) * scale
+    _fill((dq, dk, dv), (ds @ k_, ds.transpose(-2, -1) @ q_, p.transpose(-2, -1) @ do))
+
+
+def _cpu_forward(q, k, v, scale):
+    flash = aten._scaled_dot_product_flash_attention_for_cpu
+    return _rows_first(*flash(*_heads_first(q, k, v), scale=scale))
+
+
+def _cpu_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):
+    flash = aten._scaled_dot_product_flash_attention_for_cpu_backward
+    tensors = _heads_first(dout, q, k, v, out)
+    _fill((dq, dk, dv), flash(*tensors, lse, 0.0, False, scale=scale))
+
+
+def _flash_forward(q, k, v, scale):
+    out, lse, *_ = aten._scaled_dot_product_flash_attention(*_heads_first(q, k, v), scale=scale)
+    return _rows_first(out, lse)
+
+
+def _no_dropout(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Random state that a backward without dropout wants but never reads."""
+    state = functools.partial(torch.empty, dtype=torch.int64, device=like.device)
+    return state((2,)), state(())
+
+
+def _flash_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):
+    tensors = _heads_first(dout, q, k, v, out)
+    gradients = aten._scaled_dot_product_flash_attention_backward(
+        *tensors, lse, None, None, q.shape[1], k.shape[1], 0.0, False,
+        *_no_dropout(q), scale=scale,
+    )  # fmt: skip
+    _fill((dq, dk, dv), gradients)
+
+
+def _cudnn_forward(q, k, v, scale):
+    out, lse, *_ = aten._scaled_dot_product_cudnn_attention(
+        *_heads_first(q, k, v), None, True, 0.0, False, False, scale=scale
+    )
+    return _rows_first(out, lse.reshape(out.shape[:-1]))
+
+
+def _cudnn_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):
+    tensors = _heads_first(dout, q, k, v, out)
+    gradients = aten._scaled_dot_product_cudnn_attention_backward(
+        *tensors, lse.unsqueeze(-1), *_no_dropout(q), None, None, None, q.shape[1], k.shape[1],
+        0.0, False, scale=scale,
+    )  # fmt: skip
+    _fill((dq, dk, dv), gradients)
+
+
+def _efficient_forward(q, k, v, scale):
+    out, lse, *_ = aten._scaled_dot_product_efficient_attention(
+        *_heads_first(q, k, v), None, True, scale=scale
+    )
+    return _rows_first(out, lse[..., : q.shape[1]])
+
+
+def _efficient_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):
+    lse = pad(lse, (0, -lse.shape[-1] % 32), value=float("inf"))  # its rows are padded to 32
+    tensors = _heads_first(q, k, v)
+    gradients = aten._scaled_dot_product_efficient_attention_backward(
+        dout.transpose(1, 2), *tensors, None, out.transpose(1, 2), lse, *_no_dropout(q), 0.0,
+        [True, True, True, False], scale=scale,
+    )  # fmt: skip
+    _fill((dq, dk, dv), gradients[:3])
+
+
+def _flash_2_forward(q, k, v, scale):
+    from flash_attn.flash_attn_interface import _flash_attn_forward
+
+    out, lse, *_ = _flash_attn_forward(
+        q, k, v, 0.0, scale, causal=False, window_size_left=-1, window_size_right=-1, softcap=0.0,
+        alibi_slopes=None, return_softmax=False,
+    )  # fmt: skip
+    return out, lse
+
+
+def _flash_2_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):
+    from flash_attn.flash_attn_interface import _flash_attn_backward
+
+    _flash_attn_backward(
+        dout, q, k, v, out, lse, dq, dk, dv, 0.0, scale, causal=False, window_size_left=-1,
+        window_size_right=-1, softcap=0.0, alibi_slopes=None, deterministic=False,
+    )  # fmt: skip
+
+
+def _flash_3_forward(q, k, v, scale):
+    from flash_attn_interface import _flash_attn_forward
+
+    out, lse, *_ = _flash_attn_forward(q, k, v, softmax_scale=scale)
+    return out, lse
+
+
+def _flash_3_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):
+    from flash_attn_interface import _flash_attn_backward
+
+    _flash_attn_backward(dout, q, k, v, out, lse, dq=dq, dk=dk, dv=dv, softmax_scale=scale)
+
+
+def _xformers_forward(q, k, v, scale):
+    from xformers.ops import memory_efficient_attention_forward_requires_grad as attend
+
+    out, lse = attend(q, k, v, scale=scale)
+    return out.contiguous(), lse[..., : q.shape[1]].contiguous()
+
+
+def _xformers_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):
+    from xformers.ops import memory_efficient_attention_backward as attend
+
+    lse = pad(lse, (0, -lse.shape[-1] % 32), value=float("inf"))
+    for target, gradient in zip((dq, dk, dv), attend(dout, out, lse, q, k, v, scale=scale)):
+        target.copy_(gradient)
+
+
+def _triton_forward(q, k, v, scale):
+    from eva_fast.kernels.attention import attention_forward, same_strides
+
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    batch, queries, heads, _ = q.shape
+    lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
+    with torch.cuda.device_of(q):
+        attention_forward(q, *same_strides(k, v), out, lse, scale)
+    return out, lse
+
+
+def _triton_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):
+    from eva_fast.kernels.attention import same_strides
+    from eva_fast.kernels.attention_backward import attention_backward
+
+    own_k, own_v = (dk, dv) if dk.stride() == dv.stride() else map(torch.empty_like, (k, v))
+    with torch.cuda.device_of(q):
+        attention_backward(dout, q, *same_strides(k, v), out, lse, dq, own_k, own_v, scale)
+    if own_k is not dk:
+        dk.copy_(own_k)
+        dv.copy_(own_v)
+
+
+@functools.cache
+def _capability(index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def _obstacle(
+    *,
+    module: str | None = None,
+    cuda: bool = True,
+    dtypes: tuple[torch.dtype, ...] | None = HALF,
+    capability: tuple[int, int] = (8, 0),
+    exact: bool = False,
+    head_dim: int = 256,
+) -> Callable[[int, torch.dtype, torch.device], str | None]:
+    def check(dim: int, dtype: torch.dtype, device: torch.device) -> str | None:
+        if device.type != ("cuda" if cuda else "cpu"):
+            return f"runs on {'NVIDIA GPUs' if cuda else 'CPUs'}"
+        if module and importlib.util.find_spec(module) is None:
+            return f"{module} is not installed"
+        if dtypes and dtype not in dtypes:
+            return f"takes {', '.join(str(d).removeprefix('torch.') for d in dtypes)}"
+        if dim > head_dim or (dtypes == HALF and dim % 8):
+            return f"takes heads of a multiple of 8 values up to {head_dim}"
+        if cuda and torch.cuda.is_available():
+            found = _capability(device.index)
+            if found < capability or (exact and found[0] != capability[0]):
+                return f"needs compute capability {capability[0]}.{capability[1]}"
+        return None
+
+    return check
+
+
+def _triton_obstacle(dim: int, dtype: torch.dtype, device: torch.device) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type == "cpu" and not dispatch.interpreted():
+        return "runs on NVIDIA GPUs (on CPUs only under TRITON_INTERPRET=1)"
+    if device.type not in ("cpu", "cuda"):
+        return "runs on NVIDIA GPUs"
+    if dtype not in (*HALF, torch.float32):
+        return "takes float16, bfloat16, float32"
+    return None if dim <= 256 else "takes heads of up to 256 values"
+
+
+FLOAT = (*HALF, torch.float32)
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            "flash_attn_3", _flash_3_forward, _flash_3_backward,
+            _obstacle(module="flash_attn_interface", capability=(9, 0), exact=True),
+        ),
+        Backend("cudnn", _cudnn_forward, _cudnn_backward, _obstacle(head_dim=128)),
+        Backend(
+            "flash_attn_2", _flash_2_forward, _flash_2_backward, _obstacle(module="flash_attn")
+        ),
+        Backend("flash", _flash_forward, _flash_backward, _obstacle()),
+        Backend("triton", _triton_forward, _triton_backward, _triton_obstacle),
+        Backend(
+            "xformers", _xformers_forward, _xformers_backward, _obstacle(module="xformers")
+        ),
+        Backend(
+            "efficient", _efficient_forward, _efficient_backward,
+            _obstacle(dtypes=FLOAT, capability=(5, 0)),
+        ),
+        Backend("cpu_flash", _cpu_forward, _cpu_backward, _obstacle(cuda=False, dtypes=None)),
+        Backend("math", _math_forward, _math_backward, lambda *_: None),
+    )
+}  # fmt: skip
