@@ -130,7 +130,7 @@ def run(config: Config) -> PretrainResult:
     loader = build_loader(
         source,
         batch_size=optim.batch_size,
-        workers=config.data.workers,
+        workers=_workers(config, device),
         bad_images=out / "bad_images.jsonl",
         max_bad_fraction=config.data.max_bad_share,
         device=device,
@@ -231,6 +231,17 @@ def _device(config: Config) -> "tuple[torch.device, torch.dtype]":
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
     return device, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _workers(config: Config, device: "torch.device") -> int:
+    """Decoding processes: on a GPU all cores but one, at most 16; a student on the CPU takes tens of
+    times longer than decoding its images, so an eighth of the cores is plenty."""
+    if config.data.workers is not None:
+        return config.data.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device.type == "cuda":
+        return min(max(1, cores - 1), 16)
+    return max(1, cores // 8) if cores > 1 else 0
 
 
 def _loader_options(config: Config, sizes) -> dict[str, Any]:

@@ -33,8 +33,8 @@ def test_help_names_every_option_of_pretrain(capsys):
 @pytest.mark.parametrize(
     "words, message",
     [
-        ([], "required"),
-        (["train"], "invalid"),
+        ([], "Missing subcommand"),
+        (["train"], "Unrecognized"),
         (["pretrain", "--lr", "fast"], "could not convert"),
         (["pretrain", "--lr", "-1"], "lr must be 0 or more"),
         (["pretrain", "--stesp", "3"], "--steps"),

@@ -1,10 +1,11 @@
 """Student weights as files that others read: safetensors in the official EVA-01 naming.
 
-The metadata holds the sizes as strings (img_size, patch_size, embed_dim, depth, num_heads,
+The metadata holds the sizes as JSON under `sizes` (img_size, patch_size, embed_dim, depth, num_heads,
 mlp_hidden, predict_dim), so a file alone is enough to build its model. Files written by others
 have none: `infer_sizes` reads the sizes off the tensor shapes.
 """
 
+import json
 import os
 import pickle
 import re
@@ -43,7 +44,8 @@ def save_weights(
         if name not in tensors or tensors[name].shape != value.shape:
             raise ValueError(f"{name} {tuple(value.shape)} is not a parameter of this model")
         tensors[name] = value.detach().float().cpu().clone()
-    metadata = {name: str(value) for name, value in asdict(model.sizes).items()}
+    # one entry: safetensors writes several in random order, and equal weights should be equal files
+    metadata = {"sizes": json.dumps(asdict(model.sizes))}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -74,6 +76,8 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
+                if "sizes" in metadata:
+                    metadata = {k: str(v) for k, v in json.loads(metadata["sizes"]).items()}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
