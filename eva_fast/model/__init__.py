@@ -20,7 +20,7 @@ def create_model(
     mlp_hidden: int | None = None,
     drop_path: float = 0.0,
     compute_dtype: torch.dtype = torch.float32,
-    kernels: str = "torch",
+    kernels: str = "auto",
 ) -> EvaViT:
     """A student by name (`eva_g_patch14_224`, `eva_giant_patch14_224`, `eva_ti_patch16_224`, ...),
     its sizes changed by keyword, or by keywords alone. Initial values come from torch's global

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eva_fast.model import fused
 from eva_fast.model.init import init_weights
 from eva_fast.model.inputs import mask_indices, normalise
 from eva_fast.model.sizes import ModelSizes
@@ -130,7 +131,8 @@ class EvaViT(nn.Module):
         drop_path: rate of the last block; it grows linearly from 0 in the first.
         compute_dtype: dtype of the blocks' arithmetic; parameters stay float32. Norm statistics,
             softmax and loss are float32 whatever it is.
-        kernels: "torch" runs this file; "auto", "native" and "triton" the fused ops.
+        kernels: "torch" runs this file; anything else the fused formulation, whose ops
+            `eva_fast.ops.set_kernels` chooses for the process.
     """
 
     def __init__(
@@ -138,7 +140,7 @@ class EvaViT(nn.Module):
         sizes: ModelSizes,
         drop_path: float = 0.0,
         compute_dtype: torch.dtype = torch.float32,
-        kernels: str = "torch",
+        kernels: str = "auto",
     ):
         super().__init__()
         if not 0.0 <= drop_path < 1.0:
@@ -146,7 +148,9 @@ class EvaViT(nn.Module):
         self.sizes = sizes
         self.grid = sizes.grid
         self.compute_dtype = compute_dtype
-        self.kernels = kernels
+        if kernels not in ("auto", "torch", "native", "triton"):
+            raise ValueError(f"kernels must be auto, torch, native or triton, got {kernels!r}")
+        self.fused = kernels != "torch"
         dim, depth = sizes.embed_dim, sizes.depth
         self.patch_embed = PatchEmbed(sizes.patch_size, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -173,6 +177,8 @@ class EvaViT(nn.Module):
 
     def forward_features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """All tokens after the final norm, [B,T,D]."""
+        if self.fused:
+            return fused.forward_features(self, images, mask)
         masked = None if mask is None else mask_indices(mask, self.sizes.num_patches)
         with self._autocast(images):
             x = self.embed(images, masked)
@@ -182,6 +188,8 @@ class EvaViT(nn.Module):
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
         """Predictions of the masked patches, [M,C]; the last block computes only their rows."""
+        if self.fused:
+            return fused.predict(self, images, mask)
         masked = mask_indices(mask, self.sizes.num_patches)
         with self._autocast(images):
             x = self.embed(images, masked)
@@ -192,6 +200,8 @@ class EvaViT(nn.Module):
 
     def loss(self, images: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         """-mean cos(prediction, target) over all masked patches, float32 scalar; target [M,C]."""
+        if self.fused:
+            return fused.loss(self, images, mask, target)
         prediction = self(images, mask)
         if target.shape != prediction.shape:
             raise ValueError(

@@ -11,10 +11,10 @@ from eva_fast.model.vit import drop_path_scale
 SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden", "predict_dim")
 
 
-@pytest.fixture
-def micro(eva_micro):
+@pytest.fixture(params=["torch", "auto"])
+def micro(eva_micro, request):
     tensors, meta = eva_micro
-    model = eva_fast.create_model(**{k: int(meta[k]) for k in SIZES})
+    model = eva_fast.create_model(**{k: int(meta[k]) for k in SIZES}, kernels=request.param)
     model.load_official({k[6:]: v for k, v in tensors.items() if k.startswith("param.")})
     return model, tensors
 
@@ -50,10 +50,11 @@ def test_mask_as_indices_is_the_same(micro):
     ],
     ids=["head88-patch12-hidden279", "one-block"],
 )
-def test_odd_sizes_against_written_out_maths(sizes):
+@pytest.mark.parametrize("kernels", ["torch", "auto"])
+def test_odd_sizes_against_written_out_maths(sizes, kernels):
     """Every token through every block in float64 with attention written out, then the masked rows."""
     torch.manual_seed(0)
-    model = eva_fast.create_model(**sizes, predict_dim=20).double()
+    model = eva_fast.create_model(**sizes, predict_dim=20, kernels=kernels).double()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
     side, patches = sizes["img_size"], model.sizes.num_patches

@@ -11,10 +11,10 @@ from eva_fast.train.optimizer import Ema, gradient_norm
 SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden", "predict_dim")
 
 
-@pytest.fixture
-def micro(eva_micro):
+@pytest.fixture(params=["torch", "auto"])
+def micro(eva_micro, request):
     tensors, meta = eva_micro
-    model = eva_fast.create_model(**{k: int(meta[k]) for k in SIZES})
+    model = eva_fast.create_model(**{k: int(meta[k]) for k in SIZES}, kernels=request.param)
     model.load_official({k[6:]: v for k, v in tensors.items() if k.startswith("param.")})
     return model, tensors
 
