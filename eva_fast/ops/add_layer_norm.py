@@ -205,38 +205,50 @@ def _check(x, branch, branch_bias, scale, weight, bias) -> None:
 
 def _forward_torch(x, branch, branch_bias, scale, weight, bias, eps):
     compute = statistics_dtype(x)
-    with torch.no_grad():
-        total, y, mean, rstd = reference(x, branch, branch_bias, scale, weight, bias, eps)
-    if branch is None:
-        total = nothing(x)
-    return total, y, mean.to(compute), rstd.to(compute)
+    total = x
+    if branch is not None:
+        update = branch.to(compute)
+        if branch_bias is not None:
+            update = update + branch_bias.to(compute)
+        if scale is not None:
+            update = _by_sample(update, scale)
+        total = (x.to(compute) + update).to(x.dtype)
+    y, mean, rstd = torch.native_layer_norm(
+        total.to(compute), weight.shape, weight.to(compute), bias.to(compute), eps
+    )
+    total = total if branch is not None else nothing(x)
+    return total, y.to(x.dtype), mean.view(-1), rstd.view(-1)
 
 
 def _backward_torch(
     dy, dresidual, total, mean, rstd, weight, bias, scale, want_y, want_branch_bias
 ):
     compute = statistics_dtype(dy)
-    wide_dy = dy.to(compute)
-    normed = (total.to(compute) - mean[:, None]) * rstd[:, None]
-    g = wide_dy * weight.to(compute)
-    dx = g - g.mean(-1, keepdim=True) - normed * (g * normed).mean(-1, keepdim=True)
-    dx *= rstd[:, None]
+    wide, wide_weight, wide_bias = (t.to(compute) for t in (total, weight, bias))
+    mean, rstd = mean[:, None], rstd[:, None]
+    dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
+        dy.to(compute), wide, weight.shape, mean, rstd, wide_weight, wide_bias, [True, True, True]
+    )
     if dresidual is not None:
-        dx += dresidual.to(compute)
-    dbranch = dx
-    if scale is not None:
-        dbranch = (dx.view(scale.shape[0], -1, dx.shape[-1]) * scale[:, None, None]).view(dx.shape)
+        dx += dresidual
+    dbranch = dx if scale is None else _by_sample(dx, scale)
     y = nothing(dy)
     if want_y:
-        y = (normed * weight.to(compute) + bias.to(compute)).to(dy.dtype)
+        y = torch.addcmul(wide_bias, (wide - mean) * rstd, wide_weight).to(dy.dtype)
     return (
         dx.to(dy.dtype),
         dbranch.to(dy.dtype) if scale is not None else nothing(dy),
         y,
-        (wide_dy * normed).sum(0).to(weight.dtype),
-        wide_dy.sum(0).to(bias.dtype),
+        dweight.to(weight.dtype),
+        dbias.to(bias.dtype),
         dbranch.sum(0).to(weight.dtype) if want_branch_bias else nothing(weight),
     )
+
+
+def _by_sample(rows: Tensor, scale: Tensor) -> Tensor:
+    """Rows [M, D], those of each of B samples multiplied by its factor of scale [B]."""
+    samples = rows.view(scale.shape[0], -1, rows.shape[-1])
+    return (samples * scale[:, None, None]).view(rows.shape)
 
 
 dispatch.register(_OP, "torch", _forward_torch)

@@ -1,0 +1,37 @@
+"""Runs the Triton half of the op tests: see conftest.py."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eva_fast.ops import dispatch
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(dispatch.interpreted(), reason="this process interprets Triton already")
+def test_kernels_through_the_interpreter():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "interpreted",
+        "-x",
+        "--durations=5",
+        str(HERE),
+    ]
+    child = subprocess.run(
+        command,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=HERE.parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stdout[-8000:] + child.stderr[-2000:]
+    assert " passed" in child.stdout
