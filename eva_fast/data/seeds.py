@@ -9,6 +9,9 @@ import numpy as np
 
 MASK64 = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
+_GAMMA_U64 = np.uint64(_GAMMA)
+_M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_S30, _S27, _S31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def mix64(value: int) -> int:
@@ -20,12 +23,11 @@ def mix64(value: int) -> int:
 
 
 def mix64_array(values: np.ndarray) -> np.ndarray:
-    """`mix64` of every element of a uint64 array."""
-    with np.errstate(over="ignore"):
-        values = values + np.uint64(_GAMMA)
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return values ^ (values >> np.uint64(31))
+    """`mix64` of every element of a uint64 array; numpy wraps arrays around without a warning."""
+    values = np.asarray(values, np.uint64) + _GAMMA_U64
+    values = (values ^ (values >> _S30)) * _M1
+    values = (values ^ (values >> _S27)) * _M2
+    return values ^ (values >> _S31)
 
 
 def sample_seed(seed: int, image_id: int, view: int) -> int:

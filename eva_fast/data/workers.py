@@ -4,8 +4,9 @@ Two pipes are all they share with the trainer beside the ring: tickets (which ro
 to make) go in, short results come out. A ticket is eight bytes and a result less than PIPE_BUF, so
 reads and writes are atomic and no lock exists that a killed worker could take along.
 
-Processes, not threads: reading, decoding and cropping release the GIL, but the 10 to 20 % of a
-sample's work that holds it would take turns with the thread that launches the training step.
+Processes, not threads: of the 0.7 ms that a 500x375 JPEG takes, 0.1 ms (measured) holds the
+interpreter's lock. Threads would stop gaining at about seven, and take turns with the thread that
+launches the training step long before.
 """
 
 import contextlib
