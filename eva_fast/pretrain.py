@@ -90,6 +90,7 @@ def run(config: Config) -> PretrainResult:
     from eva_fast.data import build_loader, open_source
     from eva_fast.model import create_model
     from eva_fast.model.export import load_weights, save_weights
+    from eva_fast.model.fused import keep_copies
     from eva_fast.teachers import load_teacher
     from eva_fast.train import Plan, Session, checkpoint, make_optimizer, train
     from eva_fast.train.guard import Guard
@@ -142,7 +143,10 @@ def run(config: Config) -> PretrainResult:
             model=student,
             teacher=teacher,
             loader=loader,
-            optimizer=make_optimizer(student, optim.lr, optim.betas, optim.eps, optim.weight_decay),
+            optimizer=make_optimizer(
+                student, optim.lr, optim.betas, optim.eps, optim.weight_decay,
+                copies=keep_copies(student, compute_dtype) if student.fused else None,
+            ),  # fmt: skip
             guard=Guard(device, scaled=compute_dtype == torch.float16),
             device=device,
             ema=Ema(student, optim.ema) if optim.ema else None,

@@ -11,6 +11,7 @@ Drop-path draws the same random numbers as the plain blocks, in the same order.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -47,9 +48,21 @@ def compute_dtype(model, device_type: str) -> torch.dtype:
     parameters = model.pos_embed.dtype
     if parameters != torch.float32:
         return parameters
-    if torch.is_autocast_enabled(device_type):
+    if _autocast_on(device_type):
         return torch.get_autocast_dtype(device_type)
     return model.compute_dtype
+
+
+def _autocast_on(device_type: str) -> bool:
+    available = torch.amp.is_autocast_available(device_type)
+    return available and torch.is_autocast_enabled(device_type)
+
+
+def _chosen_dtypes(device_type: str):
+    """Keeps autocast, which only chose the compute dtype, away from the ops."""
+    if _autocast_on(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def weight_copies(model, dtype: torch.dtype) -> dict[Tensor, Tensor]:
@@ -72,6 +85,12 @@ def keep_copies(model, dtype: torch.dtype) -> dict[Tensor, Tensor]:
         p: p.detach().to(dtype) for p in matrices(model) if p.dtype != dtype
     }
     return model.compute_copies
+
+
+def refresh_copies(model) -> None:
+    """Rounds the kept copies anew, after the parameters were loaded from somewhere."""
+    for parameter, copy in getattr(model, "compute_copies", {}).items():
+        copy.copy_(parameter.detach())
 
 
 class _Weights:
@@ -182,7 +201,7 @@ def forward_features(model, images: Tensor, mask: Tensor | None = None) -> Tenso
     device = images.device.type
     dtype = compute_dtype(model, device)
     indices = None if mask is None else _indices(model, mask)
-    with torch.autocast(device, enabled=False):
+    with _chosen_dtypes(device):
         weights = _Weights(model, dtype)
         stream = _run_blocks(model, weights, _embed(model, weights, images, indices, dtype), None)
         return add_layer_norm(*stream, model.norm.weight, model.norm.bias, model.norm.eps)[1]
@@ -193,7 +212,7 @@ def predict(model, images: Tensor, mask: Tensor) -> Tensor:
     device = images.device.type
     dtype = compute_dtype(model, device)
     indices = _indices(model, mask)
-    with torch.autocast(device, enabled=False):
+    with _chosen_dtypes(device):
         weights = _Weights(model, dtype)
         x = _embed(model, weights, images, indices, dtype)
         stream = _run_blocks(model, weights, x, indices)

@@ -229,6 +229,7 @@ class EvaViT(nn.Module):
         if faults:
             raise ValueError("the weights do not fit this model; " + "; ".join(faults))
         self.load_state_dict(state_dict)
+        fused.refresh_copies(self)
 
     def official_state_dict(self) -> dict[str, Tensor]:
         """Float32 copies on the CPU in official naming: what a checkpoint for others holds."""

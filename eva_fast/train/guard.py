@@ -3,10 +3,12 @@
 Counters live on the device and are read at log points. In fp16 the same flag drives the loss scale.
 """
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
+
+from eva_fast.ops import FusedAdamW
 
 MAX_STREAK = 10
 GROWTH_STEPS = 2000
@@ -37,19 +39,14 @@ class Guard:
         return norm / self.state[3] if self.scaled else norm
 
     @torch.no_grad()
-    def step(self, optimizer: torch.optim.AdamW, loss: Tensor, norm: Tensor, clip: float) -> None:
+    def step(self, optimizer: FusedAdamW, loss: Tensor, norm: Tensor, clip: float) -> None:
         """One optimiser step with gradients clipped to global norm `clip` (0: not clipped), or none
         where `loss` or `norm` is not finite. `norm` is the unscaled one."""
         bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
-        divisor = self.state[3].clone()
-        if clip > 0:  # torch.nn.utils.clip_grad_norm_: factor clip / (norm + 1e-6), at most 1
-            divisor = divisor * ((norm + 1e-6) / clip).clamp_min(1.0)
-        # torch's fused AdamW divides gradients by `grad_scale` and leaves parameters and state alone
-        # where `found_inf` is 1: the protocol of torch.amp.GradScaler.
-        extra: Any = optimizer
-        extra.grad_scale, extra.found_inf = divisor, bad.float()
-        optimizer.step()
-        del extra.grad_scale, extra.found_inf
+        scale = 1 / self.state[3]
+        if clip > 0:  # as torch.nn.utils.clip_grad_norm_
+            scale = scale * (clip / (norm + 1e-6)).clamp_max(1.0)
+        optimizer.step(grad_scale=torch.where(bad, math.nan, scale))  # NaN skips the step
         self._count(bad.float())
 
     def _count(self, bad: Tensor) -> None:

@@ -1,7 +1,11 @@
 """AdamW with EVA-01's parameter groups."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from eva_fast.ops import FusedAdamW
 
 NO_DECAY = ("pos_embed", "cls_token")
 
@@ -25,17 +29,21 @@ def make_optimizer(
     betas: tuple[float, float] = (0.9, 0.98),
     eps: float = 1e-6,
     weight_decay: float = 0.05,
-) -> torch.optim.AdamW:
-    """torch's fused AdamW over `model` in two groups, decayed and not. The fused kernel takes the
-    clip factor and the non-finite flag as tensors, so that neither is read by the host."""
+    copies: dict[Tensor, Tensor] | None = None,
+) -> FusedAdamW:
+    """AdamW over `model` in two groups, decayed and not, in one pass over memory (`ops.adamw`).
+
+    `copies` maps parameters to 16-bit tensors that every step rewrites
+    (`model.fused.keep_copies`). Its state dict and torch.optim.AdamW's are interchangeable.
+    """
     parameters = dict(model.named_parameters())
     decay, no_decay = decay_groups(model)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [parameters[n] for n in decay], "weight_decay": weight_decay},
         {"params": [parameters[n] for n in no_decay], "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    return FusedAdamW(groups, lr=lr, betas=betas, eps=eps, copies=copies)
 
 
 def gradient_norm(model: nn.Module) -> Tensor:

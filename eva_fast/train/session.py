@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from eva_fast.model import EvaViT
+from eva_fast.model.fused import refresh_copies
+from eva_fast.ops import FusedAdamW
 from eva_fast.teachers import Teacher
 from eva_fast.train import checkpoint
 from eva_fast.train.guard import Guard
@@ -22,7 +24,7 @@ class Session:
     model: EvaViT
     teacher: nn.Module
     loader: Any
-    optimizer: torch.optim.AdamW
+    optimizer: FusedAdamW
     guard: Guard
     device: torch.device
     ema: Ema | None = None
@@ -50,6 +52,7 @@ class Session:
             model_state_dict=tensors["model"],
             optim_state_dict=tensors["optimizer"],
         )
+        refresh_copies(self.model)
         self.guard.state.copy_(tensors["guard"])
         self.window.copy_(tensors["window"])
         if self.ema is not None:
