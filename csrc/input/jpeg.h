@@ -23,7 +23,7 @@ struct HuffmanTable {
   uint8_t spec[16 + 256] = {};  // counts by length, then symbols: as in the file
   bool defined = false;
   uint32_t fast[1 << kFastBits];
-  int32_t limit[18];   // first code beyond those of this length, aligned to 16 bits
+  int32_t limit[17];   // first code beyond those of this length, aligned to 16 bits
   int32_t offset[17];  // index of a length's first symbol minus its first code
 
   bool define(const uint8_t* counts, const uint8_t* symbols, int n);  // false: not a prefix code
@@ -64,6 +64,7 @@ bool decode_scan(Bytes file, const JpegHeader& header, const HuffmanTable* table
 // and clipped: sample (y, x) to out[x * stride + y].
 using InverseDct = void (*)(const int16_t* coefficients, const float* scale, uint8_t* out,
                             int64_t stride);
+extern InverseDct inverse_dct;  // the one for this machine
 void inverse_dct_plain(const int16_t* coefficients, const float* scale, uint8_t* out,
                        int64_t stride);
 void inverse_dct_avx2(const int16_t* coefficients, const float* scale, uint8_t* out,

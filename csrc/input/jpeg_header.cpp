@@ -150,7 +150,6 @@ bool HuffmanTable::define(const uint8_t* counts, const uint8_t* symbols, int n) 
     limit[length] = code << (16 - length);
     code <<= 1;
   }
-  limit[17] = 1 << 16;
   return defined = true;
 }
 
@@ -186,7 +185,7 @@ bool read_header(Bytes file, JpegHeader& header, HuffmanTable* tables) {
       if (header.components == 3 && !jfif && (adobe_transform == 0 || rgb)) return false;
       header.scan = at;
       return read_scan(segment, header, defined);
-    } else good = marker >= 0xe0 || marker == 0xdb;  // application data and comments; else unknown
+    } else good = (marker & 0xf0) == 0xe0 || marker == 0xfe;  // application data, comments
     if (!good) return false;
   }
   return false;

@@ -18,16 +18,6 @@ constexpr uint8_t kZigzag[64 + 16] = {
     29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54,
     47, 55, 62, 63, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64, 64};
 
-InverseDct choose_dct() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return inverse_dct_avx2;
-#endif
-  return inverse_dct_plain;
-}
-
-const InverseDct inverse_dct = choose_dct();
-
 // The entropy-coded bytes without stuffing, and where each restart interval begins in them.
 struct Scan {
   std::vector<uint8_t> bytes;
@@ -126,11 +116,11 @@ inline bool read_block(BitReader& in, const HuffmanTable& dc, const HuffmanTable
   const uint32_t first = dc.fast[in.peek(kFastBits)];
   if (const int difference = int32_t(first) >> 16) {
     in.skip(first & 255);
-    mean += difference;
+    mean = int16_t(mean + difference);
   } else {
     const int size = in.symbol(dc, first);
     if (size < 0 || size > 15) return false;
-    if (size) mean += in.value(size);
+    if (size) mean = int16_t(mean + in.value(size));
   }
   if (keep) {
     std::memset(block.coefficients, 0, sizeof block.coefficients);

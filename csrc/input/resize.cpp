@@ -11,30 +11,6 @@
 namespace eva {
 namespace {
 
-void weighted_rows_plain(const uint8_t* const* rows, const int16_t* weights, int64_t taps,
-                         int64_t n, uint8_t* out) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    int32_t sum[kLanes];
-    for (int64_t l = 0; l < kLanes; ++l) sum[l] = 1 << (kWeightBits - 1);
-    for (int64_t t = 0; t < taps; ++t)
-      for (int64_t l = 0; l < kLanes; ++l) sum[l] += weights[t] * rows[t][i + l];
-    for (int64_t l = 0; l < kLanes; ++l)
-      out[i + l] = uint8_t(std::clamp(sum[l] >> kWeightBits, 0, 255));
-  }
-}
-
-WeightedRows choose() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    return weighted_rows_avx512;
-  if (__builtin_cpu_supports("avx2")) return weighted_rows_avx2;
-#endif
-  return weighted_rows_plain;
-}
-
-WeightedRows weighted_rows = choose();
-
 // Kept a thread, so that a worker does not go back to the system for every image.
 struct Scratch {
   std::vector<uint8_t> columns, narrow, lines;
@@ -99,17 +75,4 @@ EVA_EXPORT void eva_resize(const uint8_t* data, int64_t height, int64_t width, i
                  scratch.down, size, flip != 0, out + c * size * size);
   for (int64_t c = channels; c < 3; ++c)
     std::memcpy(out + c * size * size, out, size * size);
-}
-
-// For tests: 0 plain, 1 AVX2, 2 AVX-512. False where this machine lacks it.
-EVA_EXPORT int32_t eva_resize_use(int32_t level) {
-  using namespace eva;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (level == 2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    return weighted_rows = weighted_rows_avx512, 1;
-  if (level == 1 && __builtin_cpu_supports("avx2")) return weighted_rows = weighted_rows_avx2, 1;
-#endif
-  if (level == 0) return weighted_rows = weighted_rows_plain, 1;
-  return 0;
 }

@@ -12,6 +12,7 @@ constexpr int64_t kLanes = 32;
 using WeightedRows = void (*)(const uint8_t* const* rows, const int16_t* weights, int64_t taps,
                               int64_t n, uint8_t* out);
 
+extern WeightedRows weighted_rows;  // the one for this machine
 void weighted_rows_avx2(const uint8_t* const* rows, const int16_t* weights, int64_t taps, int64_t n,
                         uint8_t* out);
 void weighted_rows_avx512(const uint8_t* const* rows, const int16_t* weights, int64_t taps,

@@ -87,8 +87,8 @@ class BlockMasker:
         """The next `batch` masks of the sequence: bool [batch, rows, columns], True is masked."""
         if batch < 0:
             raise ValueError(f"batch must not be negative, got {batch}")
-        first = np.uint64(self.seed % (1 << 64)) + np.uint64(self._drawn) * GOLDEN
         with np.errstate(over="ignore"):
+            first = np.uint64(self.seed % (1 << 64)) + np.uint64(self._drawn) * GOLDEN
             seeds = _mix(first + np.arange(1, batch + 1, dtype=np.uint64) * GOLDEN)
         self._drawn += batch
         masks = np.zeros((batch, self.grid[0] * self.grid[1]), dtype=bool)
