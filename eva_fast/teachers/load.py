@@ -16,7 +16,7 @@ from eva_fast.teachers.base import Teacher, check_grid
 from eva_fast.teachers.clip import ClipTeacher
 from eva_fast.teachers.hints import clip_hints, read_json, timm_hints
 from eva_fast.teachers.hog import HogTeacher
-from eva_fast.teachers.naming import SCHEMES, find_scheme, read_clip
+from eva_fast.teachers.naming import find_scheme, no_tower, read_clip
 from eva_fast.teachers.weights import Weights, read_weights
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def load_teacher(
         if cells is None:
             raise ValueError("teacher 'hog' needs grid=(rows, columns) of the student's patches")
         teacher: Teacher = HogTeacher(cells, whiten)
-    elif Path(name).exists():
+    elif name and Path(name).exists():
         teacher = _from_path(name, Path(name), cells, whiten)
     elif family in _FAMILIES and rest:
         load = {
@@ -92,20 +92,16 @@ def _from_path(name: str, path: Path, grid: Grid, whiten: bool) -> Teacher:
     weights = hub.read_folder(path) if path.is_dir() else read_weights(path)
     if find_scheme(weights):
         return _clip(name, weights, clip_hints(weights), grid, whiten)
-    architecture = read_json(weights.path.parent / "config.json").get("architecture")
-    if architecture:
-        return _timm_file(name, str(architecture), weights, grid, whiten)
+    config = read_json(weights.path.parent / "config.json")
+    if architecture := config.get("architecture"):
+        options = config.get("model_args") or {}
+        return _timm_file(name, str(architecture), weights, grid, whiten, options)
     stem = weights.path.name.partition(".")[0].rpartition("-")[0] or weights.path.stem
     if stem in _torchvision_models():
         return torchvision_teacher(name, stem, weights, grid, whiten=whiten)
     if (timm_name := _timm_prefix(weights.path.name)) is not None:
         return _timm_file(name, timm_name, weights, grid, whiten)
-    keys = list(weights)
-    raise ValueError(
-        f"{weights.path} holds no known teacher (its keys: {', '.join(keys[:4])}, ...). A CLIP "
-        f"image tower is known by its keys: {SCHEMES}. Another network is known by the model's name "
-        "at the start of the file's name, or spelled out: torchvision/NAME:FILE or timm/NAME:FILE"
-    )
+    raise no_tower(weights)
 
 
 def _openai(name: str, rest: str, grid: Grid, whiten: bool) -> Teacher:
@@ -150,7 +146,10 @@ def _timm(name: str, rest: str, grid: Grid, whiten: bool) -> Teacher:
         raise hub.unknown("timm model", model, timm.list_models())
     if source:
         return _timm_file(name, model, read_weights(Path(source)), grid, whiten)
-    config = timm.get_pretrained_cfg(model)
+    try:
+        config = timm.get_pretrained_cfg(model)
+    except RuntimeError:  # the tag after the dot is none of the model's
+        config = None
     if config is None or not config.hf_hub_id:
         raise hub.unknown("timm weights", model, timm.list_pretrained())
     folder = hub.hub_folder(config.hf_hub_id, name, config.hf_hub_filename)
@@ -159,14 +158,27 @@ def _timm(name: str, rest: str, grid: Grid, whiten: bool) -> Teacher:
     return _timm_file(name, model, weights, grid, whiten)
 
 
-def _timm_file(name: str, model: str, weights: Weights, grid: Grid, whiten: bool) -> Teacher:
+def _timm_file(
+    name: str,
+    model: str,
+    weights: Weights,
+    grid: Grid,
+    whiten: bool,
+    options: dict[str, Any] | None = None,
+) -> Teacher:
     timm = hub.library("timm", "timm", name)
     if not timm.is_model(model.partition(".")[0]):
         raise hub.unknown("timm model", model, timm.list_models())
     if find_scheme(weights):
-        config = timm.get_pretrained_cfg(model)
-        return _clip(name, weights, timm_hints(model, config.to_dict()), grid, whiten)
-    network = timm.create_model(model, pretrained=False, num_classes=0)
+        config = timm.get_pretrained_cfg(model.partition(".")[0])
+        hints = timm_hints(model, config.to_dict() if config else {})
+        return _clip(name, weights, hints, grid, whiten)
+    try:
+        network = timm.create_model(
+            model.partition(".")[0], **{**(options or {}), "num_classes": 0}
+        )
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"timm cannot build {model} with {options}: {error}") from error
     load_timm(network, weights, model)
     return timm_teacher(name, network, grid, whiten)
 

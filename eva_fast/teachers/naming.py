@@ -58,13 +58,15 @@ Source = tuple[tuple[str, ...], bool]
 def find_scheme(names: Mapping[str, Any]) -> tuple[str, str] | None:
     """(scheme, prefix) of a CLIP image tower among `names`: "openai", "hf" or "timm"; else None."""
     for scheme, probe, also in (
-        ("openai", "transformer.resblocks.0.attn.in_proj_weight", "conv1.weight"),
-        ("hf", "embeddings.class_embedding", "embeddings.patch_embedding.weight"),
+        ("openai", "transformer.resblocks.0.attn.in_proj_weight", "class_embedding"),
+        ("hf", "embeddings.class_embedding", ""),
         ("timm", "blocks.0.attn.qkv.weight", "norm_pre.weight"),
     ):
         for name in names:
-            if name.endswith(probe) and name[: -len(probe)] + also in names:
-                return scheme, name[: -len(probe)]
+            prefix = name[: -len(probe)]
+            # An open_clip file has text blocks of the same names, but no class token beside them.
+            if name.endswith(probe) and (not also or prefix + also in names):
+                return scheme, prefix
     return None
 
 
@@ -79,7 +81,7 @@ def read_clip(weights: Weights, hints: Mapping[str, Any]) -> tuple[ClipConfig, d
     """
     found = find_scheme(weights)
     if found is None:
-        raise ValueError(_no_tower(weights))
+        raise no_tower(weights)
     scheme, prefix = found
     sources = {"openai": _from_openai, "hf": _from_hf, "timm": _from_timm}[scheme](weights, prefix)
     for name in ("conv1.weight", "class_embedding", "positional_embedding"):
@@ -208,7 +210,8 @@ def _heads(hint: Any, width: int, layers: int) -> int:
 
 
 def _guess_activation(weights: Weights, scheme: str) -> str:
-    if "quickgelu" in str(weights.path).lower() or "openai" in str(weights.path).lower():
+    path = str(weights.path).lower()
+    if weights.kind == "torchscript" or "quickgelu" in path or "openai" in path:
         return "quick_gelu"
     if scheme == "timm":
         return "gelu"
@@ -256,14 +259,18 @@ def _check(weights: Weights, config: ClipConfig, state: dict[str, Tensor]) -> No
         )
 
 
-def _no_tower(weights: Weights) -> str:
+def no_tower(weights: Weights) -> ValueError:
+    """The error for a file without a CLIP image tower, and what it could be instead."""
     names = list(weights)
     seen = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
     if any("visual.layer1" in n or "visual.attnpool" in n for n in names):
-        return f"{weights.path} holds a CLIP ResNet; only CLIP's vision transformers are teachers"
-    if any(n.startswith("visual.trunk.") for n in names):
-        return (
-            f"{weights.path} holds an open_clip model around a timm tower; load that tower by "
-            "timm/NAME:FILE"
+        reason = "a CLIP ResNet; only CLIP's vision transformers are teachers"
+    elif any(n.startswith("visual.trunk.") for n in names):
+        reason = "an open_clip model around a timm tower; load that tower by timm/NAME:FILE"
+    else:
+        reason = (
+            f"no known teacher (its keys: {seen}). A CLIP image tower is known by its keys: "
+            f"{SCHEMES}. Another network is known by the model's name at the start of the file's "
+            "name, or spelled out: torchvision/NAME:FILE or timm/NAME:FILE"
         )
-    return f"{weights.path} holds no known image tower (its keys: {seen}); possible: {SCHEMES}"
+    return ValueError(f"{weights.path} holds {reason}")

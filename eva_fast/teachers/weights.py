@@ -77,7 +77,10 @@ def read_weights(path: Path) -> Weights:
             with zipfile.ZipFile(path) as archive:
                 script = is_torchscript(archive)
             if script:
-                return Weights(path, "torchscript", *read_torchscript(path))
+                tensors, hints = read_torchscript(path)
+                if not tensors:
+                    raise ValueError(f"{path} holds no tensors")
+                return Weights(path, "torchscript", tensors, hints)
         return _read_torch(path, mmap=start[:4] == b"PK\x03\x04")
     except pickle.UnpicklingError as error:
         if start[:1] not in (b"P", b"\x80") or "truncated" in str(error):

@@ -1,0 +1,225 @@
+"""Weight files: every damaged, wrong or hostile one ends in one clear error, and runs nothing."""
+
+import hashlib
+import io
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from eva_fast.teachers.torchscript import read_torchscript
+from eva_fast.teachers.weights import read_weights
+
+
+class Touch:
+    """A pickle that creates a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+class Small(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(3, 2)
+        self.again = self.inner
+        self.sizes = [1, 2]
+        self.register_buffer("empty", torch.zeros(0, 4))
+        self.register_buffer("numbers", torch.arange(12).view(3, 4).T)
+        self.register_buffer("flags", torch.tensor([True, False]))
+        self.register_buffer("brain", torch.randn(5).bfloat16())
+
+    def forward(self, x):
+        return self.again(self.inner(x)[:, :1].expand(-1, 3)) + self.sizes[0]
+
+
+def archive(path, pickled, storages=(), compression=zipfile.ZIP_STORED):
+    """A zip file that looks like a TorchScript archive around a given pickle."""
+    with zipfile.ZipFile(path, "w", compression) as file:
+        file.writestr("m/data.pkl", pickled)
+        file.writestr("m/constants.pkl", pickle.dumps(()))
+        for key, data in storages:
+            file.writestr(f"m/data/{key}", data)
+    return path
+
+
+def test_torchscript_state_dict(tmp_path):
+    model = Small()
+    torch.jit.script(model).save(tmp_path / "small.pt")
+    weights = read_weights(tmp_path / "small.pt")
+    assert weights.kind == "torchscript"
+    expected = torch.jit.load(tmp_path / "small.pt").state_dict()
+    assert set(weights) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(weights[name], tensor) and weights[name].dtype == tensor.dtype, name
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".bin"])
+def test_torch_and_safetensors(tmp_path, suffix):
+    state = {"a.weight": torch.randn(2, 3), "b": torch.arange(3)}
+    torch.save({"model": state, "epoch": 4, "lr": [0.1]}, tmp_path / f"x{suffix}")
+    save_file(state, tmp_path / "x.safetensors", {"heads": "2"})
+    for name, kind in ((f"x{suffix}", "torch"), ("x.safetensors", "safetensors")):
+        weights = read_weights(tmp_path / name)
+        assert weights.kind == kind and set(weights) == set(state) and len(weights) == 2
+        assert all(torch.equal(weights[k], v) for k, v in state.items())
+    assert weights.metadata == {"heads": "2"}
+
+
+def test_hostile_pickles_run_nothing(tmp_path):
+    victim = tmp_path / "victim"
+    payload = pickle.dumps({"state_dict": {"w": torch.ones(2)}, "x": Touch(victim)}, protocol=2)
+    (tmp_path / "plain.pt").write_bytes(payload)
+    torch.save({"w": torch.ones(2), "x": Touch(victim)}, tmp_path / "zip.pt")
+    torch.save(
+        {"w": torch.ones(2), "x": Touch(victim)},
+        tmp_path / "legacy.pth",
+        _use_new_zipfile_serialization=False,
+    )
+    archive(tmp_path / "script.pt", payload)
+    for name in ("plain.pt", "zip.pt", "legacy.pth", "script.pt"):
+        with pytest.raises(ValueError, match="never loaded because loading runs code"):
+            read_weights(tmp_path / name)
+        assert not victim.exists(), name
+    pickle.loads(payload)["x"].close()  # the payload does work where pickles are trusted
+    assert victim.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["os.system", "builtins.eval", "torch.load", "torch.serialization.load", "torch._utils.x"],
+)
+def test_no_other_name_is_looked_up(tmp_path, name):
+    module, _, function = name.rpartition(".")
+    code = f"c{module}\n{function}\n(S'echo'\ntR.".encode()
+    with pytest.raises(ValueError, match=f"refers to {name}"):
+        read_weights(archive(tmp_path / "x.pt", code))
+
+
+def test_a_pickle_cannot_change_the_reader(tmp_path):
+    """BUILD may set attributes on whatever the pickle got; nothing of it outlives the file."""
+    code = (
+        b"c__torch__\nM\n)\x81}(S'w'\nctorch._utils\n_rebuild_tensor_v2\n"
+        b"(N}(S'__defaults__'\n(I7\ntutbub."
+    )
+    read = archive(tmp_path / "x.pt", code)
+    with pytest.raises(ValueError, match="holds no tensors"):
+        read_weights(read)
+    torch.jit.script(Small()).save(tmp_path / "small.pt")
+    assert read_weights(tmp_path / "small.pt")["inner.weight"].shape == (2, 3)
+
+
+def script_pickle(size=(2, 3), stride=(3, 1), offset=0, key="0", storage="FloatStorage"):
+    """Pickle of a module with one tensor `w`, written opcode by opcode."""
+    numbers = lambda values: b"(" + b"".join(b"I%d\n" % v for v in values) + b"t"  # noqa: E731
+    return (
+        b"c__torch__\nM\n)\x81}(S'w'\nctorch._utils\n_rebuild_tensor_v2\n((S'storage'\nctorch\n"
+        + storage.encode()
+        + b"\nS'%s'\nS'cpu'\nI6\ntQI%d\n" % (key.encode(), offset)
+        + numbers(size)
+        + numbers(stride)
+        + b"I00\nccollections\nOrderedDict\n)Rt"
+        + b"Rub."
+    )
+
+
+def test_written_by_hand(tmp_path):
+    data = torch.arange(6.0)
+    path = archive(tmp_path / "x.pt", script_pickle(), [("0", data.numpy().tobytes())])
+    assert torch.equal(read_weights(path)["w"], data.view(2, 3))
+    path = archive(tmp_path / "y.pt", script_pickle((2,), (2,), 1), [("0", data.numpy().tobytes())])
+    assert read_weights(path)["w"].tolist() == [1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    "options, compression",
+    [
+        (dict(size=(2, 4), stride=(4, 1)), zipfile.ZIP_STORED),
+        (dict(offset=1), zipfile.ZIP_STORED),
+        (dict(size=(2, -3)), zipfile.ZIP_STORED),
+        (dict(key="1"), zipfile.ZIP_STORED),
+        (dict(storage="TypedStorage"), zipfile.ZIP_STORED),
+        (dict(), zipfile.ZIP_DEFLATED),
+    ],
+    ids=["too_large", "offset", "negative", "no_storage", "no_type", "compressed"],
+)
+def test_descriptions_that_lie(tmp_path, options, compression):
+    data = torch.arange(6.0).numpy().tobytes()
+    path = archive(tmp_path / "x.pt", script_pickle(**options), [("0", data)], compression)
+    with pytest.raises(ValueError, match=str(path)):
+        read_weights(path)["w"]
+
+
+@pytest.mark.parametrize("keep", [0.98, 0.5, 0.05, 0.0])
+@pytest.mark.parametrize("kind", ["script.pt", "zip.pt", "legacy.pth", "x.safetensors"])
+def test_truncated(tmp_path, kind, keep):
+    path = tmp_path / kind
+    state = {f"layer{i}.weight": torch.randn(40, 40) for i in range(4)}
+    if kind == "script.pt":
+        torch.jit.script(Small()).save(path)
+    elif kind == "x.safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip.pt")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(ValueError, match="damaged, truncated or no weight file.*expected"):
+        read_weights(path)
+
+
+def test_flipped_byte_in_a_torchscript_archive(tmp_path):
+    path = archive(tmp_path / "x.pt", script_pickle(), [("0", b"\x11" * 24)])
+    path.write_bytes(path.read_bytes().replace(b"\x11" * 24, b"\x11" * 23 + b"\x12"))
+    with pytest.raises(ValueError, match="damaged"):
+        read_weights(path)["w"]
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"<html>not found</html>", b"\x80\x02K\x01."])
+def test_no_weight_file(tmp_path, content):
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=str(path)):
+        read_weights(path)
+
+
+def test_nothing_in_it(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "x.pt")
+    save_file({}, tmp_path / "x.safetensors")
+    for name in ("x.pt", "x.safetensors"):
+        with pytest.raises(ValueError, match="no (state dict|tensors)"):
+            read_weights(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_weights(tmp_path / "nowhere.pt")
+
+
+def test_hash_in_the_name(tmp_path):
+    buffer = io.BytesIO()
+    torch.save({"w": torch.ones(3)}, buffer)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    for good in (digest[:8], digest[:16], digest):
+        path = tmp_path / f"net-{good}.pth"
+        path.write_bytes(buffer.getvalue())
+        assert read_weights(path)["w"].shape == (3,)
+    wrong = ("0" if digest[0] != "0" else "1") + digest[1:8]
+    path = tmp_path / f"net-{wrong}.pth"
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(ValueError, match=f"sha256 starts with {digest[:8]}.*ends in {wrong}"):
+        read_weights(path)
+    for plain in ("net-v2.pth", "net-00001.pth", "net.pth"):
+        (tmp_path / plain).write_bytes(buffer.getvalue())
+        assert "w" in read_weights(tmp_path / plain)
+
+
+def test_text_tower_is_not_read(tmp_path):
+    """Tensors are read one by one: what nobody asks for costs no memory."""
+    torch.jit.script(Small()).save(tmp_path / "small.pt")
+    tensors, _ = read_torchscript(tmp_path / "small.pt")
+    os.remove(tmp_path / "small.pt")
+    with pytest.raises(FileNotFoundError):
+        tensors["inner.weight"]()
