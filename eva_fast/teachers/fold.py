@@ -36,9 +36,10 @@ def fold_batch_norms(network: GraphModule) -> GraphModule:
         before = node.args[0] if node.args else None
         if not isinstance(before, Node) or before.op != "call_module" or len(before.users) > 1:
             continue
-        conv, norm = network.get_submodule(before.target), network.get_submodule(node.target)
+        place = str(before.target)
+        conv, norm = network.get_submodule(place), network.get_submodule(node.target)
         if _foldable(conv, norm, uses, once=2):
-            network.set_submodule(before.target, _folded(conv, norm))
+            network.set_submodule(place, _folded(conv, norm))
             node.replace_all_uses_with(before)
             network.graph.erase_node(node)
             network.delete_submodule(node.target)
