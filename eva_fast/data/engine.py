@@ -1,5 +1,6 @@
 """One uninterrupted run of a feed: the ring, the workers, and the copies to the device."""
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -92,7 +93,7 @@ class Engine:
     def _take(self, number: int, wait: bool) -> Result | None:
         """What is known of batch `number` once its slot is full; None, without `wait`, if it is not."""
         if self._pool is None:
-            return self._make(number)
+            return self._make(number) if wait else None
         start = time.monotonic()
         while number not in self._results or self._results[number].chunks < self._chunks.count:
             messages = self._pool.messages(1.0 if wait else 0.0)
@@ -181,8 +182,8 @@ class _Upload:
         self._ready = None
         current = torch.cuda.current_stream(self._device)
         current.wait_event(event)
-        batch.images.record_stream(current)
-        batch.mask.record_stream(current)
+        for tensor in (batch.images, batch.mask):  # made on the other stream, used on this one
+            tensor.record_stream(current)
         self._begin(take, free, wait=False)
         return batch, result
 
@@ -210,9 +211,9 @@ class _Upload:
         self._number += 1
 
     def close(self) -> None:
-        self._stream.synchronize()
         self._copied.clear()
-        if self._locked:
-            address, _ = self._ring.extent()
-            torch.cuda.cudart().cudaHostUnregister(address)
-            self._locked = False
+        with contextlib.suppress(RuntimeError):  # the driver may be gone when the program ends
+            self._stream.synchronize()
+            if self._locked:
+                self._locked = False
+                torch.cuda.cudart().cudaHostUnregister(self._ring.extent()[0])

@@ -10,6 +10,7 @@ launches the training step long before.
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import pickle
@@ -109,6 +110,7 @@ class WorkerPool:
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        gc.freeze()  # collecting would write to, and so copy, every page shared with the trainer
         os.close(self._ticket_in)
         os.close(self._result_out)
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
