@@ -94,6 +94,7 @@ def run(config: Config) -> PretrainResult:
     from eva_fast.teachers import load_teacher
     from eva_fast.train import Plan, Session, checkpoint, make_optimizer, train
     from eva_fast.train.guard import Guard
+    from eva_fast.train.kernels import settle_kernels
     from eva_fast.train.optimizer import Ema
     from eva_fast.train.telemetry import Telemetry
 
@@ -144,12 +145,26 @@ def run(config: Config) -> PretrainResult:
             teacher=teacher,
             loader=loader,
             optimizer=make_optimizer(
-                student, optim.lr, optim.betas, optim.eps, optim.weight_decay,
+                student,
+                optim.lr,
+                optim.betas,
+                optim.eps,
+                optim.weight_decay,
                 copies=keep_copies(student, compute_dtype) if student.fused else None,
             ),  # fmt: skip
             guard=Guard(device, scaled=compute_dtype == torch.float16),
             device=device,
             ema=Ema(student, optim.ema) if optim.ema else None,
+        )
+        before = resume_from and checkpoint.read_state(resume_from)
+        session.kernels = settle_kernels(
+            config.run.kernels,
+            student,
+            session.optimizer,
+            device,
+            batch=optim.batch_size // optim.accumulate,
+            masked=loader_options["mask_count"],
+            kept=before["kernels"] if before else None,
         )
         examples = _Examples(source, loader_options, device)
         if resume_from is not None:
@@ -242,7 +257,9 @@ def _workers(config: Config, device: "torch.device") -> int:
     times longer than decoding its images, so an eighth of the cores is plenty."""
     if config.data.workers is not None:
         return config.data.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     if device.type == "cuda":
         return min(max(1, cores - 1), 16)
     return max(1, cores // 8) if cores > 1 else 0

@@ -14,12 +14,13 @@ name covers the backward too, unless the backward is named itself. Implementatio
 needed. An op which the chosen kind does not cover runs on plain PyTorch, and so does float64.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 _functions: dict[tuple[str, str], Callable[..., Any]] = {}
 _mode = "auto"
 _overrides: dict[str, str] = {}
+_note: Callable[..., Any] | None = None
 
 
 def register(op: str, kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,8 +69,8 @@ def implementation(op: str, device_type: str) -> str:
     kind = forced or (None if _mode == "auto" else _mode)
     if kind is None:
         kind = {"cpu": "native", "cuda": "triton"}.get(device_type, "torch")
-        return kind if _usable(kind, device_type) and _find(op, kind) else "torch"
-    if not _usable(kind, device_type):
+        return kind if usable(kind, device_type) and _find(op, kind) else "torch"
+    if not usable(kind, device_type):
         raise ValueError(
             f"kernels={kind!r} cannot run {op} on {device_type} tensors: triton needs an NVIDIA "
             "GPU (or TRITON_INTERPRET=1 on a CPU), native the built C++ library and a CPU; "
@@ -86,7 +88,26 @@ def function(op: str, tensor: torch.Tensor) -> Callable[..., Any]:
     """The function that runs `op` for tensors like this one."""
     if tensor.dtype == torch.float64:
         return _functions[op, "torch"]
-    return _lookup(op, tensor.device.type)
+    chosen = _lookup(op, tensor.device.type)
+    return chosen if _note is None else functools.partial(_note, op, chosen)
+
+
+def function_of(op: str, kind: str) -> Callable[..., Any]:
+    """One implementation of an op; KeyError where there is none."""
+    _find(op, kind)
+    return _functions[op, kind]
+
+
+@contextlib.contextmanager
+def noting(note: Callable[..., Any]) -> Iterator[None]:
+    """While this is open, `note(op, function, *arguments)` is called in place of every op's function
+    and gives its result."""
+    global _note
+    _note = note
+    try:
+        yield
+    finally:
+        _note = None
 
 
 @functools.cache
@@ -100,7 +121,8 @@ def _lookup(op: str, device_type: str) -> Callable[..., Any]:
     return _functions[op, implementation(op, device_type)]
 
 
-def _usable(kind: str, device_type: str) -> bool:
+def usable(kind: str, device_type: str) -> bool:
+    """Whether this machine can run implementations of `kind` on this device type."""
     if kind == "native":
         return device_type == "cpu" and native.available()
     if kind == "triton":

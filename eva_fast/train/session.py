@@ -29,6 +29,8 @@ class Session:
     device: torch.device
     ema: Ema | None = None
     step: int = 0
+    kernels: dict[str, str] = field(default_factory=dict)
+    """{op: implementation}, kept so that a resumed run rounds as before."""
     window: Tensor = field(init=False)
     """float64 [3] on the device, summed since the last log point: loss and gradient norm of finite
     steps, and how many they were."""
@@ -38,7 +40,12 @@ class Session:
 
     def save(self, root: Path, keep: int, options: dict[str, Any]) -> Path:
         """Writes a checkpoint under `root` and returns its folder."""
-        state = {"step": self.step, "loader": self.loader.state_dict(), "options": options}
+        state = {
+            "step": self.step,
+            "loader": self.loader.state_dict(),
+            "kernels": self.kernels,
+            "options": options,
+        }
         return checkpoint.save(root, self.step, self._tensors(), state, keep)
 
     def restore(self, folder: Path) -> None:

@@ -1,0 +1,179 @@
+"""`kernels="auto"`: every op is timed once for the run's real shapes, and the faster one runs.
+
+One real training step is run while the arguments of every op are noted; then each op is replayed
+with plain PyTorch and with the fused kernel in turn, and the smaller median wins. The choice is
+kept on disk for this device, shape and versions, so that the next start costs nothing, and is
+logged with its timings.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from eva_fast.ops import dispatch
+
+log = logging.getLogger(__name__)
+ROUNDS = 5
+Choices = dict[str, dict[str, Any]]
+
+
+def choose_kernels(step: Callable[[], Any], device: torch.device, what: dict[str, Any]) -> Choices:
+    """Chooses the implementation of every op that `step` runs, for the whole process.
+
+    Args:
+        step: one training step without the optimiser's update kept: forward and backward.
+        device: where it runs.
+        what: names the shapes, for the cache: the same values give the same choice.
+
+    Returns {op: {"kind": the choice, "milliseconds": {kind: median of all its calls a step}}}.
+    """
+    path = cache_file(device, what)
+    found = _read(path)
+    if found is None:
+        dispatch.set_kernels("auto")
+        calls = _calls_of(step)
+        found = {op: _race(op, list(calls[op].values()), device) for op in sorted(calls)}
+        _write(path, found)
+        log.info("kernels measured, kept in %s", path)
+    else:
+        log.info("kernels as measured before (%s)", path)
+    for op, entry in found.items():
+        timings = ", ".join(f"{k} {ms:.2f} ms" for k, ms in entry["milliseconds"].items())
+        log.info("  %-28s %-7s %s", op, entry["kind"], timings)
+    dispatch.set_kernels("auto", {op: entry["kind"] for op, entry in found.items()})
+    return found
+
+
+def cache_file(device: torch.device, what: dict[str, Any]) -> Path:
+    """Where the choice for this device, these versions and shapes is kept."""
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    key = json.dumps([fingerprint(device), what], sort_keys=True, default=str)
+    return (
+        Path(root)
+        / "eva_fast"
+        / "kernels"
+        / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    )
+
+
+def fingerprint(device: torch.device) -> dict[str, Any]:
+    """What a timing depends on beside the shapes: device, threads and versions."""
+    import eva_fast
+
+    libraries = {"torch": torch.__version__, "eva_fast": eva_fast.__version__}
+    if device.type == "cuda":
+        import triton
+
+        name = torch.cuda.get_device_name(device)
+        return {"device": name, "triton": triton.__version__, **libraries}
+    threads = torch.get_num_threads()
+    isa = torch.backends.cpu.get_cpu_capability()
+    return {"device": platform.machine(), "isa": isa, "threads": threads, **libraries}
+
+
+def kept_choices() -> list[dict[str, Any]]:
+    """Every choice on disk, newest first: {"file", "choices"}."""
+    folder = cache_file(torch.device("cpu"), {}).parent
+    files = sorted(folder.glob("*.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+    read = ((path, _read(path)) for path in files)
+    return [{"file": str(path), "choices": found} for path, found in read if found is not None]
+
+
+@dataclass(slots=True)
+class _Call:
+    """Arguments of an op's first call with these shapes, and how many calls a step are like it."""
+
+    arguments: tuple
+    count: int = 1
+
+
+def _calls_of(step: Callable[[], Any]) -> dict[str, dict[Any, _Call]]:
+    """{op: {shapes: call}} of everything `step` runs."""
+    calls: dict[str, dict[Any, _Call]] = {}
+
+    def note(op: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        shapes = pytree.tree_map_only(Tensor, lambda t: (t.shape, t.stride(), t.dtype), arguments)
+        seen = calls.setdefault(op, {})
+        if str(shapes) in seen:
+            seen[str(shapes)].count += 1
+        else:
+            # a view of the same storage keeps the strides; ops that write get clones in the race
+            seen[str(shapes)] = _Call(pytree.tree_map_only(Tensor, Tensor.detach, arguments))
+        return function(*arguments)
+
+    with dispatch.noting(note):
+        step()
+    return calls
+
+
+def _race(op: str, calls: list[_Call], device: torch.device) -> dict[str, Any]:
+    """Times one op's calls of a step, plain PyTorch and the fused kernel in turn."""
+    kinds = ["torch"]
+    fused = dispatch.implementation(op, device.type)
+    if fused != "torch":
+        kinds.append(fused)
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for turn in range(ROUNDS + 1):
+        for kind in kinds:
+            function = dispatch.function_of(op, kind)
+            total = 0.0
+            for call in calls:
+                arguments = pytree.tree_map_only(Tensor, _copy, call.arguments)
+                total += call.count * _seconds(function, arguments, device)
+            if turn:  # the first turn compiles and allocates
+                times[kind].append(total)
+    medians = {kind: statistics.median(values) * 1e3 for kind, values in times.items()}
+    return {"kind": min(medians, key=medians.__getitem__), "milliseconds": medians}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """The same values and strides in new memory: an op may write to its arguments."""
+    copy = torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+    )
+    return copy.copy_(tensor)
+
+
+def _seconds(function: Callable[..., Any], arguments: tuple, device: torch.device) -> float:
+    if device.type != "cuda":
+        start = time.perf_counter()
+        function(*arguments)
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    function(*arguments)
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def _read(path: Path) -> Choices | None:
+    try:
+        found = json.loads(path.read_text())
+        return found if all(e["kind"] in dispatch.KINDS for e in found.values()) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # absent, or not ours: measured again
+
+
+def _write(path: Path, found: Choices) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        draft.write_text(json.dumps(found, indent=1))
+        draft.replace(path)
+    except OSError as error:
+        log.warning(
+            "the choice of kernels cannot be kept (%s); it is measured again next time", error
+        )

@@ -1,0 +1,105 @@
+"""The measured choice: complete, kept on disk, without a trace in the run."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+import eva_fast
+from eva_fast.ops import dispatch, measure
+from eva_fast.train import make_optimizer
+from eva_fast.train.kernels import settle_kernels
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    yield
+    dispatch.set_kernels("auto")
+
+
+@pytest.fixture
+def parts():
+    torch.manual_seed(0)
+    model = eva_fast.create_model(
+        "eva_ti_patch8_32", embed_dim=32, depth=2, num_heads=2, mlp_hidden=48, predict_dim=16
+    )
+    return model, make_optimizer(model)
+
+
+def settle(model, optimizer, mode="auto", kept=None):
+    return settle_kernels(mode, model, optimizer, CPU, batch=4, masked=6, kept=kept)
+
+
+def test_every_op_of_the_step_is_chosen_and_the_run_is_untouched(parts):
+    model, optimizer = parts
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    random = torch.get_rng_state()
+    chosen = settle(model, optimizer)
+    assert {"add_layer_norm", "bias_gelu_backward", "negative_cosine", "adamw"} <= chosen.keys()
+    for op, kind in chosen.items():
+        assert dispatch.implementation(op, "cpu") == kind
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not optimizer.state and all(p.grad is None for p in model.parameters())
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+
+
+def test_the_second_start_reads_the_first_ones_choice(parts, monkeypatch, caplog):
+    first = settle(*parts)
+
+    def forbidden(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(measure, "_race", forbidden)
+    with caplog.at_level(logging.INFO):
+        assert settle(*parts) == first
+    assert "as measured before" in caplog.text and "add_layer_norm" in caplog.text
+    kept = measure.kept_choices()
+    assert len(kept) == 1 and kept[0]["choices"].keys() == first.keys()
+
+
+def test_a_damaged_cache_is_measured_again(parts):
+    first = settle(*parts)
+    path = measure.cache_file(CPU, {"sizes": "x"}).parent
+    (file,) = path.glob("*.json")
+    file.write_text('{"adamw": {"kind": "magic"}}')
+    assert settle(*parts).keys() == first.keys()
+    assert json.loads(file.read_text())["adamw"]["kind"] in dispatch.KINDS
+
+
+def test_the_faster_one_is_taken(parts, monkeypatch):
+    """A torch implementation that sleeps must lose, a fused one that sleeps too."""
+    import time
+
+    slow = "torch" if dispatch.implementation("bias_gelu", "cpu") == "native" else None
+    if slow is None:
+        pytest.skip("no C++ library here: there is nothing to choose between")
+    for victim, winner in (("torch", "native"), ("native", "torch")):
+        function = dispatch.function_of("bias_gelu", victim)
+
+        def sleeping(*arguments, function=function):
+            time.sleep(0.02)
+            return function(*arguments)
+
+        dispatch.register("bias_gelu", victim, sleeping)
+        try:
+            for file in measure.cache_file(CPU, {}).parent.glob("*.json"):
+                file.unlink()
+            assert settle(*parts)["bias_gelu"] == winner
+        finally:
+            dispatch.register("bias_gelu", victim, function)
+
+
+def test_a_resumed_run_keeps_its_kernels(parts, monkeypatch):
+    monkeypatch.setattr(measure, "_race", None)
+    assert settle(*parts, kept={"bias_gelu": "torch"}) == {"bias_gelu": "torch"}
+    assert dispatch.implementation("bias_gelu", "cpu") == "torch"
+
+
+def test_forced(parts):
+    assert settle(*parts, mode="torch") == {}
+    assert dispatch.implementation("add_layer_norm", "cpu") == "torch"
