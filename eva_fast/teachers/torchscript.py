@@ -32,6 +32,7 @@ _STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+_MAX_NAMES = 1_000_000
 _LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
 
 
@@ -58,7 +59,8 @@ class _ScriptObject:
         self.fields = state if isinstance(state, dict) else {}
 
 
-class _TensorUnpickler(pickle.Unpickler):
+# The unpickler in Python, not the one in C: a few hostile bytes make that one reserve gigabytes.
+class _TensorUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
     def __init__(self, file: Any) -> None:
         super().__init__(file)
         # Made anew for each file: a hostile pickle may set attributes on what it is handed.
@@ -137,10 +139,15 @@ def _root(names: list[str]) -> str | None:
 
 def _walk(module: _ScriptObject, prefix: str) -> Iterator[tuple[str, Any]]:
     stack = [(module, prefix, frozenset([id(module)]))]
+    count = 0
     while stack:
         node, path, above = stack.pop()
         for key, value in getattr(node, "fields", {}).items():
             name = f"{path}{key}"
+            # A few modules that share each other can be reached by endlessly many names.
+            count += 1
+            if count > _MAX_NAMES:
+                raise pickle.UnpicklingError(f"it has more than {_MAX_NAMES} names")
             yield name, value
             if isinstance(value, _ScriptObject) and id(value) not in above:
                 stack.append((value, f"{name}.", above | {id(value)}))

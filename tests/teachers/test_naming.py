@@ -46,6 +46,7 @@ def test_openai_torchscript(tmp_path, gelu, half):
         check(teacher, model.double()(images().double()))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_openai_traced(tmp_path):
     """A trace keeps no Python attributes: heads follow from the width, QuickGELU from the kind."""
     model = randomise(Clip(**{**SIZES, "width": 128}))

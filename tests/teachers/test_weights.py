@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import random
 import zipfile
 
 import pytest
@@ -113,6 +114,35 @@ def test_a_pickle_cannot_change_the_reader(tmp_path):
         read_weights(read)
     torch.jit.script(Small()).save(tmp_path / "small.pt")
     assert read_weights(tmp_path / "small.pt")["inner.weight"].shape == (2, 3)
+
+
+def test_endlessly_many_names(tmp_path):
+    """Thirty modules, each holding the next one twice: a billion names in a few hundred bytes."""
+    code = b"c__torch__\nM\n)\x81"
+    for _ in range(30):
+        code += b"q\x010c__torch__\nM\n)\x81}(S'a'\nh\x01S'b'\nh\x01ub"
+    with pytest.raises(ValueError, match="more than 1000000 names"):
+        read_weights(archive(tmp_path / "x.pt", code + b"."))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_damage_to_the_description(tmp_path, seed):
+    """Whatever bytes the pickle consists of, the outcome is tensors or a ValueError."""
+    generator = random.Random(seed)
+    torch.jit.script(Small()).save(tmp_path / "small.pt")
+    with zipfile.ZipFile(tmp_path / "small.pt") as file:
+        good = file.read("small/data.pkl")
+    path = tmp_path / "x.pt"
+    for _ in range(150):
+        bad = bytearray(good)
+        for _ in range(generator.randint(1, 4)):
+            bad[generator.randrange(len(bad))] = generator.randrange(256)
+        archive(path, bytes(bad), [(str(i), b"\0" * 64) for i in range(6)])
+        try:
+            weights = read_weights(path)
+            assert all(isinstance(weights[name], torch.Tensor) for name in weights)
+        except ValueError as error:
+            assert str(path) in str(error)
 
 
 def script_pickle(size=(2, 3), stride=(3, 1), offset=0, key="0", storage="FloatStorage"):
