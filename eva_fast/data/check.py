@@ -3,6 +3,7 @@
 import collections
 import functools
 import io
+import itertools
 import math
 import os
 import statistics
@@ -101,13 +102,13 @@ def _samples(source: Source, limit: int | None, seed: int) -> Iterator[tuple[int
     count = len(source) if limit is None else min(limit, len(source))
     if has_stream(source):
         streams = source.sources if isinstance(source, MixedSource) else [source]
-        share = -(-count // len(streams))
+        everything = limit is None or limit >= len(source)
+        share = None if everything else -(-count // len(streams))
         for number, stream in enumerate(streams):
             if has_stream(stream):
                 running = iter(ShardStream(stream, seed, 0, 1, number))  # type: ignore[arg-type]
-                for sample, _ in zip(running, range(share)):
-                    if sample.view:
-                        break  # once around
+                once_around = itertools.takewhile(lambda sample: sample.view == 0, running)
+                for sample in itertools.islice(once_around, share):
                     yield sample.image_id, sample.name, sample.data
             else:
                 yield from _samples(stream, share, seed)

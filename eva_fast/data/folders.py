@@ -1,7 +1,12 @@
 """Images as files: a folder, nested or flat, and a text file that lists paths."""
 
+import contextlib
+import heapq
+import itertools
 import os
+import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from eva_fast.data.index import Entries, Index, cached_index
@@ -79,20 +84,37 @@ def _walk(root: Path) -> Entries:
         recent = time.time() - status.st_mtime < _SETTLED_SECONDS
         mtimes.append(-1 if recent else status.st_mtime_ns)
         yield relative
-        folders, names = [], []
-        with os.scandir(where) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-                    names.append(os.fsencode(entry.name))
-                elif entry.is_dir():
-                    folders.append(entry.name)
-        names.sort()
-        for name in names:
+        folders: list[str] = []
+        for name in sorted_in_parts(_images(where, folders)):
             yield name, None
         waiting += [os.path.join(relative, name) for name in sorted(folders, reverse=True)]
     return mtimes
+
+
+def _images(folder: str, folders: list[str]) -> Iterator[bytes]:
+    """The names of the images in `folder`; its subfolders are added to `folders`."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+                yield os.fsencode(entry.name)
+            elif entry.is_dir():
+                folders.append(entry.name)
+
+
+def sorted_in_parts(names: Iterable[bytes], part: int = 500_000) -> Iterator[bytes]:
+    """`names` sorted; what exceeds `part` of them waits in temporary files, not in memory."""
+    remaining = iter(names)
+    with contextlib.ExitStack() as stack:
+        files = []
+        while len(chunk := sorted(itertools.islice(remaining, part))) == part:
+            file = stack.enter_context(tempfile.TemporaryFile())
+            for name in chunk:  # a name may hold a newline, but no zero byte or slash
+                file.write(name.replace(b"\n", b"/") + b"\n")
+            file.seek(0)
+            files.append(line[:-1].replace(b"/", b"\n") for line in file)
+        yield from heapq.merge(*files, chunk)
 
 
 def open_list(file: Path) -> FileSource:

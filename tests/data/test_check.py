@@ -1,0 +1,86 @@
+"""`check`: counts, kinds, damage, speed and the contact sheet."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from eva_fast.data.check import check
+from eva_fast.data.report import report
+from tests.data.pictures import encoded, write_folder, write_shard
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def told(result):
+    console = Console(file=io.StringIO(), width=100)
+    report(result, console)
+    return console.file.getvalue()
+
+
+def test_folder(tmp_path):
+    root = write_folder(tmp_path / "a", 20, classes=2)
+    (root / "class0" / "p.png").write_bytes(encoded(5, (300, 200), "PNG"))
+    (root / "class0" / "bad.jpg").write_bytes(b"noise")
+    (root / "class1" / "cut.jpg").write_bytes(encoded(6, (300, 200))[:-400])
+    sheet = tmp_path / "sheet.png"
+    result = check(root, gpu_images_per_second=1e6, contact_sheet=sheet)
+    json.dumps(result)
+    assert (result["images"], result["checked"]) == (23, 23)
+    assert result["formats"] == {"JPEG": 20, "PNG": 1} and result["modes"] == {"RGB": 21}
+    assert result["labels"] == {"class0": 12, "class1": 11}
+    assert result["width"] == {"min": 40, "median": 40, "max": 300}
+    assert result["smaller_than_crop"] == 21
+    assert result["unreadable_count"] == 2
+    assert {bad["name"].rpartition("/")[2] for bad in result["unreadable"]} == {
+        "bad.jpg",
+        "cut.jpg",
+    }
+    rate = result["images_per_second_per_core"]
+    assert rate > 0 and abs(result["cores_needed"] - 1e6 / rate) < 1 + 1e6 / rate / 100
+    with Image.open(sheet) as image:
+        pixels = np.asarray(image)
+    assert image.width > 8 * 224 and (pixels == 128).all(axis=2).mean() > 0.1
+    text = told(result)
+    assert "23 (23 of them read)" in text and "bad.jpg" in text and "8.70%" in text
+    assert "JPEG 20, PNG 1" in text and "for 1,000,000 images/s" in text
+
+
+def test_a_part_of_a_large_set(tmp_path):
+    result = check(write_folder(tmp_path / "a", 50), limit=10)
+    assert (result["images"], result["checked"]) == (50, 10)
+    assert result["contact_sheet"] is None and result["cores_needed"] is None
+
+
+def test_streams_datasets_and_mixes(tmp_path):
+    write_shard(tmp_path / "s.tar", range(12))
+    result = check(f"pipe:cat {tmp_path}/s.tar")
+    assert (result["images"], result["checked"]) == (12, 12)
+    result = check([f"pipe:cat {tmp_path}/s.tar", write_folder(tmp_path / "a", 8)])
+    assert result["checked"] == 20
+    result = check(torch.utils.data.StackDataset([torch.zeros(3, 8, 8, dtype=torch.uint8)] * 4))
+    assert result["formats"] == {"tensor": 4}
+    assert "tensor 4" in told(result)
+
+
+def test_nothing_readable_is_reported(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"")
+    result = check(tmp_path, contact_sheet=tmp_path / "s.png")
+    assert result["unreadable_count"] == 1 and result["contact_sheet"] is None
+    assert "a.jpg" in told(result)
+
+
+def test_wrong_settings(tmp_path):
+    with pytest.raises(ValueError, match="limit"):
+        check("builtin", limit=0)
+    with pytest.raises(ValueError, match="multiple of patch_size"):
+        check("builtin", image_size=50)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        check(tmp_path / "nowhere")
