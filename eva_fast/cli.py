@@ -4,18 +4,19 @@ Exit status: 0 done (also when a signal stopped a run after its checkpoint), 1 t
 2 wrong use.
 """
 
+import json as json_module
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
+from rich.console import Console
 
 from eva_fast.config import Config
 
 app = tyro.extras.SubcommandApp()
 data_app = tyro.extras.SubcommandApp()
-bench_app = tyro.extras.SubcommandApp()
 Name = tyro.conf.Positional[str]
 
 
@@ -63,6 +64,120 @@ def evaluate(
         run, data=data, probes=tuple(probe.split(",")), teacher=teacher, out=out, device=device
     )
     print_table(result)
+
+
+@app.command(name="export")
+def export(run: Name, out: Path) -> None:
+    """Write a run's weights as safetensors in official naming, which timm's eva_* models load.
+
+    Args:
+        run: a run's folder, one of its checkpoints, or a weights file.
+        out: the file to write.
+    """
+    from eva_fast.export import export_weights
+
+    print(export_weights(run, out))
+
+
+@app.command(name="doctor")
+def doctor(aot: bool = False, json: bool = False) -> None:
+    """Show what is installed and which kernels run.
+
+    Args:
+        aot: compile every Triton kernel for A100, H100 and B200 (needs no GPU) and show registers,
+            shared memory, spills, tensor-core instructions and wide loads.
+        json: print JSON instead of tables.
+    """
+    if aot:
+        from eva_fast.plan.aot import aot_report, aot_table
+
+        rows = aot_report()
+        _show(rows, None if json else aot_table(rows))
+    else:
+        from eva_fast.doctor import diagnose, render
+
+        report = diagnose()
+        _show(report, None if json else render(report))
+
+
+@app.command(name="plan")
+def plan(
+    model: str = "eva_g_patch14_224",
+    device: str = "h100",
+    gpus: int = 1,
+    batch: int = 4096,
+    precision: str = "bf16",
+    formulation: str = "eva_fast",
+    sharding: str = "none",
+    epochs: float = 150,
+    images: float = 29.6e6,
+    teacher: bool = True,
+    json: bool = False,
+) -> None:
+    """Predict memory, speed and days of a run before buying it. Counted and predicted, not measured.
+
+    Args:
+        model: student by name.
+        device: a100-40, a100-80, h100, h100-pcie, h200, b200, or cpu (measured here).
+        gpus: how many of them.
+        batch: images a step over all devices.
+        precision: bf16, fp16 or fp32.
+        formulation: eva_fast, tuned (well-written PyTorch) or official.
+        sharding: none, optimizer (ZeRO-1) or full (FSDP).
+        epochs: passes over the data.
+        images: images a pass.
+        teacher: whether CLIP ViT-L/14 runs beside the student.
+        json: print JSON instead of tables.
+    """
+    from eva_fast.plan import plan as make_plan
+    from eva_fast.plan.report import render
+
+    found = make_plan(
+        model, device, gpus, batch, precision=precision, formulation=formulation,
+        sharding=sharding, epochs=epochs, images=images, teacher=teacher,
+    )  # fmt: skip
+    _show(found.to_dict(), None if json else render(found))
+
+
+@data_app.command(name="check")
+def data_check(
+    data: Name,
+    limit: int = 10_000,
+    image_size: int = 224,
+    patch_size: int = 14,
+    gpu_images_per_second: float | None = None,
+    contact_sheet: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Read a data set as training does: counts, sizes, formats, unreadable files, speed.
+
+    Args:
+        data: what --data of pretrain takes.
+        limit: images to decode, spread by chance; 0 for all.
+        image_size: side of the crops that are timed and drawn, in pixels.
+        patch_size: side of a patch in pixels.
+        gpu_images_per_second: a training speed, to say how many cores feed it.
+        contact_sheet: write a PNG of crops and their masks here.
+        json: print JSON instead of tables.
+    """
+    from eva_fast.data.check import check, render
+
+    found = check(
+        data, limit=limit or None, image_size=image_size, patch_size=patch_size,
+        gpu_images_per_second=gpu_images_per_second, contact_sheet=contact_sheet,
+    )  # fmt: skip
+    _show(found, None if json else render(found))
+
+
+app.command(data_app, name="data")
+
+
+def _show(found: Any, table: Any) -> None:
+    """Prints `table`, or `found` as JSON where there is none."""
+    if table is None:
+        print(json_module.dumps(found, indent=1, default=str))
+    else:
+        Console().print(table)
 
 
 def _words(argv: list[str]) -> tuple[list[str], Config]:

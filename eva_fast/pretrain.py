@@ -151,7 +151,7 @@ def run(config: Config) -> PretrainResult:
                 optim.eps,
                 optim.weight_decay,
                 copies=keep_copies(student, compute_dtype) if student.fused else None,
-            ),  # fmt: skip
+            ),
             guard=Guard(device, scaled=compute_dtype == torch.float16),
             device=device,
             ema=Ema(student, optim.ema) if optim.ema else None,
