@@ -25,11 +25,12 @@ def negative_cosine_forward_kernel(
     m_c = o_c < C
     b_p = tl.load(p_p + row * s_p + o_c, mask=m_c, other=0.0).to(tl.float32)
     b_t = tl.load(p_t + row * s_t + o_c, mask=m_c, other=0.0).to(tl.float32)
-    inverse_p = 1.0 / tl.maximum(tl.sqrt(tl.sum(b_p * b_p, 0)), EPS)
-    inverse_t = 1.0 / tl.maximum(tl.sqrt(tl.sum(b_t * b_t, 0)), EPS)
-    tl.store(p_statistics + row, tl.sum(b_p * b_t, 0) * inverse_p * inverse_t)
-    tl.store(p_statistics + M + row, inverse_p)
-    tl.store(p_statistics + 2 * M + row, inverse_t)
+    norm_p = tl.maximum(tl.sqrt_rn(tl.sum(b_p * b_p, 0)), EPS)
+    norm_t = tl.maximum(tl.sqrt_rn(tl.sum(b_t * b_t, 0)), EPS)
+    # one division of the product of norms: two roundings fewer than by their inverses
+    tl.store(p_statistics + row, tl.div_rn(tl.sum(b_p * b_t, 0), norm_p * norm_t))
+    tl.store(p_statistics + M + row, 1.0 / norm_p)
+    tl.store(p_statistics + 2 * M + row, 1.0 / norm_t)
 
 
 @triton.jit
@@ -61,7 +62,7 @@ def _forward(p, t):
             p, t, statistics, p.stride(0), t.stride(0), rows,
             EPS=EPS, C=width, BLOCK=row_block(width), num_warps=row_warps(width, PER_THREAD),
         )  # fmt: skip
-    return statistics[0].sum() * (-1.0 / max(rows, 1)), statistics
+    return statistics[0].sum() / -max(rows, 1), statistics
 
 
 @triton_op("negative_cosine_backward")
