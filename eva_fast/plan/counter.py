@@ -54,8 +54,8 @@ class Operator:
     """Device kernels it runs as, where known; else 1."""
     dtype: str = ""
     """Of the first result: what the arithmetic is done in."""
-    dims: tuple[int, ...] = ()
-    """Rows, columns and depth of a matrix product, else nothing."""
+    elements: int = 0
+    """Elements that its results have."""
 
     @property
     def flash(self) -> bool:
@@ -153,9 +153,9 @@ class Recorder(TorchDispatchMode):
     """Collects every operator that runs under it into `operators`.
 
     `masked` is the number of masked patches of the whole batch: how many rows a boolean index
-    finds, which meta tensors cannot tell."""
+    finds, which meta tensors cannot tell; real ones need it not."""
 
-    def __init__(self, masked: int, phase: str = "forward"):
+    def __init__(self, masked: int = 0, phase: str = "forward"):
         super().__init__()
         self.masked = masked
         self.phase = phase
@@ -181,7 +181,7 @@ class Recorder(TorchDispatchMode):
                 if index.is_meta
                 else index.nonzero()
             )
-            self._add("nonzero", 0, index.numel() + 8 * found.numel(), "int64")
+            self._add("nonzero", 0, index.numel() + 8 * found.numel(), "int64", found.numel())
             rows += found.unbind(1)
         return rows
 
@@ -200,14 +200,14 @@ class Recorder(TorchDispatchMode):
             formulas.flops(func, args, kwargs, out),
             size,
             str(results[0].dtype).removeprefix("torch."),
-            formulas.gemm_dims(label, args),
+            sum(t.numel() for t in results),
         )
 
-    def _add(
-        self, name: str, flops: int, size: int, dtype: str, dims: tuple[int, ...] = ()
-    ) -> None:
+    def _add(self, name: str, flops: int, size: int, dtype: str, elements: int) -> None:
         part, kernels = formulas.part_of(name), formulas.KERNELS.get(name, 1)
-        self.operators.append(Operator(self.phase, name, part, flops, size, kernels, dtype, dims))
+        self.operators.append(
+            Operator(self.phase, name, part, flops, size, kernels, dtype, elements)
+        )
 
 
 @contextmanager
@@ -294,7 +294,7 @@ def count_step_at(formulation: str, sizes: ModelSizes, batch: int, **options) ->
             a,
             flops=line(a.flops, b.flops),
             bytes=line(a.bytes, b.bytes),
-            dims=tuple(line(x, y) for x, y in zip(a.dims, b.dims, strict=True)),
+            elements=line(a.elements, b.elements),
         )
         for a, b in zip(two.operators, three.operators, strict=True)
     )

@@ -1,7 +1,6 @@
 """FLOPs of the operators a training step runs, the part of the step each belongs to, and how many
 device kernels it runs as where that is known to be more than one."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -60,16 +59,3 @@ def flops(func: torch._ops.OpOverload, args: tuple, kwargs: dict, out: Any) -> i
         return own(*args, **kwargs)
     counted = flop_registry.get(func._overloadpacket)
     return 0 if counted is None else int(counted(*args, **kwargs, out_val=out))
-
-
-def gemm_dims(name: str, args: tuple) -> tuple[int, ...]:
-    """(rows, columns, depth) of a library matrix product's call; () for anything else."""
-    if name == "mm":
-        return args[0].shape[0], args[1].shape[1], args[0].shape[1]
-    if name == "addmm":
-        return args[1].shape[0], args[2].shape[1], args[1].shape[1]
-    if name == "convolution":
-        images, weight, stride = args[0], args[1], args[3]
-        patches = math.prod(s // p for s, p in zip(images.shape[2:], stride, strict=True))
-        return images.shape[0] * patches, weight.shape[0], math.prod(weight.shape[1:])
-    return ()

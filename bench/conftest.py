@@ -1,0 +1,139 @@
+"""Options of the benchmarks, the case fixture, and the results file at the end of a timed run."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from bench import machine
+from bench.harness import Case, Settings, check_agreement, measure
+
+RESULTS = Path(__file__).parent / "results"
+
+# pytest-benchmark's own options that ask for timing as well.
+ASKS_FOR_TIMING = (
+    "benchmark_only",
+    "benchmark_enable",
+    "benchmark_json",
+    "benchmark_autosave",
+    "benchmark_save",
+    "benchmark_compare",
+)
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("eva_fast benchmarks")
+    group.addoption(
+        "--benchmark",
+        action="store_true",
+        dest="eva_timed",
+        help="time the benchmarks and write results (without it they only run once, tiny)",
+    )
+    group.addoption(
+        "--quick",
+        action="store_true",
+        dest="eva_quick",
+        help="with --benchmark: fewer shapes and rounds, under five minutes on two cores",
+    )
+    group.addoption(
+        "--bench-out",
+        type=Path,
+        default=RESULTS,
+        dest="eva_out",
+        help="folder of the results (default: bench/results)",
+    )
+
+
+def pytest_configure(config):
+    asked = any(getattr(config.option, name, None) for name in ASKS_FOR_TIMING)
+    if not config.option.eva_timed and not asked:
+        config.option.benchmark_disable = True
+    config.stash[_STATE] = State(
+        timed=config.option.eva_timed or asked,
+        write=config.option.eva_timed,
+        quick=config.option.eva_quick,
+    )
+
+
+@dataclass(slots=True)
+class State:
+    """What this run does and has found."""
+
+    timed: bool
+    write: bool
+    quick: bool
+    entries: list[dict] = field(default_factory=list)
+
+    @property
+    def settings(self) -> Settings:
+        if self.quick:
+            return Settings(seconds=0.7, rounds=15, least_rounds=3)
+        return Settings(seconds=4.0, rounds=40, least_rounds=5)
+
+
+_STATE = pytest.StashKey[State]()
+
+
+def state_of(config: pytest.Config) -> State:
+    return config.stash[_STATE]
+
+
+@pytest.fixture
+def bench_state(request) -> State:
+    return request.config.stash[_STATE]
+
+
+@pytest.fixture
+def run_case(benchmark, bench_state):
+    """Runs a case: numbers always; timed in interleaved rounds with --benchmark. What
+    pytest-benchmark times itself, for its own table and files, is the eva_fast variant."""
+
+    def run(case: Case) -> None:
+        benchmark.group = f"{case.subject} {case.mode}"
+        ours = case.variants["eva_fast"].call
+        if not bench_state.timed:
+            check_agreement(case)
+            benchmark.pedantic(ours)
+            return
+        entry = measure(case, bench_state.settings)
+        bench_state.entries.append(entry)
+        speedup = entry["variants"]["eva_fast"]["speedup"]
+        benchmark.extra_info.update(shape=case.shape, speedup=speedup)
+        benchmark.pedantic(ours, rounds=1 if not case.warm or bench_state.quick else 3)
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    state = config.stash[_STATE]
+    if not state.entries:
+        return
+    from eva_fast.plan.bench_report import table
+
+    terminalreporter.section("eva_fast: medians of interleaved rounds, speed-up with quartiles")
+    terminalreporter.write(table(state.entries))
+    if not state.write:
+        return
+    paths = config.stash.get(_PATHS, [])
+    for path in paths:
+        terminalreporter.write_line(f"wrote {path}")
+
+
+_PATHS = pytest.StashKey[list]()
+
+
+def pytest_sessionfinish(session):
+    config = session.config
+    state = config.stash.get(_STATE, None)
+    if state is None or not state.write or not state.entries:
+        return
+    from eva_fast.plan.bench_report import merge, write_report
+
+    header = {**machine.header(), "rates": machine.rates()}
+    out = config.option.eva_out
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{machine.slug(header)}.json"
+    old = json.loads(path.read_text()) if path.exists() else None
+    path.write_text(json.dumps(merge(old, header, state.entries), indent=1) + "\n")
+    config.stash[_PATHS] = [path, *write_report([path], out)]

@@ -1,0 +1,99 @@
+"""What a result was measured on. No host names, no paths."""
+
+import datetime
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+from eva_fast.plan.devices import DEVICES, measure_cpu
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _run(*words: str) -> str | None:
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def git_sha() -> str | None:
+    """The commit of the checkout, "+" behind it where tracked files differ."""
+    root = str(Path(__file__).parent.parent)
+    sha = _run("git", "-C", root, "rev-parse", "--short=12", "HEAD")
+    changed = sha and _run(
+        "git", "-C", root, "status", "--porcelain", "-uno", "--", ":!bench/results"
+    )
+    return f"{sha}+" if changed else sha
+
+
+def _triton() -> str | None:
+    try:
+        import triton
+    except ImportError:
+        return None
+    return triton.__version__
+
+
+def header() -> dict:
+    """Device, driver, versions, commit, threads and time, as plain values."""
+    gpu = torch.cuda.is_available()
+    threads = torch.get_num_threads()
+    return {
+        "device": torch.cuda.get_device_name() if gpu else f"{_cpu_name()}, {threads} threads",
+        "kind": "cuda" if gpu else "cpu",
+        "cpu": _cpu_name(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
+        "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        if gpu
+        else None,
+        "cuda": torch.version.cuda if gpu else None,
+        "torch": torch.__version__,
+        "triton": _triton(),
+        "python": platform.python_version(),
+        "git": git_sha(),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def slug(machine: dict) -> str:
+    """File name of a device's results."""
+    return re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
+
+
+def rates() -> dict:
+    """Roofs of the roofline plot: a measured CPU, or a GPU's data sheet at the shares that
+    `eva_fast.plan.devices` assumes."""
+    if not torch.cuda.is_available():
+        cpu = measure_cpu(torch.get_num_threads())
+        points = cpu.stream.points
+        return {
+            "kind": "measured",
+            "flops": cpu.peak_flops["float32"],
+            "stream_bytes": points[-1][1],
+            "stream_points": points,
+            "gemm_points": cpu.gemm["float32"].points,
+        }
+    name = torch.cuda.get_device_name().lower()
+    words = {"b200": "b200", "h200": "h200", "h100": "h100", "a100": "a100-80"}
+    key = next((k for w, k in words.items() if w in name), None)
+    if key is None:
+        return {}
+    gpu = DEVICES[key]
+    return {
+        "kind": "data sheet",
+        "flops": gpu.peak_flops["bfloat16"],
+        "stream_bytes": gpu.stream.points[0][1],
+    }

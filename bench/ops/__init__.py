@@ -1,0 +1,1 @@
+"""One file an op, named as the op: `subject(shape, mode, kit)` builds its case."""

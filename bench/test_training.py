@@ -1,0 +1,33 @@
+"""The whole step, the teacher, the optimiser, checkpoints and the first step's latency."""
+
+import importlib
+
+import pytest
+import torch
+
+from bench.conftest import state_of
+from bench.kit import Kit
+from bench.shapes import check_shape, op_shapes, step_shapes
+
+SUBJECTS = ("step", "teacher", "optimizer", "checkpoint", "first_step")
+
+
+def pytest_generate_tests(metafunc):
+    state = state_of(metafunc.config)
+    cases = []
+    for name in SUBJECTS:
+        if not state.timed:
+            shapes = [check_shape()]
+        elif name == "step":
+            shapes = step_shapes(state.quick)
+        else:
+            shapes = op_shapes(state.quick)[-1:]
+        for mode in importlib.import_module(f"bench.{name}").MODES:
+            cases += [pytest.param(name, mode, s, id=f"{name}-{mode}-{s.id}") for s in shapes]
+    metafunc.parametrize(("name", "mode", "shape"), cases)
+
+
+def test_subject(name, mode, shape, bench_state, run_case):
+    module = importlib.import_module(f"bench.{name}")
+    torch.manual_seed(0)
+    run_case(module.subject(shape, mode, Kit(name, bench_state.timed, bench_state.quick)))

@@ -1,0 +1,172 @@
+"""`eva-fast bench report`: result files of `pytest bench/ --benchmark` as tables and Markdown.
+
+A result file holds a machine header and entries: one subject in one mode at one shape, every
+variant timed in the same run as its baselines. Plots are in `bench_plots.py`.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+OURS = "eva_fast"
+BASELINES = ("reference", "tuned")
+HEADER_FIELDS = (
+    "device",
+    "capability",
+    "threads",
+    "driver",
+    "cuda",
+    "torch",
+    "triton",
+    "python",
+    "git",
+    "date",
+)
+
+
+def _key(entry: dict) -> tuple[str, str, str]:
+    return entry["subject"], entry["mode"], entry["shape"]
+
+
+def merge(old: dict | None, machine: dict, entries: list[dict]) -> dict:
+    """A results file: `entries` of this run, and those of `old` that this run did not measure
+    again. Every entry carries the commit and time it was measured at."""
+    stamp = {"git": machine.get("git"), "date": machine.get("date")}
+    fresh = [{**entry, **stamp} for entry in entries]
+    seen = {_key(e) for e in fresh}
+    kept = [e for e in (old or {}).get("entries", []) if _key(e) not in seen]
+    return {"format": 1, "machine": machine, "entries": kept + fresh}
+
+
+def read_results(path: Path) -> dict:
+    """A results file. FileNotFoundError or ValueError says what is wrong with it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no results file {path}: run pytest bench/ --benchmark first")
+    try:
+        data = json.loads(path.read_text())
+        data["machine"]["device"], data["entries"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a results file of pytest bench/: {error!r}") from None
+    return data
+
+
+def seconds_text(seconds: float | None) -> str:
+    """A duration in the unit that suits it."""
+    if seconds is None:
+        return ""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} µs"
+    return f"{seconds * 1e3:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def bytes_text(size: int | None) -> str:
+    """A size in MB."""
+    return "" if size is None else f"{size / 1e6:.1f}"
+
+
+def speedup_text(variant: dict, baseline: str) -> str:
+    """Median with quartiles, e.g. 1.42x (1.38-1.45)."""
+    ratio = variant["speedup"].get(baseline)
+    if ratio is None:
+        return ""
+    return f"{ratio['median']:.2f}x ({ratio['q1']:.2f}-{ratio['q3']:.2f})"
+
+
+COLUMNS = ("subject", "shape", "variant", "time", "over reference", "over tuned", "peak MB")
+
+
+def rows(entries: Sequence[dict]) -> list[tuple[str, ...]]:
+    """One row a variant, in the order of `COLUMNS`."""
+    found: list[tuple[str, ...]] = []
+    for entry in entries:
+        for name, variant in entry["variants"].items():
+            found.append(
+                (
+                    f"{entry['subject']} {entry['mode']}",
+                    entry["shape"],
+                    name,
+                    seconds_text(variant["seconds"]["p50"]),
+                    speedup_text(variant, "reference"),
+                    speedup_text(variant, "tuned"),
+                    bytes_text(variant["peak_bytes"]),
+                )
+            )
+    return found
+
+
+def table(entries: Sequence[dict], width: int = 130) -> str:
+    """The entries for a terminal."""
+    drawn = Table()
+    for i, name in enumerate(COLUMNS):
+        drawn.add_column(name, justify="left" if i < 3 else "right")
+    last = None
+    for row in rows(entries):
+        if last not in (None, row[:2]):
+            drawn.add_section()
+        drawn.add_row(*(("", "") if row[:2] == last else row[:2]), *row[2:])
+        last = row[:2]
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(drawn)
+    return capture.get()
+
+
+def _markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    lines = [
+        "| " + " | ".join(header) + " |",
+        "|" + "|".join(" --- " if i < 3 else " ---: " for i in range(len(header))) + "|",
+    ]
+    return lines + ["| " + " | ".join(row) + " |" for row in body]
+
+
+def markdown(data: dict, plots: dict[str, Path]) -> str:
+    """One results file as Markdown. `plots`: caption to PNG, linked by file name."""
+    machine: dict[str, Any] = data["machine"]
+    lines = [
+        f"# Measured on {machine['device']}",
+        "",
+        "Times are medians of interleaved rounds. Speed-ups compare within a round: median and, "
+        "in brackets, quartiles. Peak MB: tensors of one call at its peak, less those there "
+        "before. `reference` computes as the official EVA-01 code does, `tuned` is well-written "
+        "plain PyTorch.",
+        "",
+    ]
+    known = [(name, machine[name]) for name in HEADER_FIELDS if machine.get(name) is not None]
+    lines += ["| | |", "| --- | --- |", *(f"| {k} | {v} |" for k, v in known), ""]
+    for caption, path in plots.items():
+        lines += [f"![{caption}]({path.name})", ""]
+    lines += _markdown_table(COLUMNS, rows(data["entries"]))
+    missing: dict[str, set[str]] = {}
+    for entry in data["entries"]:
+        for name, reason in entry["missing"].items():
+            missing.setdefault(f"{name}: {reason}", set()).add(entry["subject"])
+    if missing:
+        lines += ["", "Not run:", ""]
+        for what, subjects in sorted(missing.items()):
+            lines.append(f"- {what} ({', '.join(sorted(subjects))})")
+    commits = sorted({str(e.get("git")) for e in data["entries"]})
+    if len(commits) > 1:
+        lines += ["", f"Measured at commits {', '.join(commits)}."]
+    return "\n".join(lines) + "\n"
+
+
+def write_report(results: Sequence[Path], out: Path) -> list[Path]:
+    """Markdown and PNG plots of every results file, into `out`; returns the files written.
+
+    FileNotFoundError for a missing file, ValueError for one that is no results file or where
+    matplotlib is not installed."""
+    from eva_fast.plan.bench_plots import draw_all
+
+    written: list[Path] = []
+    out.mkdir(parents=True, exist_ok=True)
+    for path in results:
+        data = read_results(path)
+        plots = draw_all(data, out, path.stem)
+        page = out / f"{path.stem}.md"
+        page.write_text(markdown(data, plots))
+        written += [page, *plots.values()]
+    return written
