@@ -1,0 +1,31 @@
+"""The doctor's report is whole and true."""
+
+import importlib.metadata
+import json
+
+import torch
+from rich.console import Console
+
+from eva_fast import native
+from eva_fast.doctor import diagnose, render
+from eva_fast.ops import dispatch
+
+
+def test_report(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    report = json.loads(json.dumps(diagnose()))
+    assert report["packages"]["torch"] == importlib.metadata.version("torch")
+    assert report["cpp_kernels"] == native.available()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for op, kind in report["ops"].items():
+        assert kind == dispatch.implementation(op, device)
+    assert report["attention"]["math"] is None  # runs everywhere
+    assert report["measured"] == []
+
+
+def test_without_the_library_it_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(native, "available", lambda: False)
+    console = Console(record=True, width=200)
+    console.print(render(diagnose()))
+    text = console.export_text()
+    assert "not built" in text and "install again" in text
