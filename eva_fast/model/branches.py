@@ -27,7 +27,11 @@ from eva_fast.ops.add_layer_norm import add_layer_norm_backward, add_layer_norm_
 from eva_fast.ops.bias_gelu import bias_gelu_backward, bias_gelu_forward
 from eva_fast.ops.linear import matmul, weight_gradient
 from eva_fast.ops.masked_gather import masked_gather_backward, masked_gather_forward
-from eva_fast.ops.packed_attention import packed_attention_backward, packed_attention_forward
+from eva_fast.ops.packed_attention import (
+    packed_attention_backward,
+    packed_attention_forward,
+    recomputes_output,
+)
 
 
 class Stream(NamedTuple):
@@ -128,8 +132,9 @@ class _AttentionBranch(torch.autograd.Function):
         packed = qkv.view(batch, tokens, 3, num_heads, dim // num_heads)
         out, lse = packed_attention_forward(None, packed, (dim // num_heads) ** -0.5)
         result = matmul(_flat(out.flatten(2)), proj_used.t())
+        kept = None if recomputes_output(packed) else out
         ctx.save_for_backward(
-            total, mean, rstd, packed, out, lse, scale, norm_weight, norm_bias, qkv_used, proj_used
+            total, mean, rstd, packed, kept, lse, scale, norm_weight, norm_bias, qkv_used, proj_used
         )
         _remember(ctx, branch, branch_bias)
         ctx.weight_dtypes = qkv_weight.dtype, proj_weight.dtype
@@ -144,9 +149,9 @@ class _AttentionBranch(torch.autograd.Function):
         batch, tokens, _, heads, head_dim = packed.shape
         dim = heads * head_dim
         dresult = _flat(dresult)
-        dproj = weight_gradient(dresult, _flat(out.flatten(2)), ctx.weight_dtypes[1])
         dout = matmul(dresult, wproj).view(batch, tokens, heads, head_dim)
-        _, dpacked = packed_attention_backward(dout, None, packed, out, lse, head_dim**-0.5)
+        _, dpacked, out = packed_attention_backward(dout, None, packed, out, lse, head_dim**-0.5)
+        dproj = weight_gradient(dresult, _flat(out.flatten(2)), ctx.weight_dtypes[1])
         dqkv = dpacked.view(-1, 3 * dim)
         dq_bias = dv_bias = None
         if ctx.bias_dtype is not None:
@@ -179,8 +184,9 @@ class _MaskedAttentionBranch(torch.autograd.Function):
         kv = kv.view(batch, tokens, 2, num_heads, head_dim)
         out, lse = packed_attention_forward(q, kv, head_dim**-0.5)
         result = matmul(_flat(out.flatten(2)), proj_used.t())
+        kept = None if recomputes_output(kv) else out
         ctx.save_for_backward(
-            total, mean, rstd, q, kv, out, lse, scale, norm_weight, norm_bias, qkv_used, proj_used,
+            total, mean, rstd, q, kv, kept, lse, scale, norm_weight, norm_bias, qkv_used, proj_used,
             mask,
         )  # fmt: skip
         _remember(ctx, branch, branch_bias)
@@ -197,9 +203,9 @@ class _MaskedAttentionBranch(torch.autograd.Function):
         batch, tokens, dim = total.shape
         heads, head_dim = q.shape[2:]
         dresult = _flat(dresult)
-        dproj = weight_gradient(dresult, _flat(out.flatten(2)), ctx.weight_dtypes[1])
         dout = matmul(dresult, wproj).view(q.shape)
-        dq, dkv = packed_attention_backward(dout, q, kv, out, lse, head_dim**-0.5)
+        dq, dkv, out = packed_attention_backward(dout, q, kv, out, lse, head_dim**-0.5)
+        dproj = weight_gradient(dresult, _flat(out.flatten(2)), ctx.weight_dtypes[1])
         dq, dkv = dq.view(-1, dim), dkv.view(-1, 2 * dim)
         dq_bias = dv_bias = None
         if ctx.bias_dtype is not None:

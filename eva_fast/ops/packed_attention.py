@@ -8,7 +8,11 @@ back in the same layout, so that the GEMMs before and after it need no copies. T
 reach memory (FlashAttention-2, Dao 2023): only out and lse, float32 [B, H, Tq], are kept.
 
 Which library computes it is chosen by `attention_choice` among `attention_backends`; it gets q, k, v
-as views [B, Tq or T, H, d] and fills views of the packed gradient.
+as views [B, Tq or T, H, d] and fills views of the packed gradient. The C++ kernels of
+csrc/ops/attention.h come before them on CPUs.
+
+On a CPU not even out need be kept: the backward forms the probabilities anyway, and one more small
+product gives out again for the projection's weight gradient.
 """
 
 import torch
@@ -62,23 +66,33 @@ def _(q, packed, scale, backend="auto"):
 
 @torch.library.custom_op("eva_fast::packed_attention_backward", mutates_args=())
 def _backward_op(
-    dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor, lse: Tensor, scale: float,
+    dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor | None, lse: Tensor, scale: float,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dpacked = torch.empty(packed.shape, dtype=packed.dtype, device=packed.device)
     dq = nothing(packed) if q is None else torch.empty_like(q, memory_format=torch.contiguous_format)
-    if out.numel() == 0:
-        return dq, dpacked.zero_()
+    again = nothing(packed) if out is not None else dout.new_empty(dout.shape)
+    if dout.numel() == 0:
+        return dq, dpacked.zero_(), again
     gradients = _split(None if q is None else dq, dpacked)
     dispatch.function(f"{_OP}_backward", packed)(
-        dout, *_split(q, packed), out, lse, scale, *gradients, backend
+        dout, *_split(q, packed), out, lse, scale, *gradients, again, backend
     )
-    return dq, dpacked
+    return dq, dpacked, again
 
 
 @_backward_op.register_fake
 def _(dout, q, packed, out, lse, scale, backend="auto"):
-    return nothing(packed) if q is None else q.new_empty(q.shape), packed.new_empty(packed.shape)
+    return (
+        nothing(packed) if q is None else q.new_empty(q.shape),
+        packed.new_empty(packed.shape),
+        nothing(packed) if out is not None else dout.new_empty(dout.shape),
+    )
+
+
+def recomputes_output(packed: Tensor) -> bool:
+    """Whether a branch should let the backward compute out again instead of keeping it."""
+    return packed.device.type == "cpu"
 
 
 def packed_attention_forward(
@@ -89,11 +103,13 @@ def packed_attention_forward(
 
 
 def packed_attention_backward(
-    dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor, lse: Tensor, scale: float,
+    dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor | None, lse: Tensor, scale: float,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(dq, dpacked) from dout [B, Tq, H, d]; dq is empty where q is None."""
-    return _backward_op(dense_last(dout), q, packed, out, lse, scale, backend)
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dq, dpacked, out) from dout [B, Tq, H, d]; dq is empty where q is None. out None: it was not
+    kept, and is computed again."""
+    dq, dpacked, again = _backward_op(dense_last(dout), q, packed, out, lse, scale, backend)
+    return dq, dpacked, again if out is None else out
 
 
 def packed_attention(
@@ -115,17 +131,20 @@ def packed_attention(
 packed_attention.reference = reference  # type: ignore[attr-defined]
 
 
-def _forward_chosen(q, k, v, scale, backend):
+def forward_chosen(q, k, v, scale, backend):
     return backend_of(backend, q, k).forward(q, k, v, scale)
 
 
-def _backward_chosen(dout, q, k, v, out, lse, scale, dq, dk, dv, backend):
-    run = backend_of(backend, q, k).backward
-    run(dout, q, k, v, out, lse, scale, dq, dk, dv)
+def backward_chosen(dout, q, k, v, out, lse, scale, dq, dk, dv, again, backend):
+    chosen = backend_of(backend, q, k)
+    if out is None:
+        out = again.copy_(chosen.forward(q, k, v, scale)[0])
+    chosen.backward(dout, q, k, v, out, lse, scale, dq, dk, dv)
 
 
-dispatch.register(_OP, "torch", _forward_chosen)
-dispatch.register(f"{_OP}_backward", "torch", _backward_chosen)
+# The C++ kernels hand over to these where they do not fit (16 bit, a backend asked for by name).
+dispatch.register(_OP, "torch", forward_chosen)
+dispatch.register(f"{_OP}_backward", "torch", backward_chosen)
 
 
 def _setup_context(ctx, inputs, output):
@@ -136,7 +155,7 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd(ctx, dout, _dlse):
     q, packed, out, lse = ctx.saved_tensors
-    dq, dpacked = packed_attention_backward(
+    dq, dpacked, _ = packed_attention_backward(
         dout, q, packed, out, lse, ctx.scale, ctx.backend
     )
     return None if q is None else dq, dpacked, None, None

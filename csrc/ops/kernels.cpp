@@ -1,0 +1,3 @@
+#include "table.h"
+
+const Kernel* kernels_base() { return base::kernels; }

@@ -1,0 +1,154 @@
+// patchify, embed_tokens and masked_gather: see the ops of these names in eva_fast/ops.
+#pragma once
+#include "rows.h"
+
+namespace EVA_ISA {
+
+template <class T>
+static void patchify_rows(int64_t batch, int64_t height, int64_t width, int64_t patch,
+                          const uint8_t* images, const float* table, typename T::type* out,
+                          int threads) {
+  const T t{};
+  const int64_t down = height / patch, across = width / patch, columns = 3 * patch * patch;
+#pragma omp parallel for num_threads(threads) schedule(static) if (batch * height * width > 20000)
+  for (int64_t strip = 0; strip < batch * down; ++strip) {
+    const int64_t b = strip / down, i = strip % down;
+    for (int64_t c = 0; c < 3; ++c)
+      for (int64_t u = 0; u < patch; ++u) {
+        const uint8_t* line = images + ((b * 3 + c) * height + i * patch + u) * width;
+        for (int64_t j = 0; j < across; ++j) {
+          auto* target = out + (strip * across + j) * columns + (c * patch + u) * patch;
+          for (int64_t v = 0; v < patch; ++v)
+            put(t, target + v, table[c * 256 + line[j * patch + v]]);
+        }
+      }
+  }
+}
+
+// flags[n] = 1 where patch n is masked.
+static inline void mark(uint8_t* flags, int64_t patches, const int32_t* mask, int64_t masked) {
+  memset(flags, 0, (size_t)patches);
+  for (int64_t k = 0; k < masked; ++k)
+    if (mask[k] >= 0 && mask[k] < patches) flags[mask[k]] = 1;
+}
+
+template <class T>
+static void embed_tokens_rows(int64_t batch, int64_t patches, int64_t width,
+                              const typename T::type* x, int64_t x_batch, int64_t x_row,
+                              const int32_t* mask, int64_t masked, const float* mask_token,
+                              const float* cls, const float* pos, const float* bias,
+                              typename T::type* out, int threads) {
+  const T t{};
+  uint8_t* flags = (uint8_t*)scratch(batch * patches / 4 + 1);
+  for (int64_t b = 0; b < batch; ++b) mark(flags + b * patches, patches, mask + b * masked, masked);
+#pragma omp parallel for num_threads(threads) schedule(static) if (batch * patches * width > 20000)
+  for (int64_t item = 0; item < batch * (patches + 1); ++item) {
+    const int64_t b = item / (patches + 1), token = item % (patches + 1), n = token - 1;
+    const bool replaced = token > 0 && flags[b * patches + n];
+    auto step = [&](int64_t j, int64_t count) __attribute__((always_inline)) {
+      vf value;
+      if (token == 0) value = take(F32{}, cls + j, count);
+      else if (replaced) value = take(F32{}, mask_token + j, count);
+      else {
+        value = take(t, x + b * x_batch + n * x_row + j, count);
+        if (bias) value += take(F32{}, bias + j, count);
+      }
+      give(t, out + item * width + j, value + take(F32{}, pos + token * width + j, count), count);
+    };
+    EVA_ROW(width, j, step);
+  }
+}
+
+// dtokens: [2, width], the sums over masked patches (mask token) and over the others (patch bias).
+template <class T>
+static void embed_tokens_backward_rows(int64_t batch, int64_t patches, int64_t width,
+                                       const typename T::type* dout, int64_t d_batch,
+                                       int64_t d_row, const int32_t* mask, int64_t masked,
+                                       typename T::type* dx, float* dtokens, float* dpos,
+                                       int threads) {
+  const T t{};
+  const int64_t tokens = patches + 1, chunk = chunk_rows(tokens);
+  const int64_t chunks = (tokens + chunk - 1) / chunk, padded = (width + VL - 1) / VL * VL;
+  const int64_t flag_floats = (batch * patches / 4 + 64) / 16 * 16;
+  float* partials = scratch(chunks * 2 * width + 64 + flag_floats);
+  uint8_t* flags = (uint8_t*)(partials + chunks * 2 * width + 64);
+  for (int64_t b = 0; b < batch; ++b) mark(flags + b * patches, patches, mask + b * masked, masked);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (batch * patches * width > 20000)
+  for (int64_t c = 0; c < chunks; ++c) {
+    float* column = thread_scratch(3 * padded);
+    float* position = column + 2 * padded;
+    memset(column, 0, (size_t)padded * 8);
+    for (int64_t token = c * chunk; token < lesser(tokens, (c + 1) * chunk); ++token) {
+      memset(position, 0, (size_t)padded * 4);
+      for (int64_t b = 0; b < batch; ++b) {
+        const auto* row = dout + b * d_batch + token * d_row;
+        const bool replaced = token > 0 && flags[b * patches + token - 1];
+        auto step = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+          vf d = take(t, row + j, n);
+          *(vf_any*)(position + j) += d;
+          if (token == 0) return;
+          give(t, dx + (b * patches + token - 1) * width + j, replaced ? vf{} : d, n);
+          *(vf_any*)(column + (replaced ? 0 : padded) + j) += d;
+        };
+        EVA_ROW(width, j, step);
+      }
+      memcpy(dpos + token * width, position, (size_t)width * 4);
+    }
+    memcpy(partials + c * 2 * width, column, (size_t)width * 4);
+    memcpy(partials + (c * 2 + 1) * width, column + padded, (size_t)width * 4);
+  }
+  add_partials(partials, chunks, 2 * width, dtokens, threads);
+}
+
+static void patchify(int type, int64_t batch, int64_t height, int64_t width, int64_t patch,
+                     const uint8_t* images, const float* table, void* out, int threads) {
+  EVA_BY_TYPE(type, T,
+              patchify_rows<T>(batch, height, width, patch, images, table, (T::type*)out, threads));
+}
+
+static void embed_tokens(int type, int64_t batch, int64_t patches, int64_t width, const void* x,
+                         int64_t x_batch, int64_t x_row, const int32_t* mask, int64_t masked,
+                         const float* mask_token, const float* cls, const float* pos,
+                         const float* bias, void* out, int threads) {
+  EVA_BY_TYPE(type, T,
+              embed_tokens_rows<T>(batch, patches, width, (const T::type*)x, x_batch, x_row, mask,
+                                   masked, mask_token, cls, pos, bias, (T::type*)out, threads));
+}
+
+static void embed_tokens_backward(int type, int64_t batch, int64_t patches, int64_t width,
+                                  const void* dout, int64_t d_batch, int64_t d_row,
+                                  const int32_t* mask, int64_t masked, void* dx, float* dtokens,
+                                  float* dpos, int threads) {
+  EVA_BY_TYPE(type, T,
+              embed_tokens_backward_rows<T>(batch, patches, width, (const T::type*)dout, d_batch,
+                                            d_row, mask, masked, (T::type*)dx, dtokens, dpos,
+                                            threads));
+}
+
+// Rows are copied as bytes: any dtype. Strides in bytes.
+static void masked_gather(int64_t batch, int64_t masked, int64_t row_bytes, const char* x,
+                          int64_t x_batch, int64_t x_row, const int32_t* mask, char* out,
+                          int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (batch * masked * row_bytes > 80000)
+  for (int64_t i = 0; i < batch * masked; ++i)
+    memcpy(out + i * row_bytes, x + i / masked * x_batch + (1 + (int64_t)mask[i]) * x_row,
+           (size_t)row_bytes);
+}
+
+static void masked_gather_backward(int64_t batch, int64_t tokens, int64_t masked,
+                                   int64_t row_bytes, const char* dout, int64_t d_row,
+                                   const int32_t* mask, char* dx, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (batch * tokens * row_bytes > 80000)
+  for (int64_t b = 0; b < batch; ++b) {
+    int32_t* source = (int32_t*)thread_scratch(tokens + 1);  // which row of dout; -1: none
+    for (int64_t i = 0; i < tokens; ++i) source[i] = -1;
+    for (int64_t k = 0; k < masked; ++k) source[1 + mask[b * masked + k]] = (int32_t)k;
+    char* target = dx + b * tokens * row_bytes;
+    for (int64_t i = 0; i < tokens; ++i, target += row_bytes) {
+      if (source[i] < 0) memset(target, 0, (size_t)row_bytes);
+      else memcpy(target, dout + (b * masked + source[i]) * d_row, (size_t)row_bytes);
+    }
+  }
+}
+
+}  // namespace EVA_ISA
