@@ -11,7 +11,9 @@ aten = torch.ops.aten
 
 PARTS = ("gemm", "attention", "norm", "gelu", "head", "elementwise", "optimizer", "teacher")
 
-GEMMS = frozenset({"mm", "addmm", "baddbmm", "linear", "convolution", "convolution_backward"})
+GEMMS = frozenset(
+    {"mm", "addmm", "baddbmm", "linear", "convolution", "convolution_backward", "eva_fast::gemm"}
+)
 
 # First match wins; a name that matches none is elementwise work.
 _PART_BY_WORD = (
@@ -26,8 +28,18 @@ _PART_BY_WORD = (
     ("adamw", "optimizer"),
 )
 
-# Our operators that a GPU runs as several kernels: the row pass, then the sum of its partials.
-KERNELS: dict[str, int] = {}
+# Operators that a GPU runs as several kernels; all others count as one. A gradient of a parameter
+# is a row pass and the sum of its partials; flash attention's backward prepares dO.O, computes
+# the three gradients and converts dq.
+KERNELS = {
+    "native_layer_norm_backward": 2,
+    "convolution_backward": 2,
+    "_scaled_dot_product_flash_attention_backward": 3,
+    "eva_fast::packed_attention_backward": 3,
+    "eva_fast::add_layer_norm_backward": 2,
+    "eva_fast::bias_gelu_backward": 2,
+    "eva_fast::negative_cosine": 2,
+}
 
 
 def part_of(name: str) -> str:
@@ -45,10 +57,34 @@ def _flash_backward(grad, q, k, v, *rest, **options) -> int:
     return sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape)
 
 
+def _gemm(a, b, *rest, **options) -> int:
+    return 2 * a.shape[0] * a.shape[1] * b.shape[1]
+
+
+def _project(x, mask, ln_w, ln_b, weight, *rest, **options) -> int:
+    rows = x.shape[:-1].numel() if mask is None else mask.numel()
+    return 2 * rows * weight.shape[0] * weight.shape[1]
+
+
+def _project_backward(grad, x, mask, ln_w, ln_b, weight, *rest, **options) -> int:
+    """Gradients of the rows and of the weight."""
+    return 2 * _project(x, mask, ln_w, ln_b, weight)
+
+
+def _head_backward(grad, x, mask, ln_w, ln_b, weight, *rest, **options) -> int:
+    """As the projection's, and the predictions once more."""
+    return 3 * _project(x, mask, ln_w, ln_b, weight)
+
+
 # Operators that PyTorch's registry of formulas does not know, by the dispatcher's name.
 FORMULAS: dict[str, Callable[..., int]] = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": _flash,
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _flash_backward,
+    "eva_fast::gemm": _gemm,
+    "eva_fast::layer_norm_project": _project,
+    "eva_fast::layer_norm_project_backward": _project_backward,
+    "eva_fast::masked_cosine_head": _project,
+    "eva_fast::masked_cosine_head_backward": _head_backward,
 }
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eva_fast.model import ModelSizes, sizes_of
+from eva_fast.model import EvaViT, ModelSizes, sizes_of
 from eva_fast.plan.counter import Recorder, count_step, count_step_at
 from eva_fast.plan.reference import OfficialViT, TunedViT
 
@@ -27,6 +27,25 @@ def test_giant_at_batch_32(formulation, tflop, gb, mb, launches):
     assert round(count["mb_saved_per_image"]) == mb
     assert count["launches"] == launches
     assert round(count["gemm_gb_per_image"], 2) == 1.65
+
+
+def test_fused_giant_stays_within_its_budget():
+    count = count_step("eva_fast", GIANT, 32)
+    found = count.summary()
+    assert found["tflop_per_image"] <= 1.592
+    assert found["gb_touched_per_image"] <= 3.45
+    assert found["mb_saved_per_image"] <= 310
+    assert found["launches"] <= 1050
+    assert found["kernels"] < count_step("tuned", GIANT, 32).total("kernels")
+
+
+def test_fused_flops_are_the_tuned_ones_less_what_the_last_block_leaves_out():
+    """Queries, projection and MLP of tokens that no loss needs: so no operator hides its FLOPs."""
+    d, h, tokens, needed = GIANT.embed_dim, GIANT.mlp_hidden, 257, 105
+    linear = 3 * 2 * (tokens - needed) * (2 * d * d + 2 * d * h)
+    attention = 7 * 2 * (tokens - needed) * tokens * d
+    tuned = count_step("tuned", GIANT, 32).flops
+    assert tuned - count_step("eva_fast", GIANT, 32).flops == 32 * (linear + attention)
 
 
 @pytest.mark.parametrize("formulation", ["official", "tuned"])
@@ -72,6 +91,29 @@ def test_real_tensors_run_the_operators_that_meta_tensors_count(kind):
     }
     # A boolean mask stays itself in the real operator and becomes row numbers in the count.
     assert off <= {"index", "index_put"}
+
+
+def test_fused_step_runs_on_real_tensors_what_meta_tensors_count():
+    masked, batch = 5, 2
+    options = dict(masked=masked, dtype=torch.float32, device="cpu")
+    counted = count_step("eva_fast", SMALL, batch, **options)
+    torch.manual_seed(0)
+    model = EvaViT(SMALL, kernels="auto")
+    images = torch.randint(0, 256, (batch, 3, 64, 64), dtype=torch.uint8)
+    mask = torch.arange(masked, dtype=torch.int32).repeat(batch, 1)
+    target = torch.randn(batch * masked, SMALL.predict_dim)
+    recorder = Recorder()
+    with recorder:
+        loss = model.loss(images, mask, target)
+        recorder.phase = "backward"
+        loss.backward()
+    # A CPU's matrix products go through the project's own operator, a GPU's through the library.
+    names = {"mm": "eva_fast::gemm", "addmm": "eva_fast::gemm"}
+    assert [(o.phase, o.name) for o in recorder.operators] == [
+        (o.phase, names.get(o.name, o.name)) for o in counted.operators
+    ]
+    assert [o.flops for o in recorder.operators] == [o.flops for o in counted.operators]
+    assert [o.bytes for o in recorder.operators] == [o.bytes for o in counted.operators]
 
 
 def test_attention_is_flash_on_both_devices():
