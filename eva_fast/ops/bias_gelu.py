@@ -123,7 +123,7 @@ def _backward_torch(dg, h, bias, kind, want_g, want_bias):
     like = h if bias is None else bias
     return (
         dh.to(h.dtype),
-        (z * gate).to(h.dtype) if want_g else nothing(h),
+        _forward_torch(h, bias, kind) if want_g else nothing(h),
         dh.sum(0).to(like.dtype) if want_bias else nothing(like),
     )
 

@@ -4,11 +4,23 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from eva_fast.ops import dispatch
+
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def with_dtypes(cases: Sequence[str] | dict[str, Any], in_all: int = 2) -> list[Any]:
+    """pytest parameters (case, dtype): the first `in_all` cases in every dtype, the rest in fp32."""
+    return [
+        pytest.param(case, dtype, id=f"{case}, {SHORT[dtype]}")
+        for i, case in enumerate(cases)
+        for dtype in (DTYPES if i < in_all else DTYPES[:1])
+    ]
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
@@ -79,7 +91,7 @@ def check_against_float64(
     plain: Callable[..., Any],
     make_inputs: Callable[[], Sequence[Any]],
     outputs: int = 1,
-    draws: int = 4,
+    draws: int = 3,
 ) -> None:
     """Outputs and gradients of `op` for random upstream gradients, judged by `Accuracy`.
 
@@ -100,6 +112,15 @@ def check_against_float64(
             name = f"output {i}" if i < outputs else f"gradient {i - outputs}"
             accuracy.add(name, a, p, e)
     accuracy.check()
+
+
+def opcheck(op: Any, inputs: Sequence[Any]) -> None:
+    """torch.library.opcheck; in the slow interpreter, the two tests that run the kernels plainly."""
+    tests = ("test_schema", "test_faketensor")
+    if dispatch.interpreted():
+        torch.library.opcheck(op, inputs, test_utils=tests)
+    else:
+        torch.library.opcheck(op, inputs)
 
 
 def check_compiled(op: Callable[..., Any], inputs: Sequence[Any], outputs: int = 1) -> None:

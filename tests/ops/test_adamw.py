@@ -1,0 +1,221 @@
+import copy
+
+import pytest
+import torch
+
+from eva_fast import ops
+from tests.ops.helpers import Accuracy, opcheck
+
+BETAS, EPS = (0.9, 0.98), 1e-6
+# A chunk of the Triton kernel and a bit, odd sizes, one element, a scalar-like row.
+SHAPES = [(16384 + 16,), (7, 3), (1,), (60, 88)]
+DECAYS = [0.05, 0.0, 0.05, 0.1]
+
+
+def tensors(dtype=torch.float32, grad_dtype=torch.float32, copy_dtype=torch.bfloat16, scale=1.0):
+    """Arguments of adamw_step at step 3, with moments that fit the gradients."""
+    params = [torch.randn(s).to(dtype) for s in SHAPES]
+    return {
+        "params": params,
+        "copies": [torch.full_like(p, float("nan"), dtype=copy_dtype) for p in params],
+        "grads": [(torch.randn(s) * scale).to(grad_dtype) for s in SHAPES],
+        "exp_avgs": [torch.randn(s).to(dtype) for s in SHAPES],
+        "exp_avg_sqs": [torch.rand(s).to(dtype) for s in SHAPES],
+        "steps": [torch.tensor(3.0) for _ in SHAPES],
+        "weight_decays": DECAYS,
+        "lr": torch.tensor(1e-2),
+        "betas": BETAS,
+        "eps": EPS,
+        "grad_scale": None,
+    }
+
+
+def stock(arguments, dtype):
+    """The same step by torch.optim.AdamW in `dtype`; returns parameters and moments."""
+    params = [torch.nn.Parameter(p.to(dtype)) for p in arguments["params"]]
+    groups = [{"params": [p], "weight_decay": d} for p, d in zip(params, DECAYS, strict=True)]
+    optimizer = torch.optim.AdamW(groups, lr=arguments["lr"].item(), betas=BETAS, eps=EPS)
+    for i, p in enumerate(params):
+        scale = arguments["grad_scale"]
+        grad = arguments["grads"][i].to(dtype)
+        p.grad = grad if scale is None else grad * scale.to(dtype)
+        optimizer.state[p] = {
+            "step": arguments["steps"][i] - 1,  # torch counts inside the step
+            "exp_avg": arguments["exp_avgs"][i].to(dtype, copy=True),
+            "exp_avg_sq": arguments["exp_avg_sqs"][i].to(dtype, copy=True),
+        }
+    optimizer.step()
+    states = [optimizer.state[p] for p in params]
+    return [
+        [p.detach() for p in params],
+        [s["exp_avg"] for s in states],
+        [s["exp_avg_sq"] for s in states],
+    ]
+
+
+CASES = {
+    "fp32": dict(copy_dtype=torch.bfloat16),
+    "bf16 gradients": dict(grad_dtype=torch.bfloat16),
+    "fp16 gradients and copies": dict(grad_dtype=torch.float16, copy_dtype=torch.float16),
+    "huge gradients, clipped": dict(scale=1e4, clip=1e-4),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_against_float64(kernels, case):
+    options = dict(CASES[case])
+    clip = options.pop("clip", None)
+    arguments = tensors(**options)
+    arguments["grad_scale"] = torch.tensor(clip) if clip else None
+    usual, exact = stock(arguments, torch.float32), stock(arguments, torch.float64)
+    ops.adamw_step(**arguments)
+    found = [arguments[name] for name in ("params", "exp_avgs", "exp_avg_sqs")]
+    accuracy = Accuracy()
+    for name, lists in zip(("param", "exp_avg", "exp_avg_sq"), zip(found, usual, exact)):
+        for a, p, e in zip(*lists, strict=True):
+            accuracy.add(name, a, p, e)
+    accuracy.check()
+    for p, c in zip(arguments["params"], arguments["copies"], strict=True):
+        assert torch.equal(c, p.to(c.dtype))
+
+
+def test_without_copies(kernels):
+    arguments = tensors()
+    expected = stock(arguments, torch.float32)[0]
+    ops.adamw_step(**{**arguments, "copies": []})
+    for a, b in zip(arguments["params"], expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_an_overflow_changes_nothing(kernels, scale):
+    arguments = tensors()
+    arguments["grads"][0][0] = float("nan")
+    arguments["grad_scale"] = torch.tensor(scale)
+    before = copy.deepcopy(arguments)
+    ops.adamw_step(**{**arguments, "copies": []})
+    for name in ("params", "exp_avgs", "exp_avg_sqs"):
+        for a, b in zip(arguments[name], before[name], strict=True):
+            assert torch.equal(a, b)
+
+
+def test_no_tensors(kernels):
+    arguments = {k: [] if isinstance(v, list) else v for k, v in tensors().items()}
+    ops.adamw_step(**arguments)
+
+
+def test_reference_in_float64():
+    arguments = tensors(dtype=torch.float64, grad_dtype=torch.float64)
+    expected = stock(arguments, torch.float64)
+    arguments["lr"] = arguments["lr"].double()
+    ops.adamw_step.reference(**{**arguments, "lr": torch.tensor(0.01, dtype=torch.float64)})
+    for name, wanted in zip(("params", "exp_avgs", "exp_avg_sqs"), expected, strict=True):
+        for a, b in zip(arguments[name], wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("max_norm", [None, 3.0, 1e6])
+@pytest.mark.parametrize("loss_scale", [None, 1024.0])
+def test_gradient_scale_is_clip_grad_norm(max_norm, loss_scale):
+    params = [torch.nn.Parameter(torch.randn(s)) for s in SHAPES]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    sent = [p.grad * (loss_scale or 1) for p in params]
+    norm, scale = ops.gradient_scale(
+        sent, max_norm, torch.tensor(loss_scale) if loss_scale else None
+    )
+    expected = torch.nn.utils.clip_grad_norm_(params, max_norm or float("inf"))
+    torch.testing.assert_close(norm, expected)
+    for g, p in zip(sent, params, strict=True):
+        torch.testing.assert_close(g * scale, p.grad)
+
+
+def test_gradient_scale_of_an_overflow_is_nan():
+    norm, scale = ops.gradient_scale([torch.tensor([1.0, float("inf")])], 3.0)
+    assert norm.isinf() and scale.isnan()
+
+
+def model_and_optimizer(kind, **options):
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(20, 60), torch.nn.GELU(), torch.nn.Linear(60, 3))
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.05},
+        {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    return model, kind(groups, lr=1e-2, betas=BETAS, eps=EPS, **options)
+
+
+def train(model, optimizer, steps, seed):
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 / (1 + step)
+        x = torch.randn(16, 20, generator=generator)
+        loss = (model(x) - x[:, :3]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_optimizer_follows_torch_and_exchanges_states_with_it(kernels):
+    ours, fused = model_and_optimizer(ops.FusedAdamW)
+    theirs, plain = model_and_optimizer(torch.optim.AdamW)
+    assert train(ours, fused, 5, 0) == pytest.approx(train(theirs, plain, 5, 0), abs=1e-6)
+    # each goes on from the other's state
+    saved = copy.deepcopy((ours.state_dict(), fused.state_dict()))
+    ours.load_state_dict(theirs.state_dict())
+    fused.load_state_dict(plain.state_dict())
+    theirs.load_state_dict(saved[0])
+    plain.load_state_dict(saved[1])
+    assert train(ours, fused, 5, 1) == pytest.approx(train(theirs, plain, 5, 1), abs=1e-6)
+
+
+def test_optimizer_writes_copies_and_skips_overflows(kernels):
+    model, optimizer = model_and_optimizer(ops.FusedAdamW)
+    first = model[0].weight
+    optimizer.copies[first] = torch.zeros_like(first, dtype=torch.bfloat16)
+    train(model, optimizer, 2, 0)
+    assert torch.equal(optimizer.copies[first], first.bfloat16())
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    optimizer.step(grad_scale=torch.tensor(float("nan")))
+    after = optimizer.state_dict()["state"]
+    assert all(torch.equal(before[i][k], after[i][k]) for i in before for k in before[i])
+    assert after[0]["step"].item() == 2
+
+
+def test_opcheck(kernels):
+    arguments = list(tensors().values())[:8]
+    opcheck(torch.ops.eva_fast.adamw.default, [*arguments, *BETAS, EPS, torch.tensor(0.5)])
+
+
+def test_compiled():
+    torch._dynamo.reset()
+    eager = tensors()
+    traced = copy.deepcopy(eager)
+    ops.adamw_step(**eager)
+    torch.compile(ops.adamw_step, fullgraph=True, backend="aot_eager")(**traced)
+    for name in ("params", "copies", "exp_avgs", "exp_avg_sqs"):
+        for a, b in zip(traced[name], eager[name], strict=True):
+            assert torch.equal(a, b)
+
+
+BAD = {
+    r"3 grads for 4 params": lambda a: a["grads"].pop(),
+    r"1 copies for 4 params": lambda a: a.update(copies=a["copies"][:1]),
+    r"grads\[1\] has shape": lambda a: a["grads"].__setitem__(1, torch.randn(3, 7)),
+    r"params\[2\] has dtype": lambda a: a["params"].__setitem__(2, torch.zeros(1).half()),
+    r"exp_avgs\[0\] is on": lambda a: a["exp_avgs"].__setitem__(0, a["exp_avgs"][0].to("meta")),
+    r"params\[3\] has strides": lambda a: a["params"].__setitem__(3, torch.randn(88, 60).t()),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_arguments(message):
+    arguments = tensors()
+    BAD[message](arguments)
+    with pytest.raises(ValueError, match=f"adamw: {message}"):
+        ops.adamw_step(**arguments)
