@@ -15,7 +15,8 @@ MARKERS = {"reference": "s", "tuned": "D", "compile": "^", "eva_fast": "o"}
 MAIN = ("reference", "tuned", OURS)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib.pyplot drawing to files; ValueError where matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError as error:
@@ -39,7 +40,7 @@ def _pyplot() -> Any:
 
 def draw_all(data: dict, out: Path, stem: str) -> dict[str, Path]:
     """Every plot that the entries allow: {caption: PNG}."""
-    plt = _pyplot()
+    plt = pyplot()
     drawn = {}
     for name, caption, draw in (
         ("speedup", "Speed-up of eva_fast", _speedup),

@@ -1,0 +1,302 @@
+"""`eva-fast profile`: some steps of a real run, timed plainly, then watched by torch.profiler.
+
+The run is `pretrain` itself, with its loader, teacher and optimiser; a hook after each optimiser
+step marks the steps. The first steps warm up, the next are timed with nothing attached (images/s,
+waiting for data, MFU), the last ones run under the profiler (trace, top operators, memory).
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console, Group
+from rich.table import Table
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from eva_fast.config import Config
+
+TRACE, MEMORY, SUMMARY = "trace.json", "memory.png", "profile.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TopOperator:
+    """An operator of the profiled steps; its own time, without what it called."""
+
+    name: str
+    calls: int
+    seconds: float
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProfileResult:
+    """What was seen. All of it is measured; MFU divides by a measured peak."""
+
+    folder: Path
+    device: str
+    batch: int
+    steps: int
+    """Timed steps."""
+    step_seconds: float
+    """Mean of the timed steps."""
+    images_per_second: float
+    data_wait: float
+    """Share of the time that the loop waited for the loader."""
+    mfu: float
+    """The student's arithmetic a second over the device's measured matrix product rate."""
+    peak_flops: float
+    """That rate."""
+    peak_bytes: int
+    """Most tensor memory that the profiled steps held beyond what was there before them."""
+    top: tuple[TopOperator, ...]
+    trace: Path
+    """Chrome trace: chrome://tracing or ui.perfetto.dev."""
+    memory: Path
+    """PNG of memory over time."""
+
+
+class _Marks:
+    """Notes the end of every step and switches the profiler on and off."""
+
+    def __init__(self, device: torch.device, warm: int, timed: int, watched: int):
+        self.device = device
+        self.warm, self.watch_from, self.last = warm, warm + timed, warm + timed + watched
+        self.done = 0
+        self.started = self.stopped = 0.0
+        self.profiler: Any = None
+
+    def __call__(self, *_: Any) -> None:
+        self.done += 1
+        if self.done == self.warm:
+            self._wait()
+            self.started = time.perf_counter()
+        if self.done == self.watch_from:
+            self._wait()
+            self.stopped = time.perf_counter()
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            if self.device.type == "cuda":
+                activities.append(torch.profiler.ProfilerActivity.CUDA)
+            self.profiler = torch.profiler.profile(
+                activities=activities, profile_memory=True, acc_events=True
+            )
+            self.profiler.start()
+        if self.done == self.last:
+            self._wait()
+            self.profiler.stop()
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def profile(
+    config: Config, *, steps: int = 10, warmup: int = 3, watched: int = 3, out: Path | None = None
+) -> ProfileResult:
+    """Profiles a run of this configuration.
+
+    Args:
+        config: as for `pretrain`; its length, checkpoints and pictures are ignored.
+        steps: steps timed without a profiler.
+        warmup: steps before them: compiling, choosing kernels, filling the loader.
+        watched: steps under the profiler after them.
+        out: folder for trace, memory picture and summary; by default runs/profile-TIME.
+
+    Returns a ProfileResult; the folder holds `trace.json`, `memory.png` and `profile.json`.
+    ValueError for counts below 1 or an output folder that holds a profile already.
+    """
+    for name, value in (("steps", steps), ("warmup", warmup), ("watched", watched)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    # The profiler's library reports each start and stop on stderr otherwise.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    folder = out or Path("runs") / f"profile-{time.strftime('%Y%m%d-%H%M%S')}"
+    if (folder / SUMMARY).exists():
+        raise ValueError(f"{folder} already holds a profile; choose another out")
+    folder.mkdir(parents=True, exist_ok=True)
+
+    from eva_fast.pretrain import _device, run
+
+    device, _ = _device(config)
+    marks = _Marks(device, warmup, steps, watched)
+    scratch = Path(tempfile.mkdtemp(prefix="eva-fast-profile-"))
+    hook = register_optimizer_step_post_hook(marks)
+    try:
+        result = run(_shortened(config, warmup + steps + watched, scratch / "run"))
+        waits = _waits(scratch / "run" / "metrics.jsonl", warmup, steps)
+    finally:
+        hook.remove()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+    marks.profiler.export_chrome_trace(str(folder / TRACE))
+    events = _memory_events(marks.profiler, device)
+    _draw_memory(events, folder / MEMORY, device)
+    found = _summarise(config, result, marks, device, waits, folder, events, steps)
+    data = {**asdict(found), "folder": None, "trace": TRACE, "memory": MEMORY}
+    (folder / SUMMARY).write_text(json.dumps(data, indent=1) + "\n")
+    return found
+
+
+def _shortened(config: Config, steps: int, folder: Path) -> Config:
+    """The same run, a few steps long, into a scratch folder, a metrics line every step."""
+    optim = replace(config.optim, steps=steps, epochs=None)
+    quiet = replace(
+        config.run,
+        out=folder,
+        resume="never",
+        checkpoint_every=None,
+        checkpoint_minutes=0,
+        picture_every=None,
+        log_every=1,
+        track=False,
+        progress=False,
+    )
+    return replace(config, optim=optim, run=quiet)
+
+
+def _waits(metrics: Path, warmup: int, steps: int) -> float:
+    """Mean share of the timed steps spent waiting for data."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    shares = [line["data_wait"] for line in lines if warmup < line["step"] <= warmup + steps]
+    return sum(shares) / len(shares) if shares else 0.0
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the quickest of a few large matrix products in this dtype on this device."""
+    from eva_fast.plan.devices import measure_cpu
+
+    if device.type == "cpu":
+        return max(measure_cpu(torch.get_num_threads(), dtype).peak_flops.values())
+    side, best = 8192, float("inf")
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    for _ in range(8):
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        torch.mm(a, b)
+        after.record()
+        after.synchronize()
+        best = min(best, before.elapsed_time(after) / 1e3)
+    return 2 * side**3 / best
+
+
+def _summarise(
+    config: Config,
+    result: Any,
+    marks: _Marks,
+    device: torch.device,
+    waits: float,
+    folder: Path,
+    events: list[tuple[int, int]],
+    steps: int,
+) -> ProfileResult:
+    from eva_fast.plan.counter import default_masked
+    from eva_fast.plan.roofline import model_flops
+
+    batch = config.optim.batch_size
+    model = result.model
+    seconds = (marks.stopped - marks.started) / steps
+    masked = config.data.mask_count or default_masked(model.sizes)
+    peak = measured_peak(device, model.compute_dtype)
+    flops = model_flops(model.sizes, batch, masked)
+    return ProfileResult(
+        folder=folder,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        batch=batch,
+        steps=steps,
+        step_seconds=seconds,
+        images_per_second=batch / seconds,
+        data_wait=waits,
+        mfu=flops / seconds / peak,
+        peak_flops=peak,
+        peak_bytes=max((level for _, level in events), default=0),
+        top=_top(marks.profiler, device),
+        trace=folder / TRACE,
+        memory=folder / MEMORY,
+    )
+
+
+def _top(profiler: Any, device: torch.device, most: int = 15) -> tuple[TopOperator, ...]:
+    """Operators by their own time on the device."""
+    name = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    averages = profiler.key_averages()
+    total = sum(getattr(e, name) for e in averages) or 1
+    largest = sorted(averages, key=lambda e: -getattr(e, name))[:most]
+    return tuple(
+        TopOperator(
+            name=e.key,
+            calls=e.count,
+            seconds=getattr(e, name) / 1e6,
+            share=getattr(e, name) / total,
+        )
+        for e in largest
+        if getattr(e, name) > 0
+    )
+
+
+def _memory_events(profiler: Any, device: torch.device) -> list[tuple[int, int]]:
+    """(nanoseconds since the first, bytes above the level at the start) after each allocation and
+    release on the device."""
+    kind = torch._C._autograd.DeviceType.CUDA if device.type == "cuda" else None
+    changes = [
+        e
+        for e in profiler.profiler.kineto_results.events()
+        if e.name() == "[memory]" and (kind is None or e.device_type() == kind)
+    ]
+    changes.sort(key=lambda e: e.start_ns())
+    level, found = 0, []
+    for event in changes:
+        level += event.nbytes()
+        found.append((event.start_ns() - changes[0].start_ns(), level))
+    return found
+
+
+def _draw_memory(events: list[tuple[int, int]], path: Path, device: torch.device) -> None:
+    from eva_fast.plan.bench_plots import pyplot
+
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(7, 2.6))
+    axes.fill_between(
+        [t / 1e9 for t, _ in events],
+        [level / 1e6 for _, level in events],
+        step="post",
+        color="#D55E00",
+        alpha=0.7,
+        linewidth=0,
+    )
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("MB above the start")
+    axes.set_title(f"tensor memory of the profiled steps, {device.type}", fontsize=9, loc="left")
+    figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+
+
+def render(result: ProfileResult) -> Group:
+    """The result as something rich can print."""
+    table = Table(title="top operators of the profiled steps, own time (measured)")
+    table.add_column("operator")
+    for name in ("calls", "ms", "share"):
+        table.add_column(name, justify="right")
+    for op in result.top:
+        table.add_row(op.name, str(op.calls), f"{op.seconds * 1e3:.1f}", f"{op.share:.1%}")
+    lines = [
+        f"{result.device}, batch {result.batch}, {result.steps} timed steps: "
+        f"{result.step_seconds * 1e3:.1f} ms a step, {result.images_per_second:.1f} images/s",
+        f"waiting for data {result.data_wait:.1%}; MFU {result.mfu:.1%} of a measured "
+        f"{result.peak_flops / 1e12:.3g} TFLOP/s; peak {result.peak_bytes / 1e6:.0f} MB above "
+        "the start of the profiled steps",
+    ]
+    places = [f"trace {result.trace}", f"memory {result.memory}"]
+    return Group(*lines, table, *places)
+
+
+def to_text(result: ProfileResult, width: int = 110) -> str:
+    """The result as plain text."""
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(render(result))
+    return capture.get()
