@@ -7,16 +7,17 @@ import importlib
 
 __version__ = "0.1.0"
 
+# At once, so that `eva_fast.pretrain` is the function whoever imports the module of that name.
+from eva_fast.pretrain import PretrainResult, pretrain
+
 _HOME = {
-    "pretrain": "eva_fast.pretrain",
-    "PretrainResult": "eva_fast.pretrain",
     "create_model": "eva_fast.model",
     "load_teacher": "eva_fast.teachers",
     "BlockMasker": "eva_fast.data.masks",
 }
 _MODULES = ("config", "data", "evaluate", "model", "native", "ops", "plan", "teachers", "train")
 
-__all__ = ["__version__", *_HOME, *_MODULES]
+__all__ = ["PretrainResult", "__version__", "pretrain", *_HOME, *_MODULES]
 
 
 def __getattr__(name: str):

@@ -3,17 +3,11 @@
 Heavy imports are inside the functions: importing eva_fast and wrong options cost no time.
 """
 
-import json
 import logging
 import os
-import platform
-import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from eva_fast.config import BUILTIN_EPOCHS, EVA_EPOCHS, Config
 
@@ -21,16 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from eva_fast.train.session import Session
 
 log = logging.getLogger(__name__)
-# What a run may change when it goes on; anything else would make it another run.
-MAY_CHANGE = {
-    *("steps", "epochs", "lr", "min_lr", "warmup_lr", "warmup_epochs", "betas", "eps"),
-    *("weight_decay", "clip_grad", "workers", "max_bad_share", "out", "resume", "kernels"),
-    *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every", "picture_every"),
-    *("track", "progress", "device", "init_from", "accumulate"),
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +79,8 @@ def run(config: Config) -> PretrainResult:
     from eva_fast.model.fused import keep_copies
     from eva_fast.teachers import load_teacher
     from eva_fast.train import Plan, Session, checkpoint, make_optimizer, train
+    from eva_fast.train.examples import Examples
+    from eva_fast.train.folder import last_metrics, open_folder, write_header
     from eva_fast.train.guard import Guard
     from eva_fast.train.kernels import settle_kernels
     from eva_fast.train.optimizer import Ema
@@ -107,13 +95,15 @@ def run(config: Config) -> PretrainResult:
             teacher, grid=sizes.grid, device=str(device), whiten=config.teacher.whiten,
             dtype=None if compute_dtype == torch.float32 else compute_dtype,
         )  # fmt: skip
+    elif config.teacher.whiten and not hasattr(teacher, "calibrate"):
+        raise ValueError("whiten=True needs a teacher of load_teacher, or one with `calibrate`")
     elif not hasattr(teacher, "dim"):
         raise ValueError(
             "a teacher module needs `dim`, its feature width, and to be called as "
             "teacher(images, mask=None) -> [B,N,dim] or [masked rows,dim]"
         )
 
-    out, resume_from = _open_folder(config)
+    out, resume_from = open_folder(config)
     checkpoints = out / "checkpoints"
     torch.manual_seed(config.run.seed)
     student = create_model(
@@ -166,13 +156,13 @@ def run(config: Config) -> PretrainResult:
             masked=loader_options["mask_count"],
             kept=before["kernels"] if before else None,
         )
-        examples = _Examples(source, loader_options, device)
+        examples = Examples(source, loader_options, device)
         if resume_from is not None:
             session.restore(resume_from)
             log.info("going on from %s, step %d of %d", resume_from, session.step, total)
         elif config.teacher.whiten:
             teacher.calibrate(examples.calibration_images())
-        _write_header(out, config, student, device)
+        write_header(out, config, student, device)
 
         plan = Plan(
             total_steps=total,
@@ -206,7 +196,7 @@ def run(config: Config) -> PretrainResult:
         checkpoint=checkpoint.steps_in(checkpoints)[-1],
         weights=out / "model.safetensors",
         picture=out / "picture.png",
-        metrics=_last_metrics(out),
+        metrics=last_metrics(out),
         model=student,
         stopped_by=stopped_by,
     )
@@ -281,124 +271,3 @@ def _loader_options(config: Config, sizes) -> dict[str, Any]:
         ratio=data.crop_ratio,
         flip=data.flip,
     )
-
-
-def _open_folder(config: Config) -> tuple[Path, Path | None]:
-    """(the run's folder, the checkpoint to go on from or None)."""
-    from eva_fast.train import checkpoint
-
-    out = config.run.out
-    if out is None:
-        name = str(config.model.model).replace("/", "-")
-        out = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "pictures").mkdir(exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write to out={out}: {error}") from None
-    found = checkpoint.newest(out / "checkpoints")
-    if config.run.resume == "never":
-        if found is not None or (out / "metrics.jsonl").exists():
-            raise ValueError(
-                f"{out} already holds a run; resume='auto' goes on with it, another out= starts anew"
-            )
-        return out, None
-    if found is not None:
-        before, now = checkpoint.read_state(found)["options"], config.options()
-        other = [k for k in now if k not in MAY_CHANGE and before.get(k, now[k]) != now[k]]
-        if other:
-            changes = ", ".join(f"{k}: {before[k]!r} -> {now[k]!r}" for k in other)
-            raise ValueError(
-                f"{out} was started with other options ({changes}); give the same ones to go on "
-                "with it, or another out="
-            )
-    return out, found
-
-
-def _write_header(out: Path, config: Config, model: "nn.Module", device: "torch.device") -> None:
-    """The record of what runs, before it runs: config.yaml and environment.json."""
-    import numpy
-    import torch
-
-    import eva_fast
-
-    (out / "config.yaml").write_text(yaml.safe_dump(config.options(), sort_keys=False))
-    environment = {
-        "eva_fast": eva_fast.__version__,
-        "git": _git_sha(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "parameters": sum(p.numel() for p in model.parameters()),
-    }
-    (out / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
-    log.info("%s", "  ".join(f"{k} {v}" for k, v in environment.items()))
-
-
-def _git_sha() -> str | None:
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _last_metrics(out: Path) -> dict[str, Any]:
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    if not lines:
-        return {}
-    return {"first_loss": json.loads(lines[0])["loss"], **json.loads(lines[-1])}
-
-
-class _Examples:
-    """The same few training images each time, for pictures and for the teacher's calibration."""
-
-    COUNT = 8
-    CALIBRATION_BATCHES = 8
-
-    def __init__(self, source: Any, loader_options: dict[str, Any], device: "torch.device"):
-        self.source, self.options, self.device = source, loader_options, device
-        self._batch: Any = None
-
-    def _batches(self, size: int):
-        from eva_fast.data import build_loader
-
-        loader = build_loader(
-            self.source, batch_size=min(size, len(self.source)), workers=0, device=self.device,
-            **self.options,
-        )  # fmt: skip
-        try:
-            yield from loader
-        finally:
-            loader.close()
-
-    def calibration_images(self):
-        """Batches of training crops, uint8 [B,3,S,S]."""
-        batches = self._batches(64)
-        for _ in range(self.CALIBRATION_BATCHES):
-            yield next(batches).images
-        batches.close()
-
-    def draw(self, path: Path, session: "Session") -> None:
-        """Images, masks, teacher features and the student's predictions as PCA colours."""
-        import torch
-
-        from eva_fast.train.picture import save_picture
-
-        if self._batch is None:
-            batches = self._batches(self.COUNT)
-            self._batch = next(batches)
-            batches.close()
-        images, mask, student = self._batch.images, self._batch.mask, session.model
-        was_training = student.training
-        student.eval()
-        with torch.no_grad():
-            features = student.forward_features(images, mask)[:, 1:]
-            prediction = student.lm_head(features.to(student.lm_head.weight.dtype))
-            target = session.teacher(images)
-        student.train(was_training)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_picture(path, images, mask, target, prediction, student.grid)

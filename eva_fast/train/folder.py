@@ -1,0 +1,91 @@
+"""The folder of a run: opened without losing what is there, and its record of what runs."""
+
+import json
+import logging
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import yaml
+from torch import nn
+
+from eva_fast import __version__
+from eva_fast.config import Config
+from eva_fast.train import checkpoint
+
+log = logging.getLogger(__name__)
+# What a run may change when it goes on; anything else would make it another run.
+MAY_CHANGE = {
+    *("steps", "epochs", "lr", "min_lr", "warmup_lr", "warmup_epochs", "betas", "eps"),
+    *("weight_decay", "clip_grad", "workers", "max_bad_share", "out", "resume", "kernels"),
+    *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every", "picture_every"),
+    *("track", "progress", "device", "init_from", "accumulate"),
+}
+
+
+def open_folder(config: Config) -> tuple[Path, Path | None]:
+    """(the run's folder, the checkpoint to go on from or None)."""
+    out = config.run.out
+    if out is None:
+        name = str(config.model.model).replace("/", "-")
+        out = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "pictures").mkdir(exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write to out={out}: {error}") from None
+    found = checkpoint.newest(out / "checkpoints")
+    if config.run.resume == "never":
+        if found is not None or (out / "metrics.jsonl").exists():
+            raise ValueError(
+                f"{out} already holds a run; resume='auto' goes on with it, another out= starts anew"
+            )
+        return out, None
+    if found is not None:
+        before, now = checkpoint.read_state(found)["options"], config.options()
+        other = [k for k in now if k not in MAY_CHANGE and before.get(k, now[k]) != now[k]]
+        if other:
+            changes = ", ".join(f"{k}: {before[k]!r} -> {now[k]!r}" for k in other)
+            raise ValueError(
+                f"{out} was started with other options ({changes}); give the same ones to go on "
+                "with it, or another out="
+            )
+    return out, found
+
+
+def write_header(out: Path, config: Config, model: nn.Module, device: torch.device) -> None:
+    """The record of what runs, before it runs: config.yaml and environment.json."""
+    (out / "config.yaml").write_text(yaml.safe_dump(config.options(), sort_keys=False))
+    environment = {
+        "eva_fast": __version__,
+        "git": _git_sha(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    (out / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+    log.info("%s", "  ".join(f"{k} {v}" for k, v in environment.items()))
+
+
+def _git_sha() -> str | None:
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def last_metrics(out: Path) -> dict[str, Any]:
+    """The last line of `metrics.jsonl`, with the loss of the first as `first_loss`; {} if empty."""
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    if not lines:
+        return {}
+    return {"first_loss": json.loads(lines[0])["loss"], **json.loads(lines[-1])}
