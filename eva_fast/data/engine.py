@@ -16,8 +16,8 @@ from eva_fast.data.workers import Chunks, Done, WorkerPool
 
 logger = logging.getLogger(__name__)
 
-ROWS_PER_TICKET = 16
-PREFETCH = 2  # batches made ahead of the one in use
+PREFETCH = 2  # batches made ahead of the one in use, and enough of them for ...
+TICKETS_PER_WORKER = 2
 _PATIENCE_SECONDS = 60.0
 
 
@@ -53,9 +53,10 @@ class Engine:
         self._maker = maker
         self._device = device
         on_gpu = device.type == "cuda"
-        ahead = (PREFETCH if workers else 0) + (_Upload.IN_FLIGHT if on_gpu else 0)
-        self._ring = Ring(1 + ahead, feed.batch_size, maker.cropper.size, maker.masker.count)
-        self._chunks = Chunks(feed.batch_size, min(ROWS_PER_TICKET, feed.batch_size))
+        self._chunks = Chunks(feed.batch_size)
+        ahead = max(PREFETCH, -(-TICKETS_PER_WORKER * workers // self._chunks.count))
+        slots = 1 + (ahead if workers else 0) + (_Upload.IN_FLIGHT if on_gpu else 0)
+        self._ring = Ring(slots, feed.batch_size, maker.cropper.size, maker.masker.count)
         self._results: dict[int, Result] = {}
         self._next = 0  # the batch to hand out next
         self._pool: WorkerPool | None = None

@@ -139,10 +139,10 @@ def cached_index(
     root = cache_folder()
     try:
         root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()
     except OSError as error:
         raise ValueError(
-            f"cannot create the cache folder {root} ({error}): set XDG_CACHE_HOME to one that can "
-            "be written"
+            f"the cache folder {root} cannot be written ({error}): set XDG_CACHE_HOME to another"
         ) from error
     folder = root / f"index-{digest}"
     with _only_one(root / f"index-{digest}.lock"):

@@ -58,12 +58,15 @@ Reader = Callable[["Chunks"], Iterator[tuple[Any, Any]]]
 
 
 class Chunks:
-    """How a batch is cut into the rows that one ticket covers."""
+    """How a batch is cut into the rows that one ticket covers.
 
-    def __init__(self, batch_size: int, rows: int):
+    Few rows spread a batch over the workers; more than 512 tickets a batch would fill the pipe.
+    """
+
+    def __init__(self, batch_size: int):
         self.batch_size = batch_size
-        self.rows_each = rows
-        self.count = -(-batch_size // rows)
+        self.rows_each = max(16, -(-batch_size // 512))
+        self.count = -(-batch_size // self.rows_each)
 
     def rows(self, chunk: int) -> tuple[int, int]:
         first = chunk * self.rows_each

@@ -176,6 +176,13 @@ def test_a_damaged_cache_is_built_again(tmp_path, cache):
 # ---- mistakes ----
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with says(ValueError, "cache folder", "cannot be written", "XDG_CACHE_HOME"):
+        open_source(write_folder(tmp_path / "images", 1))
+
+
 def says(error, *words):
     return pytest.raises(error, match="(?s)" + ".*".join(map(re.escape, words)))
 
