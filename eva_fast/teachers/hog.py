@@ -19,6 +19,7 @@ from eva_fast.teachers.base import Teacher, select_patches
 
 BINS = 9
 CELLS = 2  # a side of a patch
+CPU_VALUES = 1 << 17
 
 
 class HogTeacher(Teacher):
@@ -47,9 +48,16 @@ class HogTeacher(Teacher):
                 f"HOG on a {rows}x{columns} grid needs a pixel a patch and two in all, "
                 f"not images of {images.shape[-2]}x{images.shape[-1]}"
             )
+        # A few images at a time stay in a CPU's cache through all steps: 2 to 3 times as fast.
+        part = len(images)
+        if images.device.type == "cpu":
+            part = max(1, CPU_VALUES // images.shape[1:].numel())
         # Steps of 1/64 make the sums below exact, so images given as normalised floats fall into
         # the same bins as their bytes: drawings have many edges exactly on a bin's border.
-        cells = cell_histograms(torch.round(images * 64) / 64, (rows * CELLS, columns * CELLS))
+        size = (rows * CELLS, columns * CELLS)
+        cells = torch.cat(
+            [cell_histograms(torch.round(x * 64) / 64, size) for x in images.split(part)]
+        )
         cells = cells / cells.square().sum(2, keepdim=True).sqrt_().clamp_(min=1e-12)
         patches = cells.unflatten(4, (columns, CELLS)).unflatten(3, (rows, CELLS))
         patches = patches.permute(0, 3, 5, 1, 2, 4, 6).flatten(1, 2).flatten(2)

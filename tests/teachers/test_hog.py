@@ -98,6 +98,13 @@ def test_masked_rows_and_cells():
     torch.testing.assert_close(norms, torch.ones_like(norms))
 
 
+def test_a_batch_is_its_images():
+    """A batch larger than what is computed at a time."""
+    teacher = load_teacher("hog", grid=(4, 4))
+    images = torch.randint(0, 256, (30, 3, 56, 56), dtype=torch.uint8)
+    assert torch.equal(teacher(images), torch.cat([teacher(x[None]) for x in images]))
+
+
 def test_a_flat_image_has_no_direction():
     features = load_teacher("hog", grid=2)(torch.full((1, 3, 16, 16), 77, dtype=torch.uint8))
     assert torch.equal(features, torch.zeros(1, 4, 108))
