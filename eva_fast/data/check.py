@@ -22,11 +22,14 @@ from eva_fast.data.decode import BadImage
 from eva_fast.data.masks import BlockMasker
 from eva_fast.data.order import permute
 from eva_fast.data.progress import progress
+from eva_fast.data.report import render
 from eva_fast.data.seeds import sample_seed, sample_seeds
 from eva_fast.data.source import MixedSource, Source
 from eva_fast.data.sources import open_source
 from eva_fast.data.streamfeed import has_stream
 from eva_fast.data.streams import ShardStream
+
+__all__ = ["check", "render"]
 
 _TIMED = 200  # images
 _LISTED = 100  # unreadable images named in the result

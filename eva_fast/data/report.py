@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from rich.console import Console
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 
-def report(result: dict[str, Any], console: Console | None = None) -> None:
-    """Prints what `check` returned."""
-    console = console or Console()
+def render(result: dict[str, Any]) -> Group:
+    """What `check` returned, for rich's `Console.print`."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("images", f"{result['images']:,} ({result['checked']:,} of them read)")
     if result["bytes"]:
@@ -33,12 +33,13 @@ def report(result: dict[str, Any], console: Console | None = None) -> None:
         table.add_row("cores needed", f"{result['cores_needed']} for {wanted:,.0f} images/s")
     if result["contact_sheet"]:
         table.add_row("contact sheet", result["contact_sheet"])
-    console.print(table)
-    for bad in result["unreadable"]:
-        console.print(f"  {bad['name']}: {bad['reason']}", style="yellow", markup=False)
+    bad = [
+        Text(f"  {item['name']}: {item['reason']}", style="yellow") for item in result["unreadable"]
+    ]
     hidden = result["unreadable_count"] - len(result["unreadable"])
     if hidden:
-        console.print(f"  and {hidden:,} more", style="yellow")
+        bad.append(Text(f"  and {hidden:,} more", style="yellow"))
+    return Group(table, *bad)
 
 
 def _spread(values: dict[str, float] | None) -> str:

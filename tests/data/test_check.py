@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from eva_fast.data.check import check
-from eva_fast.data.report import report
+from eva_fast.data.check import check, render
 from tests.data.pictures import encoded, write_folder, write_shard
 
 
@@ -21,7 +20,7 @@ def cache(tmp_path_factory, monkeypatch):
 
 def told(result):
     console = Console(file=io.StringIO(), width=100)
-    report(result, console)
+    console.print(render(result))
     return console.file.getvalue()
 
 
