@@ -79,11 +79,10 @@ negative_cosine.reference = reference  # type: ignore[attr-defined]
 def _forward_torch(p, t):
     compute = statistics_dtype(p)
     p, t = p.to(compute), t.to(compute)
-    inverse_p = 1 / p.norm(dim=-1).clamp_min(EPS)
-    inverse_t = 1 / t.norm(dim=-1).clamp_min(EPS)
-    cosine = (p * t).sum(-1) * inverse_p * inverse_t
+    norm_p, norm_t = (v.norm(dim=-1).clamp_min(EPS) for v in (p, t))
+    cosine = (p * t).sum(-1) / (norm_p * norm_t)
     loss = -cosine.sum() / max(p.shape[0], 1)
-    return loss, torch.stack((cosine, inverse_p, inverse_t))
+    return loss, torch.stack((cosine, 1 / norm_p, 1 / norm_t))
 
 
 def _backward_torch(dloss, p, t, statistics):
