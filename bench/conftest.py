@@ -1,6 +1,7 @@
 """Options of the benchmarks, the case fixture, and the results file at the end of a timed run."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +47,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # torch's profiler, which weighs the variants, reports each start and stop on stderr otherwise.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     asked = any(getattr(config.option, name, None) for name in ASKS_FOR_TIMING)
     if not config.option.eva_timed and not asked:
         config.option.benchmark_disable = True

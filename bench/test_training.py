@@ -1,4 +1,4 @@
-"""The whole step, the teacher, the optimiser, checkpoints and the first step's latency."""
+"""The whole step, teacher, optimiser, input, checkpoints and the first step's latency."""
 
 import importlib
 
@@ -9,7 +9,7 @@ from bench.conftest import state_of
 from bench.kit import Kit
 from bench.shapes import check_shape, op_shapes, step_shapes
 
-SUBJECTS = ("step", "teacher", "optimizer", "checkpoint", "first_step")
+SUBJECTS = ("step", "teacher", "optimizer", "input", "checkpoint", "first_step")
 
 
 def pytest_generate_tests(metafunc):
