@@ -75,6 +75,10 @@ class Engine:
         rows = self._ring.rows(batch % self._ring.slots, first, end)
         return self._run.fill(self._maker, batch, first, rows, payload)
 
+    @property
+    def worker_pids(self) -> list[int]:
+        return [process.pid for process in self._pool.processes] if self._pool is not None else []
+
     def next(self) -> tuple[Batch, Result, dict[str, Any]]:
         """The next batch, what happened while it was made, and the state after it."""
         if self._upload is None:

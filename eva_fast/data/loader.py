@@ -117,6 +117,11 @@ class Loader:
     def bad_count(self) -> int:
         return self._record.count
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the running workers, and of the process that reads streams for them."""
+        return self._engine.worker_pids if self._engine is not None else []
+
     def __iter__(self) -> "Loader":
         return self
 

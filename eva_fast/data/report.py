@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rich import filesize
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text

@@ -322,17 +322,13 @@ def test_wrong_settings_are_explained(changes, words):
 # ---- processes ----
 
 
-def worker_pids(loader):
-    return [process.pid for process in loader._engine._pool.processes]
-
-
 @pytest.mark.parametrize("stream", [False, True], ids=["files", "stream"])
 def test_a_killed_worker_is_an_error_not_a_hang(tmp_path, stream):
     write_shard(tmp_path / "s.tar", range(30))
     source = open_source(f"pipe:cat {tmp_path}/s.tar") if stream else Memory(60)
     with build(source, workers=2) as loader:
         next(loader)
-        pids = worker_pids(loader)
+        pids = loader.worker_pids
         os.kill(pids[-1], signal.SIGKILL)  # for a stream that is the process that reads
         start = time.monotonic()
         with pytest.raises(RuntimeError, match=r"data (worker|reader).*killed by SIGKILL.*memory"):
@@ -378,7 +374,7 @@ def gone_within(pids, seconds):
 def test_workers_end_with_the_loader(how):
     loader = build(Memory(60), workers=2)
     next(loader)
-    pids = worker_pids(loader)
+    pids = loader.worker_pids
     assert all(map(alive, pids))
     if how == "close":
         loader.close()
@@ -393,7 +389,7 @@ from eva_fast.data import build_loader, open_source
 loader = build_loader(open_source({data!r}), batch_size=8, image_size=28, patch_size=14,
                       mask_count=2, min_block=1, workers=2)
 next(loader)
-print(*[p.pid for p in loader._engine._pool.processes], flush=True)
+print(*loader.worker_pids, flush=True)
 while True:
     next(loader)
 """
@@ -437,7 +433,7 @@ def test_memory_is_flat():
             for _ in range(batches):
                 next(loader)
             gc.collect()
-            return [resident(pid) for pid in [os.getpid(), *worker_pids(loader)]]
+            return [resident(pid) for pid in [os.getpid(), *loader.worker_pids]]
 
         before = run(20)
         after = run(75)  # three epochs more

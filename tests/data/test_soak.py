@@ -83,10 +83,7 @@ def soak(tmp_path, files, samples, batch_size):
             assert batch.images.shape == (batch_size, 3, 28, 28)
             if number in (count // 3, count - 1):
                 gc.collect()
-                pool = loader._engine._pool
-                watched.append(
-                    [state_of(p) for p in [os.getpid(), *(w.pid for w in pool.processes)]]
-                )
+                watched.append([state_of(p) for p in [os.getpid(), *loader.worker_pids]])
         assert loader.bad_count == len(bad)
     names = [json.loads(line)["name"] for line in record.read_text().splitlines()]
     assert sorted(Path(name).name for name in names) == sorted(bad)
