@@ -1,0 +1,273 @@
+"""The C++ kernels at every instruction set this CPU has, and for any number of threads."""
+
+import pytest
+import torch
+
+from eva_fast import native, ops
+from eva_fast.model.inputs import CLIP_MEAN, CLIP_STD
+from eva_fast.ops import dispatch, native_ops
+from eva_fast.ops.linear import linear, matmul, weight_gradient
+from eva_fast.ops.packed_attention import (
+    packed_attention,
+    packed_attention_backward,
+    packed_attention_forward,
+)
+from tests.ops.helpers import (
+    SHORT,
+    Accuracy,
+    check_against_float64,
+    check_compiled,
+    leaf,
+    masks,
+    opcheck,
+    rows_apart,
+)
+
+pytestmark = pytest.mark.skipif(
+    not native.available() or dispatch.interpreted(),
+    reason="the C++ kernels are not built, or this process runs Triton's interpreter",
+)
+
+
+@pytest.fixture(params=native_ops.ISA_NAMES)
+def isa(request):
+    """Forces the C++ kernels for one instruction set."""
+    if native_ops.set_isa(request.param) != request.param:
+        native_ops.set_isa(None)
+        pytest.skip(f"this CPU does not run {request.param}")
+    dispatch.set_kernels("native")
+    yield request.param
+    dispatch.set_kernels("auto")
+    native_ops.set_isa(None)
+
+
+def norm_inputs(dtype):
+    width = 83
+    row = [leaf(3, 7, width, dtype=dtype) for _ in range(2)]
+    parameters = [leaf(width, dtype=dtype) for _ in range(3)]
+    return (*row, parameters[0], torch.tensor([0.0, 1.25, 1.25]), *parameters[1:], 1e-6)
+
+
+def gelu_inputs(dtype):
+    return leaf(9, 83, dtype=dtype, scale=3.0), leaf(83, dtype=dtype), "erf"
+
+
+def quick_inputs(dtype):
+    return leaf(9, 83, dtype=dtype, scale=3.0), leaf(83, dtype=dtype), "quick"
+
+
+def embed_inputs(dtype):
+    vectors = [leaf(83, dtype=dtype) for _ in range(2)]
+    return (
+        leaf(3, 16, 83, dtype=dtype), masks(3, 16, 6), *vectors, leaf(17, 83, dtype=dtype),
+        leaf(83, dtype=dtype),
+    )  # fmt: skip
+
+
+def cosine_inputs(dtype):
+    return leaf(19, 83, dtype=dtype), leaf(19, 83, dtype=dtype).detach()
+
+
+CASES = {
+    "add_layer_norm": (ops.add_layer_norm, norm_inputs, 2),
+    "bias_gelu": (ops.bias_gelu, gelu_inputs, 1),
+    "bias_gelu quick": (ops.bias_gelu, quick_inputs, 1),
+    "embed_tokens": (ops.embed_tokens, embed_inputs, 1),
+    "negative_cosine": (ops.negative_cosine, cosine_inputs, 1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=SHORT.get)
+@pytest.mark.parametrize("case", CASES)
+def test_row_kernels_against_float64(isa, case, dtype):
+    op, make, outputs = CASES[case]
+    check_against_float64(op, op.reference, lambda: make(dtype), outputs=outputs)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_row_kernels_give_the_same_bits_with_any_number_of_threads(case):
+    op, make, _ = CASES[case]
+    dispatch.set_kernels("native")
+    before = torch.get_num_threads()
+    inputs = [
+        t.detach().repeat(60, *[1] * (t.ndim - 1)).requires_grad_(t.requires_grad)
+        if isinstance(t, torch.Tensor) and t.ndim > 1 and case != "embed_tokens"
+        else t
+        for t in make(torch.float32)
+    ]
+    if case == "add_layer_norm":
+        inputs[3] = None
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out = op(*inputs)
+            out = out[1] if isinstance(out, tuple) else out
+            leaves = [t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad]
+            torch.manual_seed(1)
+            found.append([out, *torch.autograd.grad(out, leaves, torch.randn_like(out))])
+    finally:
+        torch.set_num_threads(before)
+        dispatch.set_kernels("auto")
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=0)
+
+
+def test_patchify_is_exact_for_every_byte_value(isa):
+    images = torch.arange(256, dtype=torch.uint8).repeat(9).view(1, 3, 24, 32)
+    for dtype in (torch.float32, torch.bfloat16):
+        arguments = (images, 8, CLIP_MEAN, CLIP_STD, dtype)
+        torch.testing.assert_close(
+            ops.patchify(*arguments), ops.patchify.reference(*arguments), rtol=0, atol=0
+        )
+
+
+# rows, columns, depth: below a tile, edges of tiles, several passes of depth and blocks of columns
+PRODUCTS = [(1, 1, 1), (7, 5, 9), (13, 33, 64), (130, 66, 391), (50, 790, 20), (257, 60, 1600)]
+
+
+@pytest.mark.parametrize("size", PRODUCTS, ids=str)
+@pytest.mark.parametrize("transposed", ["", "a", "b", "ab"])
+def test_gemm_against_float64(isa, size, transposed):
+    rows, columns, depth = size
+    a = torch.randn(depth, rows).t() if "a" in transposed else torch.randn(rows, depth)
+    b = torch.randn(columns, depth).t() if "b" in transposed else torch.randn(depth, columns)
+    bias = torch.randn(columns)
+    accuracy = Accuracy()
+    for shift in (None, bias):
+        exact = a.double() @ b.double() + (0 if shift is None else shift.double())
+        # summed in the order of a plain loop, in float32: what a product may cost in rounding
+        steps = (a.t()[:, :, None] * b[:, None, :]).unbind(0) if depth <= 64 else None
+        if steps is None:
+            plain = torch.addmm(bias, a, b) if shift is not None else a @ b
+        else:
+            plain = torch.zeros(rows, columns)
+            for step in steps:
+                plain = plain + step
+            plain = plain if shift is None else plain + shift
+        error = (matmul(a, b, shift).double() - exact).abs().max().item()
+        # the classical bound for a sum in one go; MKL's own error varies with its version
+        bound = 2 * max((plain.double() - exact).abs().max().item(), 6e-8 * depth**0.5 * 2)
+        assert error <= bound
+        accuracy.add("sanity", matmul(a, b, shift), plain, exact)
+    assert not any(torch.isnan(torch.tensor(e)).any() for e in accuracy.errors.values())
+
+
+def test_gemm_takes_slices_of_wider_matrices(isa):
+    wide = torch.randn(40, 90)
+    a, b = wide[3:30, 5:64], wide[:, 7:30][:, :13].t()
+    exact = a[:, :40].double() @ b.t().double()
+    found = matmul(a[:, :40], b.t())
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    both = torch.randn(6, 8, 10)[:, :, 3]  # no stride of 1
+    exact = both.double() @ both.t().double()
+    torch.testing.assert_close(matmul(both, both.t()).double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(0, 5, 3), (5, 0, 3), (5, 3, 0)], ids=str)
+def test_gemm_of_nothing(isa, size):
+    rows, columns, depth = size
+    bias = torch.randn(columns)
+    found = matmul(torch.randn(rows, depth), torch.randn(depth, columns), bias)
+    torch.testing.assert_close(found, bias.expand(rows, columns))
+
+
+def test_gemm_gives_the_same_bits_with_any_number_of_threads():
+    a, b = torch.randn(300, 500), torch.randn(500, 70)
+    dispatch.set_kernels("native")
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(matmul(a, b))
+    finally:
+        torch.set_num_threads(before)
+        dispatch.set_kernels("auto")
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_linear_has_the_gradients_of_pytorch(isa):
+    x, weight, bias = leaf(3, 7, 20), leaf(11, 20), leaf(11)
+    check_against_float64(linear, torch.nn.functional.linear, lambda: (x, weight, bias))
+    assert weight_gradient(x[0], x[0], torch.bfloat16).dtype == torch.bfloat16
+
+
+# batch, tokens, queries (None: all), heads, head dimension
+HEADS = [(2, 17, None, 3, 8), (1, 257, None, 2, 64), (2, 65, 26, 2, 88), (1, 700, None, 1, 20)]
+
+
+def attention_inputs(batch, tokens, queries, heads, dim, dtype=torch.float32):
+    q = None if queries is None else leaf(batch, queries, heads, dim, dtype=dtype)
+    return q, leaf(batch, tokens, 3 if q is None else 2, heads, dim, dtype=dtype), dim**-0.5
+
+
+@pytest.mark.parametrize("shape", HEADS, ids=str)
+def test_attention_against_float64(isa, shape):
+    if isa == "baseline":
+        pytest.skip("without vectors PyTorch's own attention runs")
+    check_against_float64(
+        lambda *a: packed_attention(*a)[0],
+        lambda *a: packed_attention.reference(*a)[0],
+        lambda: attention_inputs(*shape),
+    )
+
+
+@pytest.mark.parametrize("shape", HEADS[:3], ids=str)
+def test_attention_output_comes_back_where_it_was_not_kept(isa, shape):
+    q, packed, scale = attention_inputs(*shape)
+    with torch.no_grad():
+        out, lse = packed_attention_forward(q, packed, scale)
+        dout = torch.randn_like(out)
+        kept = packed_attention_backward(dout, q, packed, out, lse, scale)
+        again = packed_attention_backward(dout, q, packed, None, lse, scale)
+        exact = packed_attention.reference(
+            None if q is None else q.double(), packed.double(), scale
+        )
+    torch.testing.assert_close(again[2], out, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(again[1], kept[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lse.double(), exact[1], rtol=1e-6, atol=1e-6)
+
+
+def test_attention_of_large_scores(isa):
+    """A row whose scores span thousands: the largest is taken off before exp."""
+    q, packed, scale = attention_inputs(1, 33, None, 2, 16)
+    with torch.no_grad():
+        packed *= 60
+        out, lse = packed_attention_forward(q, packed, scale)
+        exact, exact_lse = packed_attention.reference(q, packed.double(), scale)
+    torch.testing.assert_close(out.double(), exact, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=1e-3)
+
+
+def test_strided_heads(isa):
+    q, packed, scale = attention_inputs(2, 20, 7, 2, 12)
+    apart = rows_apart(packed)
+    dense, gaps = packed_attention(q, packed, scale), packed_attention(q, apart, scale)
+    torch.testing.assert_close(gaps, dense, rtol=0, atol=0)
+
+
+def test_attention_and_gemm_are_well_formed_ops():
+    q, packed, scale = attention_inputs(2, 9, 4, 2, 8)
+    opcheck(torch.ops.eva_fast.packed_attention.default, (q, packed, scale))
+    a, b, bias = torch.randn(5, 7), torch.randn(7, 3), torch.randn(3)
+    opcheck(torch.ops.eva_fast.gemm.default, (a, b, bias))
+    check_compiled(lambda *t: packed_attention(*t)[0], (q, packed, scale))
+    check_compiled(linear, (leaf(2, 5, 7), leaf(3, 7), leaf(3)))
+
+
+def test_unknown_instruction_set():
+    with pytest.raises(ValueError, match="unknown instruction set 'sse9': choose from"):
+        native_ops.set_isa("sse9")
+
+
+def test_nothing_to_do(isa):
+    x = torch.empty(0, 60)
+    vector = torch.ones(60)
+    _, y, mean, _ = ops.add_layer_norm(x, None, None, None, vector, vector)
+    assert y.shape == (0, 60) and mean.shape == (0,)
+    *_, dweight, dbias, _ = ops.add_layer_norm_backward(x, None, x, mean, mean, vector, vector)
+    assert dweight.abs().sum() == 0 and dbias.abs().sum() == 0
+    assert ops.bias_gelu(x, vector).shape == (0, 60)
+    assert ops.bias_gelu_backward(x, x, vector, want_g=True)[2].abs().sum() == 0
+    assert ops.negative_cosine(x, x) == 0
