@@ -13,10 +13,8 @@ def render(result: dict[str, Any]) -> Group:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("images", f"{result['images']:,} ({result['checked']:,} of them read)")
     if result["bytes"]:
-        total = result["total_bytes_estimate"] / 2**30
-        table.add_row(
-            "bytes an image", f"{_spread(result['bytes'])}; about {total:,.2f} GiB in all"
-        )
+        total = filesize.decimal(result["total_bytes_estimate"])
+        table.add_row("bytes an image", f"{_spread(result['bytes'])}; about {total} in all")
     table.add_row(
         "width, height", f"{_spread(result['width'])}; {_spread(result['height'])} pixels"
     )
