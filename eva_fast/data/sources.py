@@ -77,6 +77,7 @@ def _mix(pairs: list[tuple[Source, float | None]]) -> Source:
 def _open_text(text: str, split: str) -> Source:
     if not text.strip():
         raise ValueError(f"no data given; {KINDS}")
+    text = os.path.expanduser(text)
     if os.path.exists(text):
         return _open_path(Path(text), split)
     if text.startswith("pipe:"):  # a command may hold commas and colons of its own
