@@ -30,6 +30,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
+# fmt: off
 @triton.jit
 def load_tile(p_x, o_t, limit, S_T: tl.constexpr, D: tl.constexpr, D0: tl.constexpr,
               D1: tl.constexpr, EVEN: tl.constexpr):
@@ -143,6 +144,7 @@ def attention_forward_kernel(
     else:
         _forward_tile(p_q, p_k, p_v, p_out, p_lse, tile * BM, NQ, NK, scale_log2, S_QT, S_KT, S_OT,
                       D, D0, D1, BM, BN, EVEN_Q, EVEN_K)
+# fmt: on
 
 
 def split_head(head_dim: int) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from eva_fast.kernels.attention import (
 )
 
 
+# fmt: off
 @triton.jit
 def _dq_step(q_0, q_1, do_0, do_1, acc_0, acc_1, b_lse2, b_delta, p_k, p_v, o_n, limit, scale_log2,
              S_KT: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
@@ -180,6 +181,7 @@ def attention_dkv_kernel(
         _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, 1 + (tile - 1) * BN, NK, NQ,
                   scale, scale_log2, S_DT, S_QT, S_KT, S_GT, D, D0, D1, BM, BN, FIRST_QUERY, EVEN_Q,
                   EVEN_K)
+# fmt: on
 
 
 def backward_config(
@@ -241,10 +243,14 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
         for own_keys in (False, True):
             config = backward_config(queries, tokens, shape.head_dim, not masked, own_keys)
             warps, stages = config.pop("num_warps"), config.pop("num_stages")
-            tiles = tiles_a_head(tokens, config["BN"], True) if own_keys else tiles_a_head(
-                queries, config["BM"], not masked)
+            tiles = (
+                tiles_a_head(tokens, config["BN"], True)
+                if own_keys
+                else tiles_a_head(queries, config["BM"], not masked)
+            )
             args: dict[str, Any] = dict.fromkeys(
-                ("p_do", "p_q", "p_k", "p_v", "p_out", "p_dq", "p_dk", "p_dv"), pointer)
+                ("p_do", "p_q", "p_k", "p_v", "p_out", "p_dq", "p_dk", "p_dv"), pointer
+            )
             args |= {
                 "p_lse": "*fp32", "p_delta": "*fp32", "scale": shape.head_dim**-0.5,
                 "NQ": queries, "NK": tokens, "tiles": tiles, "s_db": queries * shape.width,

@@ -65,27 +65,28 @@ def norm_scatter_kernel(
     b_w = tl.load(p_w + o_d, mask=m_d, other=0.0).to(tl.float32)
     b_dw = tl.zeros([BLOCK], tl.float32)
     b_dc = tl.zeros([BLOCK], tl.float32)
-    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
-        p_row = p_x + row.to(tl.int64) * s_row
+    for index in range(tl.program_id(0), rows, tl.num_programs(0)):
+        row = tl.cast(index, tl.int64)
+        p_row = p_x + row * s_row
         source = row
-        m_row = m_d
+        found = 1
         if HAS_MASK:
             image = row // T
-            p_row = p_x + image.to(tl.int64) * s_image + (row % T).to(tl.int64) * s_row
+            p_row = p_x + image * s_image + (row % T) * s_row
             o_k = tl.arange(0, BLOCK_K)
             b_mask = tl.load(p_mask + image * K + o_k, mask=o_k < K, other=-2)
             b_hit = (b_mask == row % T - 1).to(tl.int32)  # CLS looks for -1 and finds nothing
             source = image * K + tl.sum(b_hit * o_k, 0)
-            m_row = m_d & (tl.sum(b_hit, 0) > 0)
-        m_some = tl.sum(m_row.to(tl.int32), 0) > 0
-        mean = tl.load(p_mean + source, mask=m_some, other=0.0)
-        rstd = tl.load(p_rstd + source, mask=m_some, other=0.0)
-        b_dy = tl.load(p_dy + source.to(tl.int64) * D + o_d, mask=m_row, other=0.0).to(tl.float32)
+            found = tl.sum(b_hit, 0)
+        m_row = o_d < D * found
+        mean = tl.load(p_mean + source, mask=found > 0, other=0.0)
+        rstd = tl.load(p_rstd + source, mask=found > 0, other=0.0)
+        b_dy = tl.load(p_dy + source * D + o_d, mask=m_row, other=0.0).to(tl.float32)
         b_x = tl.load(p_row + o_d, mask=m_row, other=0.0).to(tl.float32)
         b_xhat = tl.where(m_row, (b_x - mean) * rstd, 0.0)
         b_g = b_dy * b_w
         b_dx = rstd * (b_g - tl.sum(b_g, 0) / D - b_xhat * (tl.sum(b_g * b_xhat, 0) / D))
-        tl.store(p_dx + row.to(tl.int64) * D + o_d, b_dx.to(p_dx.dtype.element_ty), mask=m_d)
+        tl.store(p_dx + row * D + o_d, b_dx.to(p_dx.dtype.element_ty), mask=m_d)
         b_dw += b_dy * b_xhat
         b_dc += b_dy
     p_sums = p_partials + tl.program_id(0) * (2 * D) + o_d

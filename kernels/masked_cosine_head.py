@@ -69,11 +69,11 @@ def cosine_statistics_kernel(
         b_pt += tl.load(p_row, mask=m_m, other=0.0)
         b_pp += tl.load(p_row + M, mask=m_m, other=0.0)
         b_tt += tl.load(p_row + 2 * M, mask=m_m, other=0.0)
-    inverse_p = 1.0 / tl.maximum(tl.sqrt(b_pp), EPS)
-    inverse_t = 1.0 / tl.maximum(tl.sqrt(b_tt), EPS)
-    tl.store(p_statistics + o_m, b_pt * inverse_p * inverse_t, mask=m_m)
-    tl.store(p_statistics + M + o_m, inverse_p, mask=m_m)
-    tl.store(p_statistics + 2 * M + o_m, inverse_t, mask=m_m)
+    norm_p = tl.maximum(tl.sqrt_rn(b_pp), EPS)
+    norm_t = tl.maximum(tl.sqrt_rn(b_tt), EPS)
+    tl.store(p_statistics + o_m, tl.div_rn(b_pt, norm_p * norm_t), mask=m_m)
+    tl.store(p_statistics + M + o_m, 1.0 / norm_p, mask=m_m)
+    tl.store(p_statistics + 2 * M + o_m, 1.0 / norm_t, mask=m_m)
 
 
 def fused_forward(x, mask, ln_w, ln_b, weight, bias, target, eps):
@@ -92,7 +92,7 @@ def fused_forward(x, mask, ln_w, ln_b, weight, bias, target, eps):
         cosine_statistics_kernel[(triton.cdiv(rows, ROWS),)](
             sums, statistics, rows, columns, EPS=EPS, BLOCK=ROWS, num_warps=4
         )
-    return statistics[0].sum() * (-1.0 / max(rows, 1)), statistics
+    return statistics[0].sum() / -max(rows, 1), statistics
 
 
 def composed_forward(x, mask, ln_w, ln_b, weight, bias, target, eps):

@@ -66,9 +66,8 @@ def _math_forward(q, k, v, scale):
     compute = statistics_dtype(q)
     q_, k_, v_ = _heads_first(q, k, v)
     scores = (q_.to(compute) * scale) @ k_.to(compute).transpose(-2, -1)
-    lse = scores.logsumexp(-1)
-    out = (scores - lse.unsqueeze(-1)).exp_() @ v_.to(compute)
-    return _rows_first(out.to(q.dtype), lse)
+    out = scores.softmax(-1) @ v_.to(compute)
+    return _rows_first(out.to(q.dtype), scores.logsumexp(-1))
 
 
 def _math_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):

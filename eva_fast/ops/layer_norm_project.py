@@ -154,9 +154,7 @@ def _backward_torch(dout, x, mask, ln_w, ln_b, weight, eps):
 def project_backward(dout, rows, y, x, mask, ln_w, ln_b, weight, mean, rstd):
     """(dx, dln_w, dln_b, dweight, dbias) from dout [M, C] and what `normalised` returned."""
     dy = dout @ weight
-    drows, _, _, dln_w, dln_b, _ = add_layer_norm_backward(
-        dy, None, rows, mean, rstd, ln_w, ln_b
-    )
+    drows, _, _, dln_w, dln_b, _ = add_layer_norm_backward(dy, None, rows, mean, rstd, ln_w, ln_b)
     dx = drows if mask is None else masked_gather_backward(drows, mask, x.shape[1])
     dbias = dout.sum(0, dtype=statistics_dtype(dout))
     return dx, dln_w, dln_b, dout.t() @ y, dbias

@@ -62,7 +62,7 @@ def set_variant(
         _forced = None
         _variants.clear()
     elif shape is not None and dtype is not None:
-        _variants[*shape, dtype] = variant
+        _variants[(*shape, dtype)] = variant
     else:
         _forced = variant
     logger.info("%s: %s", _OP, variant if shape is None else f"{variant} for {shape}, {dtype}")
@@ -109,9 +109,7 @@ def _forward_op(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     weight, bias = weight.to(x.dtype).contiguous(), bias.to(x.dtype)
-    return dispatch.function(_OP, x)(
-        x, mask.contiguous(), ln_w, ln_b, weight, bias, target, eps
-    )
+    return dispatch.function(_OP, x)(x, mask.contiguous(), ln_w, ln_b, weight, bias, target, eps)
 
 
 @_forward_op.register_fake

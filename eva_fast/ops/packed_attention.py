@@ -70,7 +70,9 @@ def _backward_op(
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dpacked = torch.empty(packed.shape, dtype=packed.dtype, device=packed.device)
-    dq = nothing(packed) if q is None else torch.empty_like(q, memory_format=torch.contiguous_format)
+    dq = (
+        nothing(packed) if q is None else torch.empty_like(q, memory_format=torch.contiguous_format)
+    )
     again = nothing(packed) if out is not None else dout.new_empty(dout.shape)
     if dout.numel() == 0:
         return dq, dpacked.zero_(), again
@@ -155,9 +157,7 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd(ctx, dout, _dlse):
     q, packed, out, lse = ctx.saved_tensors
-    dq, dpacked, _ = packed_attention_backward(
-        dout, q, packed, out, lse, ctx.scale, ctx.backend
-    )
+    dq, dpacked, _ = packed_attention_backward(dout, q, packed, out, lse, ctx.scale, ctx.backend)
     return None if q is None else dq, dpacked, None, None
 
 

@@ -40,7 +40,9 @@ def _require_compiler() -> None:
     try:
         from triton import knobs
     except ImportError as error:
-        raise ValueError(f"the kernels cannot be compiled: triton is not installed ({error})") from error
+        raise ValueError(
+            f"the kernels cannot be compiled: triton is not installed ({error})"
+        ) from error
     if knobs.runtime.interpret:
         raise ValueError(
             "the kernels cannot be compiled under TRITON_INTERPRET=1: unset it and start again"
@@ -60,7 +62,9 @@ def cases(shape: AotShape, kernels: Iterable[str] | None = None) -> Iterator[tup
     chosen = list(known) if kernels is None else list(kernels)
     for name in chosen:
         if name not in known:
-            raise ValueError(f"no kernel file {name!r} with ahead-of-time cases; there are {sorted(known)}")
+            raise ValueError(
+                f"no kernel file {name!r} with ahead-of-time cases; there are {sorted(known)}"
+            )
         for case in known[name].aot_cases(shape):
             yield name, case
 
@@ -214,7 +218,9 @@ def problems(rows: Iterable[dict[str, Any]]) -> list[str]:
         if row["shared_bytes"] > row["shared_limit_bytes"]:
             found.append(f"{where}: {row['shared_bytes']} bytes of shared memory")
         if row["loads_narrow"]:
-            found.append(f"{where}: {row['loads_narrow']} of {row['loads']} global loads are narrow")
+            found.append(
+                f"{where}: {row['loads_narrow']} of {row['loads']} global loads are narrow"
+            )
     return found
 
 

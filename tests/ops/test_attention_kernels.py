@@ -1,0 +1,139 @@
+"""Numbers of the attention backends that run here: our Triton kernels and what PyTorch has for CPUs."""
+
+import pytest
+import torch
+
+from eva_fast.ops import dispatch
+from eva_fast.ops.packed_attention import packed_attention
+from tests.ops.helpers import DTYPES, SHORT, check_against_float64, check_compiled, leaf
+
+if dispatch.interpreted():
+    BACKENDS = [pytest.param("triton", marks=pytest.mark.interpreted)]
+else:
+    BACKENDS = ["cpu_flash", "math"]
+ACCURATE = [b for b in BACKENDS if b != "cpu_flash"]
+
+
+def plain(q, packed, scale):
+    """In stock PyTorch, every step in the input's dtype."""
+    parts = packed.unbind(2)
+    q, k, v = (t.transpose(1, 2) for t in (parts if q is None else (q, *parts)))
+    scores = q @ k.transpose(-2, -1) * scale
+    return (scores.softmax(-1) @ v).transpose(1, 2), scores.float().logsumexp(-1)
+
+
+def whole(batch, tokens, heads, dim, dtype=torch.float32):
+    return None, leaf(batch, tokens, 3, heads, dim, dtype=dtype), dim**-0.5
+
+
+def asked(batch, queries, tokens, heads, dim, dtype=torch.float32):
+    q = leaf(batch, queries, heads, dim, dtype=dtype)
+    return q, leaf(batch, tokens, 2, heads, dim, dtype=dtype), dim**-0.5
+
+
+CASES = {
+    "17 tokens, head 16": lambda d: whole(2, 17, 2, 16, d),
+    "50 tokens, head 64": lambda d: whole(1, 50, 1, 64, d),
+    "257 tokens, head 88": lambda d: whole(1, 257, 1, 88, d),
+    "head 60": lambda d: whole(1, 20, 1, 60, d),
+    "66 tokens: one more than a tile": lambda d: whole(1, 66, 1, 24, d),
+    "7 of 50 tokens ask, head 88": lambda d: asked(1, 7, 50, 1, 88, d),
+    "105 of 257 tokens ask": lambda d: asked(1, 105, 257, 1, 88, d),
+    "one of 17 asks": lambda d: asked(1, 1, 17, 2, 16, d),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=SHORT.get)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", ACCURATE)
+def test_against_float64(backend, case, dtype):
+    check_against_float64(
+        lambda *a: packed_attention(*a, backend)[0],
+        lambda *a: plain(*a)[0],
+        lambda: CASES[case](dtype),
+        draws=1 if "257" in case else 2,
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_against_the_reference(backend, case):
+    """All backends, the library's too, and their log-sum-exp."""
+    inputs = CASES[case](torch.float32)
+    out, lse = packed_attention(*inputs, backend)
+    want, want_lse = packed_attention.reference(*inputs)
+    torch.testing.assert_close(out, want)
+    torch.testing.assert_close(lse, want_lse)
+    assert out.is_contiguous() and lse.is_contiguous() and lse.dtype == torch.float32
+    assert not lse.requires_grad
+    upstream = torch.randn_like(out)
+    leaves = [t for t in inputs if torch.is_tensor(t)]
+    found = torch.autograd.grad(out, leaves, upstream)
+    for a, b in zip(found, torch.autograd.grad(want, leaves, upstream), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", ACCURATE)
+def test_one_token(backend):
+    """Softmax over a single key: out is v, and q and k have no gradient."""
+    _, packed, scale = whole(2, 1, 2, 60)
+    out, lse = packed_attention(None, packed, scale, backend)
+    torch.testing.assert_close(out, packed[:, :, 2])
+    torch.testing.assert_close(lse[:, :, 0], (packed[:, 0, 0] * packed[:, 0, 1]).sum(-1) * scale)
+    (gradient,) = torch.autograd.grad(out, packed, torch.ones_like(out))
+    torch.testing.assert_close(gradient[:, :, 2], torch.ones_like(out))
+    assert gradient[:, :, :2].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_scores(backend):
+    """Scores of some hundreds: exp without the running maximum would overflow."""
+    _, packed, scale = whole(1, 20, 1, 16)
+    packed = (packed.detach() * 20).requires_grad_()
+    out, lse = packed_attention(None, packed, scale, backend)
+    exact, exact_lse = packed_attention.reference(None, packed.double(), scale)
+    torch.testing.assert_close(out.double(), exact, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=0)
+    assert torch.autograd.grad(out, packed, torch.ones_like(out))[0].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided(backend):
+    """Projections with gaps between tokens, and k, v of a wider tensor."""
+    wide = torch.randn(2, 20, 4, 2, 24)
+    packed = wide[:, :, 1:]
+    q, kv = wide[:, :7, 0], wide[:, :, 2:]
+    for inputs in ((None, packed), (q, kv)):
+        out, lse = packed_attention(*inputs, 0.2, backend)
+        dense = [None if t is None else t.contiguous() for t in inputs]
+        want, want_lse = packed_attention(*dense, 0.2, backend)
+        torch.testing.assert_close(out, want, rtol=0, atol=0)
+        torch.testing.assert_close(lse, want_lse, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_asked(backend):
+    for inputs in (asked(1, 0, 17, 2, 16), whole(0, 17, 2, 16)):
+        out, _ = packed_attention(*inputs, backend)
+        assert out.numel() == 0
+        leaves = [t for t in inputs if torch.is_tensor(t)]
+        for gradient, tensor in zip(torch.autograd.grad(out, leaves, out), leaves, strict=True):
+            assert gradient.shape == tensor.shape and not gradient.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck(backend):
+    op, backward = (
+        torch.ops.eva_fast.packed_attention,
+        torch.ops.eva_fast.packed_attention_backward,
+    )
+    for inputs in (whole(1, 2, 1, 16), asked(1, 1, 2, 1, 16)):
+        torch.library.opcheck(op.default, (*inputs, backend))
+        q, packed, scale = (t.detach() if torch.is_tensor(t) else t for t in inputs)
+        out, lse = op(q, packed, scale, backend)
+        torch.library.opcheck(backward.default, (out, q, packed, out, lse, scale, backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiled(backend):
+    check_compiled(lambda *a: packed_attention(*a, backend), asked(1, 3, 5, 2, 16))
