@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from eva_fast.plan.devices import DEVICES, measure_cpu
+from eva_fast.plan.cpu import measure_cpu
+from eva_fast.plan.devices import DEVICES
 
 
 def _cpu_name() -> str:

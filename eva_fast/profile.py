@@ -168,7 +168,7 @@ def _waits(metrics: Path, warmup: int, steps: int) -> float:
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the quickest of a few large matrix products in this dtype on this device."""
-    from eva_fast.plan.devices import measure_cpu
+    from eva_fast.plan.cpu import measure_cpu
 
     if device.type == "cpu":
         return max(measure_cpu(torch.get_num_threads(), dtype).peak_flops.values())

@@ -4,12 +4,8 @@ Peaks are dense (no sparsity). The efficiencies are assumptions, stated here and
 share of a peak that large library matrix products, streaming kernels and flash attention reach.
 """
 
-import functools
-import os
-import time
 from bisect import bisect_left
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp, log
 
 import torch
@@ -50,14 +46,19 @@ class Device:
     """Dense peak a second by dtype: fp16 and bf16 on tensor cores, fp32 without (strict float32)."""
     gemm: dict[str, Rate]
     """FLOP/s that a library matrix product of so many FLOPs reaches, by dtype."""
-    attention_share: float
-    """Flash attention's FLOP/s over a large product's, at ViT lengths (257 tokens pad to 384)."""
+    attention: dict[str, Rate]
+    """FLOP/s of flash attention at ViT lengths (257 tokens pad to 384 in tiles of 128), by dtype."""
     stream: Rate
-    """Bytes/s, read and written, of an elementwise or row operator that touches so many bytes."""
+    """Bytes/s, read and written, of an elementwise or row operator that touches so many bytes and
+    writes new memory."""
+    resident: Rate
+    """The same in place, as an optimiser works."""
     launch_seconds: float
     """Device time lost between two operators."""
     host_seconds: float
     """Host time to issue one operator in eager mode; the step is no faster than the host."""
+    special: dict[str, Rate] = field(default_factory=dict)
+    """Elements/s of operators that a CPU's arithmetic bounds, not its memory: "gelu", "softmax"."""
     reserved_bytes: int = 0
     """Context, libraries' workspaces and fragmentation: not available to tensors."""
     link_bytes: float = 0.0
@@ -81,19 +82,22 @@ def _gpu(
     network_gb: float,
 ) -> Device:
     half, single = tflops[0] * 1e12, tflops[1] * 1e12
+    stream = Rate(((1, tb_per_second * 1e12 * 0.85),))
+    products = {
+        "float16": half * gemm_share,
+        "bfloat16": half * gemm_share,
+        "float32": single * 0.85,
+    }
     return Device(
         name=name,
         title=title,
         kind="cuda",
         memory_bytes=int(memory_gb * GB),
         peak_flops={"float16": half, "bfloat16": half, "float32": single},
-        gemm={
-            "float16": Rate(((1, half * gemm_share),)),
-            "bfloat16": Rate(((1, half * gemm_share),)),
-            "float32": Rate(((1, single * 0.85),)),
-        },
-        attention_share=attention_share,
-        stream=Rate(((1, tb_per_second * 1e12 * 0.85),)),
+        gemm={dtype: Rate(((1, rate),)) for dtype, rate in products.items()},
+        attention={dtype: Rate(((1, rate * attention_share),)) for dtype, rate in products.items()},
+        stream=stream,
+        resident=stream,
         launch_seconds=1.5e-6,
         host_seconds=7e-6,
         reserved_bytes=int(2.5 * GIB),
@@ -116,70 +120,17 @@ DEVICES = {d.name: d for d in _TABLE}
 ALIASES = {"a100": "a100-80", "h100-sxm": "h100"}
 
 
-def device(name: str) -> Device:
-    """A device by name, "cpu" for this machine's (measured, a few seconds, once a process).
+def device(name: str, formulation: str = "tuned") -> Device:
+    """A device by name, "cpu" for this machine's: measured with the operators that the formulation
+    runs, a few seconds, once a process.
 
     ValueError names the devices there are."""
     key = ALIASES.get(name.lower(), name.lower())
     if key == "cpu":
-        return measure_cpu(torch.get_num_threads())
+        from eva_fast.plan.cpu import measure_cpu
+
+        return measure_cpu(torch.get_num_threads(), own=formulation == "eva_fast")
     if key not in DEVICES:
         known = ", ".join(["cpu", *DEVICES, *ALIASES])
         raise ValueError(f"unknown device {name!r}: one of {known}")
     return DEVICES[key]
-
-
-def _fastest(call: Callable[[], object], seconds: float = 0.08, least: int = 3) -> float:
-    """Seconds of the quickest of several calls: other work on the machine only ever adds."""
-    call()
-    best, calls, end = float("inf"), 0, time.perf_counter() + seconds
-    while calls < least or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        best, calls = min(best, time.perf_counter() - start), calls + 1
-    return best
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _gemm_rate(width: int, dtype: torch.dtype, rows: int = 2056) -> tuple[float, float]:
-    """(FLOPs, FLOP/s) of a Linear of this width with twice as many outputs."""
-    x = torch.randn(rows, width, dtype=dtype)
-    weight = torch.randn(2 * width, width, dtype=dtype).t()
-    bias = torch.randn(2 * width, dtype=dtype)
-    flops = 4.0 * rows * width * width
-    return flops, flops / _fastest(lambda: torch.addmm(bias, x, weight))
-
-
-def _stream_rate(kib: int) -> tuple[float, float]:
-    """(bytes, bytes/s) of reading so many KiB and writing as many into new memory."""
-    x = torch.randn(kib * 256)
-    moved = 2.0 * 4 * x.numel()
-    return moved, moved / _fastest(lambda: x + 1)
-
-
-@functools.cache
-def measure_cpu(threads: int, dtype: torch.dtype = torch.float32) -> Device:
-    """This CPU with so many threads: rates of matrix products with 2,056 rows (8 images of 257
-    tokens) at ViT widths, and of `x + 1` into new memory at sizes from cache to far beyond, where
-    the cost of fresh pages shows. Takes two to four seconds."""
-    gemm = [_gemm_rate(width, dtype) for width in (96, 192, 384, 768, 1536)]
-    stream = [_stream_rate(kib) for kib in (64, 512, 4096, 16384, 65536)]
-    tiny = torch.zeros(1)
-    issue = _fastest(lambda: [tiny + 1 for _ in range(100)]) / 100
-    name = str(dtype).removeprefix("torch.")
-    return Device(
-        name="cpu",
-        title=f"this CPU, {threads} thread{'s' if threads != 1 else ''}",
-        kind="cpu",
-        memory_bytes=_memory_bytes(),
-        peak_flops={name: max(r for _, r in gemm)},
-        gemm={name: Rate(tuple(gemm))},
-        attention_share=0.5,
-        stream=Rate(tuple(stream)),
-        launch_seconds=issue,
-        host_seconds=0.0,
-        measured=True,
-    )

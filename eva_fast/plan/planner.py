@@ -103,7 +103,10 @@ class Plan:
                     k: r.points[-1][1] / self.device.peak_flops[k]
                     for k, r in self.device.gemm.items()
                 },
-                "attention_share_of_gemm": self.device.attention_share,
+                "attention_share_of_peak": {
+                    k: r.points[-1][1] / self.device.peak_flops[k]
+                    for k, r in self.device.attention.items()
+                },
                 "stream_bytes_per_second": self.device.stream.points[-1][1],
                 "teacher": "CLIP ViT-L/14, forward only",
             },
@@ -171,7 +174,7 @@ def plan(
         raise ValueError(f"unknown sharding {sharding!r}: one of {', '.join(SHARDING)}")
     if precision not in DTYPES:
         raise ValueError(f"unknown precision {precision!r}: one of {', '.join(DTYPES)}")
-    found = find_device(device)
+    found = find_device(device, formulation)
     if found.kind == "cpu":
         precision = "fp32"
         if gpus > 1:

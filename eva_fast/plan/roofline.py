@@ -57,8 +57,11 @@ def operator_seconds(op: Operator, device: Device, dtype: str) -> float:
     computes in its own dtype (the official attention scores are float32), else in the step's."""
     arithmetic = 0.0
     if op.flops:
-        rate = device.gemm.get(op.dtype, device.gemm[dtype]).at(op.flops)
-        arithmetic = op.flops / (rate * (device.attention_share if op.flash else 1.0))
+        rates = device.attention if op.flash else device.gemm
+        arithmetic = op.flops / rates.get(op.dtype, rates[dtype]).at(op.flops)
+    special = next((r for word, r in device.special.items() if word in op.name), None)
+    if special:
+        arithmetic = max(arithmetic, op.elements / special.at(op.elements))
     return max(arithmetic, op.bytes / device.stream.at(op.bytes)) + device.launch_seconds
 
 
@@ -113,7 +116,7 @@ def optimizer_seconds(formulation: str, parameters: int, device: Device, dtype: 
     """Predicted seconds to clip and update that many parameters on one device."""
     single, mixed = OPTIMIZER_BYTES[formulation]
     moved = parameters * (single if dtype == "float32" else mixed)
-    return moved / device.stream.at(moved)
+    return moved / device.resident.at(moved)
 
 
 def parameter_count(sizes: ModelSizes) -> int:

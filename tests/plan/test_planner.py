@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from eva_fast.model import ModelSizes, create_model, sizes_of
-from eva_fast.plan import devices
+from eva_fast.plan import cpu
 from eva_fast.plan.counter import count_step
-from eva_fast.plan.devices import DEVICES, Device, Rate, measure_cpu
+from eva_fast.plan.cpu import measure_cpu
+from eva_fast.plan.devices import DEVICES, Device, Rate
 from eva_fast.plan.memory import estimate, saved_with_checkpoint
 from eva_fast.plan.network import exposed_seconds, ring_seconds
 from eva_fast.plan.planner import plan
@@ -32,8 +33,9 @@ ROUND = Device(
     memory_bytes=10**9,
     peak_flops={"float16": 1e12},
     gemm={"float16": Rate(((1, 0.5e12),))},
-    attention_share=0.5,
+    attention={"float16": Rate(((1, 0.25e12),))},
     stream=Rate(((1, 1e9),)),
+    resident=Rate(((1, 2e9),)),
     launch_seconds=1e-6,
     host_seconds=0.0,
 )
@@ -105,8 +107,8 @@ def test_ring_moves_all_but_one_share():
 
 
 def test_optimizer_passes():
-    assert optimizer_seconds("eva_fast", 10**9, ROUND, "float16") == pytest.approx(30)
-    assert optimizer_seconds("tuned", 10**9, ROUND, "float32") == pytest.approx(40)
+    assert optimizer_seconds("eva_fast", 10**9, ROUND, "float16") == pytest.approx(15)
+    assert optimizer_seconds("tuned", 10**9, ROUND, "float32") == pytest.approx(20)
 
 
 def test_plan_of_eva01():
@@ -156,7 +158,7 @@ def test_checkpointing_saves_memory_and_costs_time():
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
 def test_bad_use(options, says, monkeypatch):
-    monkeypatch.setattr(devices, "measure_cpu", lambda threads: ROUND_CPU)
+    monkeypatch.setattr(cpu, "measure_cpu", lambda threads, own: ROUND_CPU)
     with pytest.raises(ValueError, match=says):
         plan(**{"formulation": "tuned", **options})
 
@@ -168,15 +170,16 @@ ROUND_CPU = Device(
     memory_bytes=10**9,
     peak_flops={"float32": 1e11},
     gemm={"float32": Rate(((1, 1e11),))},
-    attention_share=0.5,
+    attention={"float32": Rate(((1, 1e10),))},
     stream=Rate(((1, 1e10),)),
+    resident=Rate(((1, 1e10),)),
     launch_seconds=1e-6,
     host_seconds=0.0,
 )
 
 
 def test_a_model_that_cannot_fit_says_what_it_needs(monkeypatch):
-    monkeypatch.setattr(devices, "measure_cpu", lambda threads: ROUND_CPU)
+    monkeypatch.setattr(cpu, "measure_cpu", lambda threads, own: ROUND_CPU)
     with pytest.raises(ValueError, match=r"does not fit on a round CPU \(1 GB\).*optimizer 8\.1"):
         plan(device="cpu", batch=4, formulation="tuned")
 

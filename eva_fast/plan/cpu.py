@@ -1,0 +1,135 @@
+"""This CPU, measured: short tests of matrix products, attention, GELU and memory.
+
+Other work on the machine only ever adds time, so each rate is of the quickest of several calls.
+"""
+
+import functools
+import os
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from eva_fast.plan.devices import Device, Rate
+
+ROWS = 2056
+"""8 images of 257 tokens."""
+
+
+def fastest(call: Callable[[], object], seconds: float = 0.06, least: int = 3) -> float:
+    """Seconds of the quickest call in about that time."""
+    call()
+    best, calls, end = float("inf"), 0, time.perf_counter() + seconds
+    while calls < least or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        best, calls = min(best, time.perf_counter() - start), calls + 1
+    return best
+
+
+def _product(own: bool) -> Callable:
+    if not own:
+        return torch.mm
+    from eva_fast.ops.linear import matmul
+
+    return matmul
+
+
+def gemm_point(width: int, dtype: torch.dtype, own: bool = False) -> tuple[float, float]:
+    """(FLOPs, FLOP/s) of a Linear with twice as many outputs: forward and both gradients."""
+    product = _product(own)
+    x = torch.randn(ROWS, width, dtype=dtype)
+    grad = torch.randn(ROWS, 2 * width, dtype=dtype)
+    weight = torch.randn(2 * width, width, dtype=dtype)
+    seconds = (
+        fastest(lambda: product(x, weight.t()))
+        + fastest(lambda: product(grad, weight))
+        + fastest(lambda: product(grad.t(), x))
+    )
+    flops = 4.0 * ROWS * width * width
+    return flops, 3 * flops / seconds
+
+
+def _attention_rate(dtype: torch.dtype, own: bool) -> float:
+    """FLOP/s of flash attention forward and backward, 2 images, 6 heads of 64."""
+    qkv = torch.randn(2, 257, 3, 6, 64, dtype=dtype, requires_grad=True)
+    grad = torch.randn(2, 257, 6, 64, dtype=dtype)
+
+    def plain() -> torch.Tensor:
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+    def fused() -> torch.Tensor:
+        from eva_fast.ops.packed_attention import packed_attention
+
+        return packed_attention(None, qkv, 64**-0.5)[0]
+
+    forward = fused if own else plain
+    seconds = fastest(lambda: torch.autograd.grad(forward(), qkv, grad))
+    return 3.5 * 4 * 2 * 6 * 257**2 * 64 / seconds
+
+
+def _gelu_rate(own: bool) -> float:
+    """Elements/s of GELU over 1 M elements."""
+    x, bias = torch.randn(1024, 1024), torch.zeros(1024)
+    if own:
+        from eva_fast.ops.bias_gelu import bias_gelu_forward
+
+        return x.numel() / fastest(lambda: bias_gelu_forward(x, bias))
+    return x.numel() / fastest(lambda: F.gelu(x))
+
+
+def stream_point(kib: int) -> tuple[float, float]:
+    """(bytes, bytes/s) of reading so many KiB and writing as many into new memory."""
+    x = torch.randn(kib * 256)
+    moved = 2.0 * 4 * x.numel()
+    return moved, moved / fastest(lambda: x + 1)
+
+
+def _resident_rate() -> float:
+    """Bytes/s of an in-place pass over 64 MB."""
+    x = torch.randn(2**24)
+    return 2 * 4 * x.numel() / fastest(lambda: x.mul_(1.0))
+
+
+def _issue_seconds() -> float:
+    """Seconds to issue one operator with autograd, forward and backward together."""
+    start = torch.zeros(1, requires_grad=True)
+
+    def chain() -> None:
+        x = start
+        for _ in range(50):
+            x = x + 1
+        x.backward()
+
+    return fastest(chain) / 100
+
+
+@functools.cache
+def measure_cpu(threads: int, dtype: torch.dtype = torch.float32, own: bool = False) -> Device:
+    """This CPU with so many threads, by the operators of plain PyTorch or, with `own`, those that
+    eva_fast runs on a CPU. Matrix products at ViT widths with 2,056 rows; memory at sizes from
+    cache to far beyond, into new memory, where the cost of fresh pages shows, and in place. Takes
+    two to four seconds."""
+    name = str(dtype).removeprefix("torch.")
+    gemm = tuple(gemm_point(width, dtype, own) for width in (96, 192, 384, 768, 1536))
+    softmax = torch.randn(8192, 257)
+    return Device(
+        name="cpu",
+        title=f"this CPU, {threads} thread{'s' if threads != 1 else ''}",
+        kind="cpu",
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        peak_flops={name: max(rate for _, rate in gemm)},
+        gemm={name: Rate(gemm)},
+        attention={name: Rate(((1, _attention_rate(dtype, own)),))},
+        stream=Rate(tuple(stream_point(kib) for kib in (64, 512, 4096, 12288, 65536))),
+        resident=Rate(((1, _resident_rate()),)),
+        special={
+            "gelu": Rate(((1, _gelu_rate(own)),)),
+            "softmax": Rate(((1, softmax.numel() / fastest(lambda: softmax.softmax(-1))),)),
+        },
+        launch_seconds=_issue_seconds(),
+        host_seconds=0.0,
+        measured=True,
+    )
