@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -75,9 +76,8 @@ def evaluate(
     }
     judge = _open_teacher(teacher, run_config(weights), student.grid, where)
     if judge is not None:
-        extractors[f"teacher {getattr(judge, 'name', type(judge).__name__)}"] = lambda images: (
-            judge(images).mean(1)
-        )
+        name = _short(getattr(judge, "name", type(judge).__name__))
+        extractors[f"teacher {name}"] = lambda images: judge(images).mean(1)
 
     size = student.sizes.img_size
     fit, fit_labels = _features(train, extractors, size, batch_size, where)
@@ -121,6 +121,12 @@ def _check_probes(probes: Sequence[str]) -> tuple[str, ...]:
 
 def _student_features(model: nn.Module) -> Extractor:
     return lambda images: model.forward_features(images)[:, 1:].float().mean(1)  # type: ignore
+
+
+def _short(name: str) -> str:
+    """A teacher's name without the folders of its file."""
+    scheme, colon, file = name.rpartition(":")
+    return f"{scheme}{colon}{Path(file).name}" if os.path.exists(file) else name
 
 
 def _pixels(images: Tensor) -> Tensor:

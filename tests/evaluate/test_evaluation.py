@@ -86,6 +86,13 @@ def test_the_students_feature_is_the_mean_patch_token(run, pictures):
     assert (run / "x" / "y.json").is_file() and not (run / "eval.json").exists()
 
 
+def test_a_teachers_file_is_named_without_its_folders(run, pictures):
+    teacher = Colour()
+    teacher.name = f"torchvision/net:{run / 'model.safetensors'}"
+    result = evaluate(run, pictures, probes="knn", teacher=teacher)
+    assert result["results"][-1]["features"] == "teacher torchvision/net:model.safetensors"
+
+
 def test_two_evaluations_are_equal(run, pictures):
     torch.manual_seed(1)
     first = evaluate(run, pictures, teacher="none")
