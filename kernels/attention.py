@@ -217,7 +217,9 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
         }  # fmt: skip
         constants = {"H": shape.heads, **strides, **config}
         label = "masked queries" if masked else ""
-        found.append(AotCase(attention_forward_kernel, args, constants, warps, stages, True, label))
+        found.append(
+            AotCase(attention_forward_kernel, args, constants, warps, stages, True, label, True)
+        )
     return found
 
 

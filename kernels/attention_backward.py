@@ -263,5 +263,5 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
                          "S_GH": shape.head_dim}  # fmt: skip
             kernel = attention_dkv_kernel if own_keys else attention_dq_kernel
             label = "masked queries" if masked else ""
-            found.append(AotCase(kernel, args, constants, warps, stages, True, label))
+            found.append(AotCase(kernel, args, constants, warps, stages, True, label, True))
     return found

@@ -45,7 +45,7 @@ def masked_rows(batch, patches, count, width, predict, dtype=torch.float32):
 
 # inputs and draws: few values need many draws, or the comparison is one of luck
 CASES = {
-    "one row of 60, 20 predicted": (lambda d: all_rows(1, 60, 20, d), 16),
+    "one row of 60, 20 predicted": (lambda d: all_rows(1, 60, 20, d), 32),
     "7 rows of 88, 768": (lambda d: all_rows(7, 88, 768, d), 2),
     "257 rows of 176, 20": (lambda d: all_rows(257, 176, 20, d), 1),
     "masked, 60 to 1024": (lambda d: masked_rows(3, 16, 5, 60, 1024, d), 2),
