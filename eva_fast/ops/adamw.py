@@ -141,7 +141,8 @@ class FusedAdamW(torch.optim.AdamW):
 
     Parameters are float32 masters. copies: {parameter: tensor of the compute dtype} that each step
     rewrites. `step(grad_scale=...)` takes the factor of `gradient_scale`. Groups with the same
-    lr, betas and eps run in one call.
+    lr, betas and eps run in one call. For a captured CUDA graph give lr as a tensor on the device.
+    Sharded parameters (DTensor) are updated shard by shard.
     """
 
     def __init__(
@@ -182,11 +183,11 @@ class FusedAdamW(torch.optim.AdamW):
         taken = 1 if grad_scale is None else torch.isfinite(grad_scale).float()
         torch._foreach_add_(steps, taken)
         adamw_step(
-            params,
-            [self.copies[p] for p in params if p in self.copies],
-            [p.grad for p in params],
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
+            _local(params),
+            _local([self.copies[p] for p in params if p in self.copies]),
+            _local([p.grad for p in params]),
+            _local([s["exp_avg"] for s in states]),
+            _local([s["exp_avg_sq"] for s in states]),
             steps,
             [decay for _, decay in members],
             lr,
@@ -209,6 +210,11 @@ class FusedAdamW(torch.optim.AdamW):
         if isinstance(lr, Tensor):
             return lr.to(device, torch.float32)
         return torch.full((), lr, device=device)
+
+
+def _local(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """This process's shards of sharded tensors; plain tensors as they are."""
+    return [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
 
 
 def _check(params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays) -> None:
@@ -239,24 +245,43 @@ def _check(params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays) -
                 raise ValueError(f"{_OP}: {name}[{i}] has strides {strides}, expected contiguous")
 
 
+_BATCH = 1 << 26  # elements whose scaled gradients exist at once, in plain PyTorch
+
+
 def _step_torch(
     params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays, lr, beta1, beta2, eps,
     grad_scale,
 ):  # fmt: skip
+    """torch's fused AdamW on batches of tensors with one weight decay."""
     overflow = None
     if grad_scale is not None:
         overflow = torch.logical_not(torch.isfinite(grad_scale)).float()
-    for i, p in enumerate(params):
-        g = grads[i].to(p.dtype)
+    for batch in _batches(params, weight_decays):
+        scaled = [grads[i].to(params[i].dtype) for i in batch]
         if grad_scale is not None:
-            g = g * grad_scale
+            scaled = torch._foreach_mul(scaled, grad_scale.to(scaled[0].dtype))
+        first, second, counts = (
+            [values[i] for i in batch] for values in (exp_avgs, exp_avg_sqs, steps)
+        )
         torch._fused_adamw_(
-            [p], [g], [exp_avgs[i]], [exp_avg_sqs[i]], [], [steps[i]], lr=lr, beta1=beta1,
-            beta2=beta2, weight_decay=weight_decays[i], eps=eps, amsgrad=False, maximize=False,
-            found_inf=overflow,
+            [params[i] for i in batch], scaled, first, second, [], counts, lr=lr, beta1=beta1,
+            beta2=beta2, weight_decay=weight_decays[batch[0]], eps=eps, amsgrad=False,
+            maximize=False, found_inf=overflow,
         )  # fmt: skip
-        if copies:
-            copies[i].copy_(p)
+    if copies:
+        torch._foreach_copy_(copies, params)
+
+
+def _batches(params: Sequence[Tensor], weight_decays: Sequence[float]) -> list[list[int]]:
+    """Indices of tensors that share dtype and weight decay, in batches of bounded size."""
+    batches: dict[Any, list[int]] = {}
+    elements: dict[Any, int] = {}
+    for i, p in enumerate(params):
+        kind = (weight_decays[i], p.dtype)
+        number = elements.get(kind, 0) // _BATCH
+        batches.setdefault((*kind, number), []).append(i)
+        elements[kind] = elements.get(kind, 0) + p.numel()
+    return list(batches.values())
 
 
 dispatch.register(_OP, "torch", _step_torch)

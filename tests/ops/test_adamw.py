@@ -136,14 +136,17 @@ def test_gradient_scale_of_an_overflow_is_nan():
     assert norm.isinf() and scale.isnan()
 
 
-def model_and_optimizer(kind, **options):
+def model_and_optimizer(kind, wrap=None):
     torch.manual_seed(1)
     model = torch.nn.Sequential(torch.nn.Linear(20, 60), torch.nn.GELU(), torch.nn.Linear(60, 3))
+    if wrap is not None:
+        for layer in (model[0], model[2]):
+            layer.weight, layer.bias = wrap(layer.weight.data), wrap(layer.bias.data)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.05},
         {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
-    return model, kind(groups, lr=1e-2, betas=BETAS, eps=EPS, **options)
+    return model, kind(groups, lr=1e-2, betas=BETAS, eps=EPS)
 
 
 def train(model, optimizer, steps, seed):
@@ -185,6 +188,32 @@ def test_optimizer_writes_copies_and_skips_overflows(kernels):
     after = optimizer.state_dict()["state"]
     assert all(torch.equal(before[i][k], after[i][k]) for i in before for k in before[i])
     assert after[0]["step"].item() == 2
+
+
+def test_sharded_parameters(tmp_path):
+    """DTensors, as FSDP2 makes them, are updated on this process's shards."""
+    import torch.distributed as dist
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = dist.init_device_mesh("cpu", (1,))
+        sharded, fused = model_and_optimizer(
+            ops.FusedAdamW,
+            wrap=lambda p: torch.nn.Parameter(distribute_tensor(p, mesh, [Shard(0)])),
+        )
+        plain, expected = model_and_optimizer(torch.optim.AdamW)
+        for _ in range(3):
+            for a, b in zip(sharded.parameters(), plain.parameters(), strict=True):
+                b.grad = torch.randn_like(b)
+                a.grad = distribute_tensor(b.grad.clone(), mesh, [Shard(0)])
+            fused.step()
+            expected.step()
+        for a, b in zip(sharded.parameters(), plain.parameters(), strict=True):
+            assert isinstance(a, DTensor) and isinstance(fused.state[a]["exp_avg"], DTensor)
+            torch.testing.assert_close(a.full_tensor(), b, rtol=1e-6, atol=1e-6)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_opcheck(kernels):
