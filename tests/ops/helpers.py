@@ -90,7 +90,9 @@ class Accuracy:
         for name, (actual, plain, rounding) in self.errors.items():
             few = actual.numel() < FEW
             error, usual = (e.square().mean().sqrt() if few else e.max() for e in (actual, plain))
-            assert error <= max(2 * usual, rounding.max()), f"{name}: {error:.3g}, plain {usual:.3g}"
+            assert error <= max(2 * usual, rounding.max()), (
+                f"{name}: {error:.3g}, plain {usual:.3g}"
+            )
 
 
 def check_against_float64(
