@@ -27,7 +27,7 @@ TextOrObject = Annotated[
     ),
 ]
 EVA_EPOCHS = 150
-BUILTIN_EPOCHS = 6
+BUILTIN_EPOCHS = 4
 
 
 def _require(ok: bool, message: str) -> None:
@@ -123,7 +123,7 @@ class OptimConfig:
     steps: int | None = None
     """Length of the run in steps; wins over epochs."""
     epochs: float | None = None
-    """Length of the run in passes over the data; by default 150, 6 on the built-in drawings."""
+    """Length of the run in passes over the data; by default 150, 4 on the built-in drawings."""
     lr: float = 1e-3
     """Peak learning rate, as it is used: not scaled by the batch size."""
     min_lr: float = 1e-5

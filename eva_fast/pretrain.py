@@ -206,7 +206,7 @@ _SIZE_OPTIONS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "m
 
 
 def run_length(config: Config, batches_per_epoch: int) -> tuple[int, int]:
-    """(steps, warm-up steps) of a run: `steps`, else `epochs`, else EVA-01's 150 epochs (6 on the
+    """(steps, warm-up steps) of a run: `steps`, else `epochs`, else EVA-01's 150 epochs (4 on the
     built-in drawings, a few minutes); the warm-up is at most a tenth of it."""
     optim = config.optim
     default = BUILTIN_EPOCHS if config.data.data == "builtin" else EVA_EPOCHS
