@@ -67,6 +67,7 @@ class State:
     write: bool
     quick: bool
     entries: list[dict] = field(default_factory=list)
+    predictions: list[dict] = field(default_factory=list)
 
     @property
     def settings(self) -> Settings:
@@ -110,12 +111,16 @@ def run_case(benchmark, bench_state):
 
 def pytest_terminal_summary(terminalreporter, config):
     state = config.stash[_STATE]
-    if not state.entries:
+    if not state.entries and not state.predictions:
         return
-    from eva_fast.plan.bench_report import table
+    from eva_fast.plan.bench_report import prediction_table, table
 
-    terminalreporter.section("eva_fast: medians of interleaved rounds, speed-up with quartiles")
-    terminalreporter.write(table(state.entries))
+    if state.entries:
+        terminalreporter.section("eva_fast: medians of interleaved rounds, speed-up with quartiles")
+        terminalreporter.write(table(state.entries))
+    if state.predictions:
+        terminalreporter.section("eva_fast: predicted against measured steps")
+        terminalreporter.write(prediction_table(state.predictions))
     if not state.write:
         return
     paths = config.stash.get(_PATHS, [])
@@ -129,7 +134,7 @@ _PATHS = pytest.StashKey[list]()
 def pytest_sessionfinish(session):
     config = session.config
     state = config.stash.get(_STATE, None)
-    if state is None or not state.write or not state.entries:
+    if state is None or not state.write or not (state.entries or state.predictions):
         return
     from eva_fast.plan.bench_report import merge, write_report
 
@@ -138,5 +143,6 @@ def pytest_sessionfinish(session):
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{machine.slug(header)}.json"
     old = json.loads(path.read_text()) if path.exists() else None
-    path.write_text(json.dumps(merge(old, header, state.entries), indent=1) + "\n")
+    data = merge(old, header, state.entries, state.predictions)
+    path.write_text(json.dumps(data, indent=1) + "\n")
     config.stash[_PATHS] = [path, *write_report([path], out)]

@@ -101,3 +101,9 @@ def step_shapes(quick: bool) -> list[Shape]:
         ]
     tiny = [_vit("ti", b, "cpu", torch.float32) for b in (1, 2, 4, 8, 16)]
     return [*tiny, *(_vit("s", b, "cpu", torch.float32) for b in (4, 8))]
+
+
+def prediction_shapes(quick: bool) -> list[Shape]:
+    """Where the CPU's predicted step is compared with the measured one."""
+    chosen = (("ti", 8), ("s", 8)) if quick else (("ti", 8), ("s", 8), ("b", 4))
+    return [_vit(size, batch, "cpu", torch.float32) for size, batch in chosen]

@@ -5,7 +5,7 @@ variant timed in the same run as its baselines. Plots are in `bench_plots.py`.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,25 @@ def _key(entry: dict) -> tuple[str, str, str]:
     return entry["subject"], entry["mode"], entry["shape"]
 
 
-def merge(old: dict | None, machine: dict, entries: list[dict]) -> dict:
-    """A results file: `entries` of this run, and those of `old` that this run did not measure
-    again. Every entry carries the commit and time it was measured at."""
+def merge(
+    old: dict | None, machine: dict, entries: list[dict], predictions: Sequence[dict] = ()
+) -> dict:
+    """A results file: what this run measured, and what `old` holds that it did not measure again.
+    Every entry carries the commit and time it was measured at."""
     stamp = {"git": machine.get("git"), "date": machine.get("date")}
-    fresh = [{**entry, **stamp} for entry in entries]
-    seen = {_key(e) for e in fresh}
-    kept = [e for e in (old or {}).get("entries", []) if _key(e) not in seen]
-    return {"format": 1, "machine": machine, "entries": kept + fresh}
+    before = old or {}
+
+    def joined(kind: str, fresh: Sequence[dict], key: Callable[[dict], tuple]) -> list[dict]:
+        seen = {key(e) for e in fresh}
+        kept = [e for e in before.get(kind, []) if key(e) not in seen]
+        return kept + [{**e, **stamp} for e in fresh]
+
+    return {
+        "format": 1,
+        "machine": machine,
+        "entries": joined("entries", entries, _key),
+        "predictions": joined("predictions", predictions, lambda p: (p["shape"], p["formulation"])),
+    }
 
 
 def read_results(path: Path) -> dict:
@@ -115,6 +126,36 @@ def table(entries: Sequence[dict], width: int = 130) -> str:
     return capture.get()
 
 
+PREDICTION_COLUMNS = ("shape", "formulation", "measured", "predicted", "predicted / measured")
+
+
+def prediction_rows(predictions: Sequence[dict]) -> list[tuple[str, ...]]:
+    """One row a step, in the order of `PREDICTION_COLUMNS`."""
+    return [
+        (
+            p["shape"],
+            p["formulation"],
+            seconds_text(p["measured_seconds"]),
+            seconds_text(p["predicted_seconds"]),
+            f"{p['predicted_over_measured']:.2f}",
+        )
+        for p in predictions
+    ]
+
+
+def prediction_table(predictions: Sequence[dict], width: int = 100) -> str:
+    """Predicted against measured, for a terminal."""
+    drawn = Table()
+    for name in PREDICTION_COLUMNS:
+        drawn.add_column(name)
+    for row in prediction_rows(predictions):
+        drawn.add_row(*row)
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(drawn)
+    return capture.get()
+
+
 def _markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     lines = [
         "| " + " | ".join(header) + " |",
@@ -140,6 +181,16 @@ def markdown(data: dict, plots: dict[str, Path]) -> str:
     for caption, path in plots.items():
         lines += [f"![{caption}]({path.name})", ""]
     lines += _markdown_table(COLUMNS, rows(data["entries"]))
+    if data.get("predictions"):
+        lines += [
+            "",
+            "## Predicted against measured",
+            "",
+            "The whole training step. The prediction is a roofline over counted operators with "
+            "this CPU's rates, measured right before and after the steps.",
+            "",
+            *_markdown_table(PREDICTION_COLUMNS, prediction_rows(data["predictions"])),
+        ]
     missing: dict[str, set[str]] = {}
     for entry in data["entries"]:
         for name, reason in entry["missing"].items():

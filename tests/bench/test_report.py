@@ -60,6 +60,21 @@ def test_merge_replaces_what_was_measured_again_and_stamps_it():
     assert found["optimizer"]["git"] == "abc"
 
 
+def test_predictions_are_merged_and_shown():
+    first = {
+        "shape": "ViT-Ti/14 b8 float32",
+        "formulation": "tuned",
+        "measured_seconds": 2.0,
+        "predicted_seconds": 1.8,
+        "predicted_over_measured": 0.9,
+    }
+    second = {**first, "formulation": "official"}
+    data = merge(merge(None, MACHINE, [entry()], [first]), MACHINE, [], [second])
+    assert len(data["entries"]) == 1
+    assert [p["formulation"] for p in data["predictions"]] == ["tuned", "official"]
+    assert "| ViT-Ti/14 b8 float32 | tuned | 2.00 s | 1.80 s | 0.90 |" in markdown(data, {})
+
+
 def test_tables_give_both_speedups_with_quartiles():
     text = table([entry()])
     page = markdown(merge(None, MACHINE, [entry()]), {})
