@@ -48,7 +48,7 @@ class Case:
     batch: int | None = None
     """Images a call, where that makes sense."""
     warm: bool = True
-    """False where a call is a process of its own: nothing to warm up, three rounds at most."""
+    """False where a call is a process of its own: nothing to warm up, two rounds."""
     weigh: bool = True
     """False where the memory is another process's."""
 
@@ -155,13 +155,14 @@ def time_case(case: Case, settings: Settings) -> dict[str, dict]:
     first: dict[str, float | None] = dict.fromkeys(case.variants)
     repeats = dict.fromkeys(case.variants, 1)
     if not case.warm:
-        settings = replace(settings, rounds=3, least_rounds=2)
+        settings = replace(settings, rounds=2, least_rounds=2)
     for name, variant in case.variants.items():
         if not case.warm:
             break
         first[name] = _first_call(variant.call, case.device)
-        clock(variant.call, 1)
         once = clock(variant.call, 1)
+        if once < 0.3:
+            once = clock(variant.call, 1)
         repeats[name] = max(1, min(1000, math.ceil(settings.sample_seconds / max(once, 1e-7))))
     samples: dict[str, list[float]] = {name: [] for name in case.variants}
     names, end = list(case.variants), time.perf_counter() + settings.seconds
@@ -256,17 +257,21 @@ def differentiable(
     inputs: Sequence[Any],
     *,
     tolerance: float = 1e-4,
+    parameters: dict[str, Sequence[Tensor]] | None = None,
     missing: dict[str, str] | None = None,
     batch: int | None = None,
 ) -> Case:
     """A case of functions of the same inputs, each returning a tensor or several. Those inputs that
-    require a gradient get one; upstream gradients are random and the same for all.
+    require a gradient get one, and so do each function's own `parameters`, in the same order for
+    all; upstream gradients are random and the same for all.
 
     forward runs the function as in training (autograd on), backward repeats the backward pass of
     one forward, both is the two together."""
-    wanted = [t for t in inputs if isinstance(t, Tensor) and t.requires_grad]
+    leaves = [t for t in inputs if isinstance(t, Tensor) and t.requires_grad]
 
-    def variant(function: Callable[..., Any]) -> Variant:
+    def variant(name: str, function: Callable[..., Any]) -> Variant:
+        wanted = [*leaves, *(parameters or {}).get(name, ())]
+
         def outputs() -> list[Tensor]:
             out = function(*inputs)
             return [out] if isinstance(out, Tensor) else list(out)
@@ -300,7 +305,7 @@ def differentiable(
         mode=mode,
         shape=shape,
         device=device,
-        variants={name: variant(f) for name, f in functions.items()},
+        variants={name: variant(name, f) for name, f in functions.items()},
         missing=missing or {},
         tolerance=tolerance,
         batch=batch,

@@ -90,6 +90,13 @@ def op_shapes(quick: bool) -> list[Shape]:
     return [_vit(s, 8, "cpu", torch.float32) for s in (("s",) if quick else ("ti", "s"))]
 
 
+def other_shapes(quick: bool) -> list[Shape]:
+    """Where teacher, optimiser, checkpoints and the first step are timed."""
+    if quick and not torch.cuda.is_available():
+        return [_vit("ti", 8, "cpu", torch.float32)]
+    return op_shapes(quick)[-1:]
+
+
 def step_shapes(quick: bool) -> list[Shape]:
     """Where the whole step is timed; several batches of one model show memory over batch."""
     if torch.cuda.is_available():
@@ -105,5 +112,5 @@ def step_shapes(quick: bool) -> list[Shape]:
 
 def prediction_shapes(quick: bool) -> list[Shape]:
     """Where the CPU's predicted step is compared with the measured one."""
-    chosen = (("ti", 8), ("s", 8)) if quick else (("ti", 8), ("s", 8), ("b", 4))
+    chosen = (("ti", 8),) if quick else (("ti", 8), ("s", 8), ("b", 4))
     return [_vit(size, batch, "cpu", torch.float32) for size, batch in chosen]

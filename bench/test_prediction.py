@@ -19,7 +19,9 @@ def pytest_generate_tests(metafunc):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="checks the measured CPU's predictions")
 def test_prediction(formulation, shape, bench_state):
     kit = Kit("prediction", bench_state.timed, bench_state.quick)
-    found = compare(formulation, shape, kit, rounds=5 if bench_state.timed else 1)
+    found = compare(
+        formulation, shape, kit, rounds=(3 if bench_state.quick else 7) if bench_state.timed else 1
+    )
     assert found["measured_seconds"] > 0 and found["predicted_seconds"] > 0
     if bench_state.timed:
         bench_state.predictions.append(found)

@@ -7,7 +7,7 @@ import torch
 
 from bench.conftest import state_of
 from bench.kit import Kit
-from bench.shapes import check_shape, op_shapes, step_shapes
+from bench.shapes import check_shape, other_shapes, step_shapes
 
 SUBJECTS = ("step", "teacher", "optimizer", "input", "checkpoint", "first_step")
 
@@ -21,7 +21,7 @@ def pytest_generate_tests(metafunc):
         elif name == "step":
             shapes = step_shapes(state.quick)
         else:
-            shapes = op_shapes(state.quick)[-1:]
+            shapes = other_shapes(state.quick)
         for mode in importlib.import_module(f"bench.{name}").MODES:
             cases += [pytest.param(name, mode, s, id=f"{name}-{mode}-{s.id}") for s in shapes]
     metafunc.parametrize(("name", "mode", "shape"), cases)

@@ -21,8 +21,14 @@ from eva_fast.plan.reference import EPS, Block, CastLayerNorm, OfficialAttention
 __all__ = ["MODES", "subject"]
 
 
-def _timm(shape: Shape, state: dict):
-    """timm's EVA block with the same weights."""
+def _ordered(block: torch.nn.Module, state: dict) -> list[torch.Tensor]:
+    """Parameters in the order of the official block's names."""
+    named = dict(block.named_parameters())
+    return [named[name] for name in state]
+
+
+def _timm(shape: Shape, state: dict, parameters: dict[str, list[torch.Tensor]]):
+    """timm's EVA block with the same weights; adds its parameters to `parameters`."""
 
     def make(module):
         sizes = shape.sizes
@@ -36,7 +42,8 @@ def _timm(shape: Shape, state: dict):
         )
         block.load_state_dict(state, strict=False)
         block.to(shape.device, shape.dtype)
-        return lambda x, *_: block(x)
+        parameters["timm"] = _ordered(block, state)
+        return block
 
     return make
 
@@ -95,11 +102,20 @@ def subject(shape: Shape, mode: str, kit: Kit) -> Case:
         return tuned(x, torch.cat((attn.q_bias, zeros, attn.v_bias)))
 
     x = shape.randn(shape.batch, shape.tokens, sizes.embed_dim).requires_grad_()
+    parameters = {
+        name: _ordered(block, state)
+        for name, block in (
+            ("reference", official),
+            ("compile", official),
+            ("tuned", tuned),
+            ("eva_fast", ours),
+        )
+    }
     kit.add("reference", official)
     kit.add("tuned", tuned_forward)
     kit.add("eva_fast", _fused(ours))
     kit.add_compiled(official)
-    kit.add_library("timm", "timm.models.eva", _timm(shape, state), needs_gpu=False)
+    kit.add_library("timm", "timm.models.eva", _timm(shape, state, parameters), needs_gpu=False)
     return differentiable(
         "block",
         mode,
@@ -107,6 +123,7 @@ def subject(shape: Shape, mode: str, kit: Kit) -> Case:
         shape.device,
         kit.functions,
         [x],
+        parameters=parameters,
         missing=kit.missing,
         batch=shape.batch,
         tolerance=1e-4 if shape.dtype == torch.float32 else 2e-2,

@@ -1,10 +1,13 @@
 """This CPU, measured: short tests of matrix products, attention, GELU and memory.
 
-Other work on the machine only ever adds time, so each rate is of the quickest of several calls.
+Each rate is of the median of several calls: other work on the machine slows the tests as it slows
+the steps they stand for.
 """
 
 import functools
+import itertools
 import os
+import statistics
 import time
 from collections.abc import Callable
 
@@ -17,15 +20,16 @@ ROWS = 2056
 """8 images of 257 tokens."""
 
 
-def fastest(call: Callable[[], object], seconds: float = 0.06, least: int = 3) -> float:
-    """Seconds of the quickest call in about that time."""
+def typical(call: Callable[[], object], seconds: float = 0.06, least: int = 5) -> float:
+    """Median seconds of a call over about that time: what a step sees, not the best case."""
     call()
-    best, calls, end = float("inf"), 0, time.perf_counter() + seconds
-    while calls < least or time.perf_counter() < end:
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(taken) < least or time.perf_counter() < end:
         start = time.perf_counter()
         call()
-        best, calls = min(best, time.perf_counter() - start), calls + 1
-    return best
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
 
 
 def _product(own: bool) -> Callable:
@@ -43,9 +47,9 @@ def gemm_point(width: int, dtype: torch.dtype, own: bool = False) -> tuple[float
     grad = torch.randn(ROWS, 2 * width, dtype=dtype)
     weight = torch.randn(2 * width, width, dtype=dtype)
     seconds = (
-        fastest(lambda: product(x, weight.t()))
-        + fastest(lambda: product(grad, weight))
-        + fastest(lambda: product(grad.t(), x))
+        typical(lambda: product(x, weight.t()))
+        + typical(lambda: product(grad, weight))
+        + typical(lambda: product(grad.t(), x))
     )
     flops = 4.0 * ROWS * width * width
     return flops, 3 * flops / seconds
@@ -66,8 +70,18 @@ def _attention_rate(dtype: torch.dtype, own: bool) -> float:
         return packed_attention(None, qkv, 64**-0.5)[0]
 
     forward = fused if own else plain
-    seconds = fastest(lambda: torch.autograd.grad(forward(), qkv, grad))
+    seconds = typical(lambda: torch.autograd.grad(forward(), qkv, grad))
     return 3.5 * 4 * 2 * 6 * 257**2 * 64 / seconds
+
+
+def _batched_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of the products of materialised attention, 24 heads of 64: scores, and values."""
+    q = torch.randn(24, 257, 64, dtype=dtype)
+    scores = torch.randn(24, 257, 257, dtype=dtype)
+    seconds = typical(lambda: torch.bmm(q, q.transpose(1, 2))) + typical(
+        lambda: torch.bmm(scores, q)
+    )
+    return 2 * 2 * 24 * 257**2 * 64 / seconds
 
 
 def _gelu_rate(own: bool) -> float:
@@ -76,21 +90,26 @@ def _gelu_rate(own: bool) -> float:
     if own:
         from eva_fast.ops.bias_gelu import bias_gelu_forward
 
-        return x.numel() / fastest(lambda: bias_gelu_forward(x, bias))
-    return x.numel() / fastest(lambda: F.gelu(x))
+        return x.numel() / typical(lambda: bias_gelu_forward(x, bias))
+    return x.numel() / typical(lambda: F.gelu(x))
+
+
+POOL_BYTES = 128 * 2**20
+"""Inputs take turns out of so much memory: in a step an operator's input is rarely in a cache."""
 
 
 def stream_point(kib: int) -> tuple[float, float]:
     """(bytes, bytes/s) of reading so many KiB and writing as many into new memory."""
-    x = torch.randn(kib * 256)
-    moved = 2.0 * 4 * x.numel()
-    return moved, moved / fastest(lambda: x + 1)
+    pool = torch.randn(max(1, POOL_BYTES // (kib * 1024)), kib * 256)
+    inputs = itertools.cycle(pool)
+    moved = 2.0 * 4 * kib * 256
+    return moved, moved / typical(lambda: next(inputs) + 1)
 
 
 def _resident_rate() -> float:
     """Bytes/s of an in-place pass over 64 MB."""
     x = torch.randn(2**24)
-    return 2 * 4 * x.numel() / fastest(lambda: x.mul_(1.0))
+    return 2 * 4 * x.numel() / typical(lambda: x.mul_(1.0))
 
 
 def _issue_seconds() -> float:
@@ -103,7 +122,7 @@ def _issue_seconds() -> float:
             x = x + 1
         x.backward()
 
-    return fastest(chain) / 100
+    return typical(chain) / 100
 
 
 @functools.cache
@@ -123,11 +142,12 @@ def measure_cpu(threads: int, dtype: torch.dtype = torch.float32, own: bool = Fa
         peak_flops={name: max(rate for _, rate in gemm)},
         gemm={name: Rate(gemm)},
         attention={name: Rate(((1, _attention_rate(dtype, own)),))},
+        batched={name: Rate(((1, _batched_rate(dtype)),))},
         stream=Rate(tuple(stream_point(kib) for kib in (64, 512, 4096, 12288, 65536))),
         resident=Rate(((1, _resident_rate()),)),
         special={
             "gelu": Rate(((1, _gelu_rate(own)),)),
-            "softmax": Rate(((1, softmax.numel() / fastest(lambda: softmax.softmax(-1))),)),
+            "softmax": Rate(((1, softmax.numel() / typical(lambda: softmax.softmax(-1))),)),
         },
         launch_seconds=_issue_seconds(),
         host_seconds=0.0,

@@ -57,6 +57,8 @@ class Device:
     """Device time lost between two operators."""
     host_seconds: float
     """Host time to issue one operator in eager mode; the step is no faster than the host."""
+    batched: dict[str, Rate] = field(default_factory=dict)
+    """FLOP/s of many small products (`bmm`), by dtype, where they are slower than large ones."""
     special: dict[str, Rate] = field(default_factory=dict)
     """Elements/s of operators that a CPU's arithmetic bounds, not its memory: "gelu", "softmax"."""
     reserved_bytes: int = 0

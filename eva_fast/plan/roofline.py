@@ -58,6 +58,8 @@ def operator_seconds(op: Operator, device: Device, dtype: str) -> float:
     arithmetic = 0.0
     if op.flops:
         rates = device.attention if op.flash else device.gemm
+        if op.name == "bmm" and device.batched:
+            rates = device.batched
         arithmetic = op.flops / rates.get(op.dtype, rates[dtype]).at(op.flops)
     special = next((r for word, r in device.special.items() if word in op.name), None)
     if special:
