@@ -15,10 +15,10 @@ struct Bytes {
 
 constexpr int kFastBits = 10;
 
-// Code table with a direct look-up of the next kFastBits bits. An entry holds the bits to consume
-// (bits 0-7), the zeros before the coefficient (8-15) and the coefficient itself (16-31, signed)
-// where code and coefficient fit; the coefficient is 0 where only the code does, and then bits 8-15
-// hold the symbol. 0: the code is longer.
+// Code table with a direct look-up of the next kFastBits bits. An entry for a code that fits is
+// negative where a value follows: bits 0-3 the code's length, 4-7 the value's, 8-11 the zeros before
+// it, 16-31 what makes a value without its leading one negative, 1 - 2^length. Where none follows:
+// bits 0-3 the code's length, 8-15 the symbol. 0: the code is longer.
 struct HuffmanTable {
   uint8_t spec[16 + 256] = {};  // counts by length, then symbols: as in the file
   bool defined = false;

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstring>
 
 #include "input/jpeg.h"
@@ -137,15 +138,11 @@ bool HuffmanTable::define(const uint8_t* counts, const uint8_t* symbols, int n) 
       if (code >= 1 << length) return false;
       if (length > kFastBits) continue;
       const int symbol = symbols[index], size = symbol & 15, spare = kFastBits - length;
-      for (int rest = 0; rest < 1 << spare; ++rest) {
-        uint32_t entry = uint32_t(length | symbol << 8);
-        if (size && size <= spare) {
-          int value = rest >> (spare - size);
-          if (value < 1 << (size - 1)) value -= (1 << size) - 1;
-          entry = uint32_t(length + size) | uint32_t(symbol >> 4) << 8 | uint32_t(value) << 16;
-        }
-        fast[code << spare | rest] = entry;
-      }
+      uint32_t entry = uint32_t(length | symbol << 8);
+      if (size)
+        entry = uint32_t(length | size << 4 | (symbol >> 4) << 8) |
+                uint32_t(1 - (1 << size)) << 16;
+      std::fill(fast + (code << spare), fast + ((code + 1) << spare), entry);
     }
     limit[length] = code << (16 - length);
     code <<= 1;

@@ -77,7 +77,7 @@ class BitReader {
     bits_ -= n;
   }
 
-  // The symbol after a look-up whose entry holds no coefficient; -1 for a code not in the table.
+  // The symbol after a look-up whose entry has no value; -1 for a code not in the table.
   int symbol(const HuffmanTable& table, uint32_t entry) {
     if (entry) {
       skip(entry & 255);
@@ -90,6 +90,14 @@ class BitReader {
         return table.spec[16 + (code >> (16 - length)) + table.offset[length]];
       }
     return -1;
+  }
+  // Takes code and value bits of an entry that has them.
+  int take(uint32_t entry) {
+    const int length = entry & 15, size = entry >> 4 & 15;
+    const uint64_t bits = buffer_ << length;
+    skip(length + size);
+    const int32_t negative = int32_t(~int64_t(bits) >> 63);
+    return int32_t(bits >> (64 - size)) + (negative & (int32_t(entry) >> 16));
   }
   int value(int size) {  // 1 <= size <= 15
     const int bits = int(peek(size));
@@ -114,9 +122,8 @@ inline bool read_block(BitReader& in, const HuffmanTable& dc, const HuffmanTable
                        Block& block) {
   in.refill();
   const uint32_t first = dc.fast[in.peek(kFastBits)];
-  if (const int difference = int32_t(first) >> 16) {
-    in.skip(first & 255);
-    mean = int16_t(mean + difference);
+  if (int32_t(first) < 0) {
+    mean = int16_t(mean + in.take(first));
   } else {
     const int size = in.symbol(dc, first);
     if (size < 0 || size > 15) return false;
@@ -129,13 +136,13 @@ inline bool read_block(BitReader& in, const HuffmanTable& dc, const HuffmanTable
   int k = 1;
   while (true) {
     in.refill();
-    // 56 bits are enough for two coefficients by look-up and a third of any length.
-    for (int i = 0; i < 3; ++i) {
+    // 56 bits are enough for a coefficient by look-up (25) and a second of any length (31).
+    for (int i = 0; i < 2; ++i) {
       const uint32_t entry = ac.fast[in.peek(kFastBits)];
-      int value = int32_t(entry) >> 16;
-      if (value) {
-        in.skip(entry & 255);
-        k += entry >> 8 & 255;
+      int value;
+      if (int32_t(entry) < 0) {
+        value = in.take(entry);
+        k += entry >> 8 & 15;
         if (keep) block.coefficients[kZigzag[k]] = int16_t(value);
         if (++k >= 64) {
           if (keep) block.flat = false;

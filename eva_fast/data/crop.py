@@ -1,8 +1,7 @@
 """The one crop of an image that student and teacher share: random, resized, perhaps flipped."""
 
-import dataclasses
 import math
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +15,10 @@ STREAM = 0x63726F705F666C70  # sets the crop's draws apart from the mask's, for 
 # A JPEG decoded at a reduced DCT scale keeps at least this many times the pixels a side that the
 # crop needs: from 1.25 on the error stays below that of 40 dB on photographs.
 DRAFT_MARGIN = 1.5
+HALF, LOWER = 2.0**-32, 2**32 - 1  # a seed's 64 bits give two draws
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Box:
+class Box(NamedTuple):
     """A rectangle of an image, in pixels, and whether to mirror it left to right."""
 
     left: int
@@ -62,6 +61,7 @@ class Cropper:
         self.scale = (float(scale[0]), float(scale[1]))
         self.ratio = (float(ratio[0]), float(ratio[1]))
         self.flip = float(flip)
+        self._log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
 
     def __call__(
         self,
@@ -99,17 +99,20 @@ class Cropper:
 
     def box(self, width: int, height: int, seed: int) -> Box:
         """The box that `seed` draws in an image of `width` x `height` pixels."""
-        draws = _uniform(seed)
-        flip = next(draws) < self.flip
-        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for _ in range(10):
-            share = self.scale[0] + next(draws) * (self.scale[1] - self.scale[0])
-            aspect = math.exp(low + next(draws) * (high - low))
+        key = mix64((seed ^ STREAM) & MASK64)
+        flip = (key >> 32) * HALF < self.flip
+        low, high = self._log_ratio
+        for n in range(10):
+            draws = mix64(key + 2 * n + 1)  # two of 32 bits each
+            share = self.scale[0] + (draws >> 32) * HALF * (self.scale[1] - self.scale[0])
+            aspect = math.exp(low + (draws & LOWER) * HALF * (high - low))
             w = round(math.sqrt(share * width * height * aspect))
             h = round(math.sqrt(share * width * height / aspect))
             if 0 < w <= width and 0 < h <= height:
-                left, top = next(draws) * (width - w + 1), next(draws) * (height - h + 1)
-                return Box(int(left), int(top), w, h, flip)
+                draws = mix64(key + 2 * n + 2)
+                left = (draws >> 32) * (width - w + 1) >> 32
+                top = (draws & LOWER) * (height - h + 1) >> 32
+                return Box(left, top, w, h, flip)
         w, h = width, height
         if width < self.ratio[0] * height:
             h = max(1, round(width / self.ratio[0]))
@@ -167,14 +170,6 @@ class Cropper:
         part = part.resize((self.size, self.size), Image.Resampling.BICUBIC, box=inside)
         pixels = np.asarray(part).transpose(2, 0, 1)
         out[:] = pixels[:, :, ::-1] if box.flip else pixels
-
-
-def _uniform(seed: int) -> Iterator[float]:
-    """Numbers in [0, 1), a stream of its own for every 64-bit seed."""
-    state = mix64((seed ^ STREAM) & MASK64)
-    while True:
-        state = mix64(state)
-        yield (state >> 11) / (1 << 53)
 
 
 def _tensor_pixels(tensor: torch.Tensor) -> np.ndarray:

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -35,6 +36,17 @@ def _aspects() -> np.ndarray:
     step = -2 * math.log(0.3) / LEVELS
     values = [math.exp(math.log(0.3) + step * (i + 0.5)) for i in range(LEVELS)]
     return np.array([round(v * (1 << 20)) for v in values], dtype=np.int64)
+
+
+@functools.cache
+def _block_masks() -> Callable[..., None]:
+    library = native.library()
+    assert library is not None
+    function = library.eva_block_masks
+    integer, pointer = ctypes.c_int64, ctypes.c_void_p
+    function.argtypes = [pointer, *[integer] * 5, pointer, integer, pointer]
+    function.restype = None
+    return function
 
 
 class BlockMasker:
@@ -109,16 +121,10 @@ class BlockMasker:
 
     def _indices_native(self, seeds: np.ndarray) -> np.ndarray:
         out = np.empty((len(seeds), self.count), dtype=np.int32)
-        sizes = [ctypes.c_int64(n) for n in (len(seeds), *self.grid, self.count, self.min_block)]
-        library = native.library()
-        assert library is not None
-        library.eva_block_masks(
-            ctypes.c_void_p(seeds.ctypes.data),
-            *sizes,
-            ctypes.c_void_p(_aspects().ctypes.data),
-            ctypes.c_int64(LEVELS),
-            ctypes.c_void_p(out.ctypes.data),
-        )
+        _block_masks()(
+            seeds.ctypes.data, len(seeds), *self.grid, self.count, self.min_block,
+            _aspects().ctypes.data, LEVELS, out.ctypes.data,
+        )  # fmt: skip
         return out
 
     def _indices_numpy(self, seeds: np.ndarray) -> np.ndarray:

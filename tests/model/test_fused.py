@@ -1,0 +1,239 @@
+"""The fused student against the official code's outputs and against the plain formulation."""
+
+import copy
+
+import pytest
+import torch
+
+from eva_fast import ops
+from eva_fast.model import create_model, fused
+from eva_fast.model.sizes import sizes_of
+from eva_fast.plan.reference import OfficialViT
+
+MICRO = dict(
+    img_size=56, patch_size=14, embed_dim=64, depth=3, num_heads=4, mlp_hidden=279, predict_dim=32
+)
+ODD = dict(
+    img_size=48, patch_size=12, embed_dim=176, depth=2, num_heads=2, mlp_hidden=279, predict_dim=20
+)
+
+
+@pytest.fixture(params=["torch", "native"])
+def kernels(request):
+    if request.param == "native" and not ops.dispatch.native.available():
+        pytest.skip("the C++ kernels are not built")
+    ops.set_kernels(request.param)
+    yield request.param
+    ops.set_kernels("auto")
+
+
+def pair(sizes, **options):
+    """A plain student and a fused one with the same random weights."""
+    torch.manual_seed(0)
+    plain = create_model(**sizes, kernels="torch", **options)
+    with torch.no_grad():
+        for p in plain.parameters():
+            p.add_(torch.randn_like(p) * 0.05)
+    other = create_model(**sizes, kernels="auto", **options)
+    other.load_official(plain.state_dict())
+    return plain, other
+
+
+def batch(sizes, count, size=3, bytes_=False):
+    side, patches = sizes["img_size"], (sizes["img_size"] // sizes["patch_size"]) ** 2
+    images = torch.randint(256, (size, 3, side, side), dtype=torch.uint8)
+    mask = torch.rand(size, patches).argsort(1)[:, :count].sort(1).values.to(torch.int32)
+    target = torch.randn(size * count, sizes["predict_dim"])
+    return images if bytes_ else torch.randn(size, 3, side, side), mask, target
+
+
+def test_official_outputs(eva_micro, kernels):
+    tensors, _ = eva_micro
+    model = create_model(**MICRO, kernels="auto")
+    model.load_official({k[6:]: v for k, v in tensors.items() if k.startswith("param.")})
+    images, mask = tensors["image"], tensors["mask"].flatten(1).bool()
+    prediction = fused.predict(model, images, mask)
+    torch.testing.assert_close(
+        prediction, tensors["prediction"].view_as(prediction), rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(
+        fused.forward_features(model, images, mask), tensors["features"], rtol=0, atol=1e-5
+    )
+    loss = fused.loss(model, images, mask, tensors["target"].view_as(prediction))
+    assert abs(loss.item() - tensors["loss"].item()) < 1e-5
+    loss.backward()
+    for name, p in model.named_parameters():
+        expected = tensors[f"grad.{name}"]
+        assert (p.grad - expected).norm() <= 1e-4 * expected.norm() + 1e-12, name
+
+
+def test_official_training_curve(eva_micro, eva_micro_groups, kernels):
+    """20 steps of AdamW on one batch, with the official groups, learning rates and clipping."""
+    tensors, _ = eva_micro
+    model = create_model(**MICRO, kernels="auto")
+    model.load_official({k[6:]: v for k, v in tensors.items() if k.startswith("param.")})
+    decayed, plain = [], []
+    for name, p in model.named_parameters():
+        free = p.ndim == 1 or name.endswith(".bias") or name in ("pos_embed", "cls_token")
+        (plain if free else decayed).append(p)
+    groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = ops.FusedAdamW(groups, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.05)
+    images, mask = tensors["image"], tensors["mask"].flatten(1).bool()
+    target = tensors["target"].reshape(-1, MICRO["predict_dim"])
+    for step, lr in enumerate(tensors["lr"].tolist()):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        loss = fused.loss(model, images, mask, target)
+        optimizer.zero_grad()
+        loss.backward()
+        norm, scale = ops.gradient_scale([p.grad for p in model.parameters()], 3.0)
+        optimizer.step(grad_scale=scale)
+        assert abs(loss.item() - tensors["losses"][step].item()) < 1e-4
+        assert abs(norm.item() - tensors["grad_norms"][step].item()) < 1e-3 * norm.item() + 1e-5
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), tensors[f"after.{name}"], rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("sizes", [MICRO, ODD], ids=["micro", "odd"])
+@pytest.mark.parametrize("as_bytes", [False, True], ids=["floats", "bytes"])
+def test_same_as_plain(sizes, as_bytes, kernels):
+    plain, other = pair(sizes)
+    images, mask, target = batch(sizes, 5, bytes_=as_bytes)
+    torch.testing.assert_close(
+        fused.forward_features(other, images), plain.forward_features(images), rtol=0, atol=2e-5
+    )
+    expected = plain.loss(images, mask, target)
+    found = fused.loss(other, images, mask, target)
+    assert abs(found.item() - expected.item()) < 1e-6
+    expected.backward()
+    found.backward()
+    wanted = {name: p.grad for name, p in plain.named_parameters()}
+    for name, p in other.named_parameters():
+        error = (p.grad - wanted[name]).norm()
+        assert error <= 1e-4 * wanted[name].norm() + 1e-9, name
+
+
+def test_drop_path_draws_the_same_numbers():
+    plain, other = pair(MICRO, drop_path=0.5)
+    images, mask, target = batch(MICRO, 5, size=8)
+    torch.manual_seed(3)
+    expected = plain.loss(images, mask, target)
+    torch.manual_seed(3)
+    found = fused.loss(other, images, mask, target)
+    assert abs(found.item() - expected.item()) < 1e-6
+    expected.backward()
+    found.backward()
+    error = (other.patch_embed.proj.weight.grad - plain.patch_embed.proj.weight.grad).norm()
+    assert error <= 1e-4 * plain.patch_embed.proj.weight.grad.norm()
+
+
+def test_loss_curve_of_50_steps(kernels):
+    plain, other = pair(MICRO, drop_path=0.1)
+    curves = []
+    for model, loss_of in ((plain, type(plain).loss), (other, fused.loss)):
+        torch.manual_seed(1)
+        optimizer = (torch.optim.AdamW if model is plain else ops.FusedAdamW)(
+            model.parameters(), lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.05
+        )
+        batches = [batch(MICRO, 6, size=4, bytes_=True) for _ in range(5)]
+        losses = []
+        for step in range(50):
+            loss = loss_of(model, *batches[step % 5])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        curves.append(losses)
+    assert curves[0][-1] < curves[0][0] - 0.05  # it learns
+    assert max(abs(a - b) for a, b in zip(*curves)) < 1e-3
+
+
+@pytest.mark.parametrize("how", ["compute_dtype", "autocast"])
+def test_bfloat16_arithmetic(how):
+    """Parameters and gradients stay float32; the numbers are those of float32 to bfloat16's 8 bits."""
+    plain, _ = pair(MICRO)
+    dtype = torch.bfloat16 if how == "compute_dtype" else torch.float32
+    other = create_model(**MICRO, kernels="auto", compute_dtype=dtype)
+    other.load_official(plain.state_dict())
+    images, mask, target = batch(MICRO, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+        assert fused.predict(other, images, mask).dtype == torch.bfloat16
+        loss = fused.loss(other, images, mask, target)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    expected = plain.loss(images, mask, target)
+    expected.backward()
+    assert abs(loss.item() - expected.item()) < 5e-3
+    flat = [torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (other, plain)]
+    assert flat[0].dtype == torch.float32
+    assert (flat[0] - flat[1]).norm() < 0.05 * flat[1].norm()
+
+
+def test_the_optimiser_keeps_the_copies():
+    model = create_model(**MICRO, kernels="auto", compute_dtype=torch.bfloat16)
+    copies = fused.keep_copies(model, torch.bfloat16)
+    assert set(copies) == set(fused.matrices(model))
+    optimizer = ops.FusedAdamW(model.parameters(), lr=1e-2, copies=copies)
+    images, mask, target = batch(MICRO, 5)
+    fused.loss(model, images, mask, target).backward()
+    optimizer.step()
+    for p, kept in copies.items():
+        torch.testing.assert_close(kept, p.detach().bfloat16(), rtol=0, atol=0)
+    found = fused.loss(model, images, mask, target)
+    del model.compute_copies
+    assert torch.equal(found, fused.loss(model, images, mask, target))
+
+
+def test_activations_kept_for_the_backward():
+    """At most 0.45 of what the official formulation keeps, in float32 on a CPU."""
+    sizes = sizes_of("eva_s_patch14_224", predict_dim=768)
+    official = OfficialViT(sizes, drop_path=0.1)
+    ours = create_model("eva_s_patch14_224", predict_dim=768, drop_path=0.1, kernels="auto")
+    images = torch.randn(1, 3, 224, 224)
+    mask = torch.zeros(1, 256, dtype=torch.bool)
+    mask[:, torch.randperm(256)[:105]] = True
+    target = torch.randn(105, 768)
+
+    def kept(model, run):
+        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        storages = {}
+
+        def pack(t):
+            storage = t.untyped_storage()
+            if storage.data_ptr() not in own:
+                storages[storage.data_ptr()] = storage
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            loss = run()
+        assert loss.requires_grad
+        return sum(s.nbytes() for s in storages.values())
+
+    plain = kept(official, lambda: official.loss(target, images, mask))
+    found = kept(ours, lambda: fused.loss(ours, images, mask, target))
+    assert found <= 0.45 * plain
+
+
+def test_compiled_equals_eager():
+    model = create_model(**MICRO, kernels="auto")
+    images, mask, target = batch(MICRO, 5, bytes_=True)
+    expected = fused.loss(model, images, mask, target)
+    expected.backward()
+    gradients = copy.deepcopy({k: p.grad for k, p in model.named_parameters()})
+    model.zero_grad()
+    torch._dynamo.reset()
+    run = torch.compile(
+        lambda *a: fused.loss(model, *a), fullgraph=True, backend="aot_eager"
+    )
+    found = run(images, mask, target)
+    found.backward()
+    assert torch.equal(found, expected)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, gradients[name], rtol=1e-6, atol=1e-8)
+
+
+def test_target_of_another_shape():
+    model = create_model(**MICRO, kernels="auto")
+    images, mask, target = batch(MICRO, 5)
+    with pytest.raises(ValueError, match=r"target has shape \(15, 31\)"):
+        fused.loss(model, images, mask, target[:, :31])
