@@ -36,7 +36,9 @@ def table_entry(p_table, tensor, column: tl.constexpr):
 
 
 @triton.jit
-def table_pointer(p_table, tensor, column: tl.constexpr, dtype: tl.constexpr, ALIGNED: tl.constexpr):
+def table_pointer(
+    p_table, tensor, column: tl.constexpr, dtype: tl.constexpr, ALIGNED: tl.constexpr
+):
     """An address of the table as a pointer."""
     pointer = table_entry(p_table, tensor, column).to(tl.pointer_type(dtype))
     if ALIGNED:
@@ -95,7 +97,6 @@ def adamw_kernel(
         tl.store(p_param + o, b_param, mask=m)
         if COPY_TYPE is not None:
             tl.store(p_copy + o, b_param.to(COPY_TYPE), mask=m)
-
 
 
 class _Tables:

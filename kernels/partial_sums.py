@@ -59,8 +59,7 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
     return [
         AotCase(
             partial_sums_kernel,
-            {"p_partials": "*fp32", "programs": 264}
-            | {f"p_out_{i}": element for i in range(sums)},
+            {"p_partials": "*fp32", "programs": 264} | {f"p_out_{i}": element for i in range(sums)},
             {"D": width, "SUMS": sums, **tile} | {f"p_out_{i}": None for i in range(sums, 3)},
             label=f"{sums} x {width}",
         )

@@ -11,7 +11,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def _read(name):
     with safe_open(GOLDEN / name, "pt") as file:
-        return {k: file.get_tensor(k) for k in file.keys()}, file.metadata()
+        return {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
 
 
 @pytest.fixture(scope="session")

@@ -200,8 +200,8 @@ class _MaskedAttentionBranch(torch.autograd.Function):
         total, mean, rstd, q, kv, out, lse, scale, norm_weight, norm_bias, wqkv, wproj, mask = (
             ctx.saved_tensors
         )
-        batch, tokens, dim = total.shape
-        heads, head_dim = q.shape[2:]
+        tokens, dim = total.shape[1:]
+        head_dim = q.shape[3]
         dresult = _flat(dresult)
         dout = matmul(dresult, wproj).view(q.shape)
         dq, dkv, out = packed_attention_backward(dout, q, kv, out, lse, head_dim**-0.5)

@@ -81,9 +81,7 @@ def weight_copies(model, dtype: torch.dtype) -> dict[Tensor, Tensor]:
 def keep_copies(model, dtype: torch.dtype) -> dict[Tensor, Tensor]:
     """Makes the copies once and keeps them as `model.compute_copies`. From then on whoever changes
     a parameter writes its copy too, as `FusedAdamW(copies=keep_copies(model, dtype))` does."""
-    model.compute_copies = {
-        p: p.detach().to(dtype) for p in matrices(model) if p.dtype != dtype
-    }
+    model.compute_copies = {p: p.detach().to(dtype) for p in matrices(model) if p.dtype != dtype}
     return model.compute_copies
 
 

@@ -1,7 +1,6 @@
 """EVA-01's initial values (baaivision/EVA, EVA-01/eva/modeling_pretrain.py; the facts, own code)."""
 
 import math
-
 from typing import TYPE_CHECKING, Any
 
 import torch

@@ -62,7 +62,8 @@ def set_variant(
         _forced = None
         _variants.clear()
     elif shape is not None and dtype is not None:
-        _variants[(*shape, dtype)] = variant
+        key = (*shape, dtype)
+        _variants[key] = variant
     else:
         _forced = variant
     logger.info("%s: %s", _OP, variant if shape is None else f"{variant} for {shape}, {dtype}")

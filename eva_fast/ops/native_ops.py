@@ -9,6 +9,7 @@ their gradients come back so; activations keep their dtype. Importing this modul
 import ctypes
 import functools
 from ctypes import c_double, c_float, c_int, c_int32, c_int64, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from eva_fast.ops.packed_attention import backward_chosen, forward_chosen
 ISA_NAMES = ("baseline", "avx2", "avx512")
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _I, _L, _P, _F, _D = c_int, c_int64, c_void_p, c_float, c_double
-_ARGUMENTS = {
+_ARGUMENTS: dict[str, list[Any]] = {
     "add_layer_norm": [_I, _L, _L, _P, _L, _P, _L, _P, _P, _L, _P, _P, _F, *[_P] * 4, _I],
     "add_layer_norm_backward": [_I, _L, _L, *[_P, _L] * 3, *[_P] * 5, _L, *[_P] * 4, _I, _I],
     "adamw": [_P, _L, _P, _D, _D, _D, _P, _I],
@@ -353,7 +354,7 @@ def _gemm(a, b, bias):
 
 
 if native.available():
-    for _name, _function in {
+    _FUNCTIONS: dict[str, Any] = {
         "add_layer_norm": _add_layer_norm,
         "add_layer_norm_backward": _add_layer_norm_backward,
         "adamw": _adamw,
@@ -369,5 +370,6 @@ if native.available():
         "negative_cosine": _negative_cosine,
         "negative_cosine_backward": _negative_cosine_backward,
         "patchify": _patchify,
-    }.items():
+    }
+    for _name, _function in _FUNCTIONS.items():
         dispatch.register(_name, "native", _function)

@@ -69,7 +69,7 @@ def save_picture(
         hidden = _enlarge(masked[row], cell)[..., None]
         cells = (
             np.asarray(image),
-            np.where(hidden, np.uint8(GREY), np.asarray(image)),
+            np.where(hidden, np.array(GREY, np.uint8), np.asarray(image)),
             _enlarge(teacher_colours[row].reshape(*grid, 3), cell),
             _faded(_enlarge(prediction_colours[row].reshape(*grid, 3), cell), hidden),
         )

@@ -222,9 +222,7 @@ def test_compiled_equals_eager():
     gradients = copy.deepcopy({k: p.grad for k, p in model.named_parameters()})
     model.zero_grad()
     torch._dynamo.reset()
-    run = torch.compile(
-        lambda *a: fused.loss(model, *a), fullgraph=True, backend="aot_eager"
-    )
+    run = torch.compile(lambda *a: fused.loss(model, *a), fullgraph=True, backend="aot_eager")
     found = run(images, mask, target)
     found.backward()
     assert torch.equal(found, expected)
