@@ -60,8 +60,8 @@ def variant(request, kernels):
 CASES = {
     "width 60, 20 predicted": ((2, 9, 4, 60, 20), 8),
     "one row of 88": ((1, 4, 1, 88, 20), 16),
-    "7 rows, 176 to 768": ((1, 9, 7, 176, 768), 2),
-    "every patch masked, 1024": ((2, 4, 4, 176, 1024), 4),
+    "7 rows, 176 to 1024": ((1, 9, 7, 176, 1024), 4),
+    "every patch masked, 88 to 768": ((2, 4, 4, 88, 768), 8),
     "ViT-g's width": ((1, 36, 12, 1408, 100), 2),
 }
 
