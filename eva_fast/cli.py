@@ -17,6 +17,8 @@ from eva_fast.config import Config
 
 app = tyro.extras.SubcommandApp()
 data_app = tyro.extras.SubcommandApp()
+bench_app = tyro.extras.SubcommandApp()
+_DEFAULT = Config()
 Name = tyro.conf.Positional[str]
 
 
@@ -170,6 +172,51 @@ def data_check(
 
 
 app.command(data_app, name="data")
+
+
+@app.command(name="profile")
+def profile(
+    config: Annotated[tyro.conf.OmitArgPrefixes[Config], tyro.conf.arg(name="")] = _DEFAULT,
+    timed: int = 10,
+    warmup: int = 3,
+    watched: int = 3,
+    trace_out: Path | None = None,
+) -> None:
+    """Run some steps of a real run: images/s, waiting for data, MFU, top operators, Chrome trace,
+    memory over time. Takes the options of pretrain; their length and checkpoints are ignored.
+
+    Args:
+        config: the run.
+        timed: steps timed with nothing attached.
+        warmup: steps before them.
+        watched: steps under the profiler after them.
+        trace_out: folder for trace.json, memory.png and profile.json; by default runs/profile-TIME.
+    """
+    from eva_fast.profile import profile as make_profile
+    from eva_fast.profile import render
+
+    found = make_profile(config, steps=timed, warmup=warmup, watched=watched, out=trace_out)
+    Console().print(render(found))
+
+
+@bench_app.command(name="report")
+def bench_report(results: tuple[Path, ...] = (), out: Path = Path("bench/results")) -> None:
+    """Turn result files of `pytest bench/ --benchmark` into Markdown and PNG plots.
+
+    Args:
+        results: the files; by default every JSON in the folder of --out.
+        out: folder for pages and plots.
+    """
+    from eva_fast.plan.bench_report import write_report
+
+    found = list(results) or sorted(out.glob("*.json"))
+    if not found:
+        raise FileNotFoundError(f"no result files in {out}: run pytest bench/ --benchmark first")
+    for path in write_report(found, out):
+        print(path)
+
+
+app.command(bench_app, name="bench")
 
 
 def _show(found: Any, table: Any) -> None:
