@@ -105,17 +105,21 @@ static void attention_backward(int64_t batch, int64_t heads, int64_t queries, in
         for (int64_t i = 0; i < rows; ++i) {
           float *p_row = p + i * keys, *ds_row = ds + i * keys;
           const float shift = lse[item * queries + start + i];
-          vf sums = {};
+          vf sums = {}, weights = {};
           auto weigh = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
             vf weight = exponential(take(F32{}, p_row + j, n) * scale - shift);
+            for (int64_t e = n; e < VL; ++e) weight[e] = 0.0f;
             give(F32{}, p_row + j, weight, n);
-            sums += weight * take(F32{}, ds_row + j, n);  // zero past the row's end
+            sums += weight * take(F32{}, ds_row + j, n);
+            weights += weight;
           };
           EVA_ROW(keys, j, weigh);
-          const float delta = sum(sums);
+          // The rounding of lse is common to a row and would not average out: the row sums to 1.
+          const float norm = 1.0f / sum(weights), delta = sum(sums) * norm;
           auto slope = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
-            vf d = take(F32{}, ds_row + j, n) - delta;
-            give(F32{}, ds_row + j, take(F32{}, p_row + j, n) * d * scale, n);
+            vf weight = take(F32{}, p_row + j, n) * norm, d = take(F32{}, ds_row + j, n) - delta;
+            give(F32{}, p_row + j, weight, n);
+            give(F32{}, ds_row + j, weight * d * scale, n);
           };
           EVA_ROW(keys, j, slope);
         }
