@@ -4,13 +4,16 @@ The library exposes a plain C interface that Python reaches through ctypes, so i
 torch's nor Python's headers and one build serves every version of both. A file whose name ends in
 `_avx2.cpp` or `_avx512.cpp` is compiled for that instruction set; the code picks among them at run
 time. Without a C++ compiler the install still succeeds and the package runs on plain PyTorch.
+csrc/input/jpeg.cpp is built where libjpeg-turbo and its headers are found; elsewhere Pillow decodes.
 """
 
 import platform
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ISA_FLAGS = {
@@ -22,6 +25,20 @@ ISA_FLAGS = {
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno"]
 
 
+JPEG_SOURCE = "csrc/input/jpeg.cpp"
+# The functions of libjpeg-turbo (1.5 or newer) that other JPEG libraries do not have.
+JPEG_PROBE = """
+#include <cstdio>
+#include <jpeglib.h>
+int main() {
+  jpeg_decompress_struct info;
+  JDIMENSION column = 0, columns = 1;
+  jpeg_crop_scanline(&info, &column, &columns);
+  return int(jpeg_skip_scanlines(&info, 1));
+}
+"""
+
+
 def sources() -> list[str]:
     files = sorted(str(p) for p in Path("csrc").rglob("*.cpp"))
     return [f for f in files if X86 or not f.endswith(("_avx2.cpp", "_avx512.cpp"))]
@@ -30,7 +47,16 @@ def sources() -> list[str]:
 class BuildNative(build_ext):
     def build_extension(self, ext):
         objects = []
+        libraries = ["m"]
         for source in ext.sources:
+            if source == JPEG_SOURCE:
+                if not self.finds_jpeg():
+                    self.warn(
+                        "eva_fast: libjpeg-turbo's headers were not found (apt install "
+                        "libjpeg-dev); Pillow decodes JPEGs instead, slower."
+                    )
+                    continue
+                libraries.append("jpeg")
             isa = next((i for i in ISA_FLAGS if source.endswith(f"_{i}.cpp")), None)
             objects += self.compiler.compile(
                 [source],
@@ -41,7 +67,20 @@ class BuildNative(build_ext):
             )
         target = self.get_ext_fullpath(ext.name)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        self.compiler.link_shared_object(objects, target, target_lang="c++", libraries=["m"])
+        self.compiler.link_shared_object(objects, target, target_lang="c++", libraries=libraries)
+
+    def finds_jpeg(self) -> bool:
+        with tempfile.TemporaryDirectory() as folder:
+            probe = Path(folder, "probe.cpp")
+            probe.write_text(JPEG_PROBE)
+            try:
+                objects = self.compiler.compile([str(probe)], output_dir=folder)
+                self.compiler.link_executable(
+                    objects, str(Path(folder, "probe")), libraries=["jpeg"], target_lang="c++"
+                )
+            except (CompileError, LinkError):
+                return False
+        return True
 
     def run(self):
         try:

@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 
 from eva_fast import __version__, native
+from eva_fast.data import jpeg
 from eva_fast.ops import attention_choice, dispatch
 from eva_fast.ops.measure import kept_choices
 
@@ -54,6 +55,7 @@ def diagnose() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "cpp_kernels": native.available(),
+        "libjpeg_turbo": jpeg.available(),
         "packages": {name: _version(name) for name in PACKAGES},
         "ops": {op: dispatch.implementation(op, device.type) for op in OPS},
         "attention": attention_choice.backends(HEAD_DIM, dtype, device),
@@ -80,6 +82,10 @@ def render(report: dict[str, Any]) -> Group:
         "not built: plain PyTorch runs instead. With a C++ compiler (apt install g++) install again"
     )  # fmt: skip
     machine.add_row("C++ kernels", cpp)
+    turbo = "libjpeg-turbo, only where the crop needs it" if report["libjpeg_turbo"] else (
+        "Pillow, slower. With libjpeg-turbo's headers (apt install libjpeg-dev) install again"
+    )  # fmt: skip
+    machine.add_row("JPEG decoding", turbo)
 
     packages = Table(title="Libraries")
     packages.add_column("package")

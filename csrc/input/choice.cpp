@@ -2,7 +2,6 @@
 #include <algorithm>
 
 #include "export.h"
-#include "input/jpeg.h"
 #include "input/weighted_rows.h"
 
 namespace eva {
@@ -25,7 +24,7 @@ enum Level { kPlain, kAvx2, kAvx512 };
 Level best_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+  if (__builtin_cpu_supports("avx2")) {
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) return kAvx512;
     return kAvx2;
   }
@@ -36,12 +35,9 @@ Level best_level() {
 bool use(Level level) {
   if (level > best_level()) return false;
   weighted_rows = weighted_rows_plain;
-  inverse_dct = inverse_dct_plain;
 #if defined(__x86_64__)
-  if (level >= kAvx2) {
-    weighted_rows = level == kAvx512 ? weighted_rows_avx512 : weighted_rows_avx2;
-    inverse_dct = inverse_dct_avx2;
-  }
+  if (level == kAvx2) weighted_rows = weighted_rows_avx2;
+  if (level == kAvx512) weighted_rows = weighted_rows_avx512;
 #endif
   return true;
 }
@@ -49,7 +45,6 @@ bool use(Level level) {
 }  // namespace
 
 WeightedRows weighted_rows;
-InverseDct inverse_dct;
 const bool chosen = use(best_level());
 
 }  // namespace eva

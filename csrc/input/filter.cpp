@@ -36,36 +36,12 @@ void bicubic_taps(int64_t in, double low, double high, int64_t out, Taps<double>
   }
 }
 
-void on_component(const Taps<double>& filter, int64_t offset, bool halved, int64_t size,
-                  Taps<double>& composed) {
-  const int64_t out = int64_t(filter.first.size());
-  composed.taps = halved ? filter.taps / 2 + 3 : filter.taps;
-  composed.first.resize(out);
-  if (!halved) composed.weights = filter.weights;
-  else composed.weights.assign(out * composed.taps, 0);
-  for (int64_t i = 0; i < out; ++i) {
-    const int64_t begin = filter.first[i] + offset;
-    composed.first[i] = halved ? std::max((begin + 1) / 2 - 1, int64_t(0)) : begin;
-    if (!halved) continue;
-    double* weights = &composed.weights[i * composed.taps];
-    for (int64_t t = 0; t < filter.taps; ++t) {
-      const double weight = filter.weights[i * filter.taps + t];
-      if (weight == 0) continue;
-      const int64_t pixel = begin + t, sample = pixel / 2;
-      const int64_t beside = std::clamp(pixel % 2 ? sample + 1 : sample - 1, int64_t(0), size - 1);
-      weights[sample - composed.first[i]] += 0.75 * weight;
-      weights[beside - composed.first[i]] += 0.25 * weight;
-    }
-  }
-}
-
-void quantise(const Taps<double>& filter, int64_t offset, Taps<int16_t>& fixed) {
+void quantise(const Taps<double>& filter, Taps<int16_t>& fixed) {
   const int64_t out = int64_t(filter.first.size());
   fixed.taps = (filter.taps + 1) & ~int64_t(1);
-  fixed.first.resize(out);
+  fixed.first = filter.first;
   fixed.weights.assign(out * fixed.taps, 0);
   for (int64_t i = 0; i < out; ++i) {
-    fixed.first[i] = filter.first[i] + offset;
     // Differences of rounded running sums: the rounding errors of many taps cancel.
     double sum = 0;
     int32_t before = 0;

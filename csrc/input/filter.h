@@ -17,14 +17,8 @@ struct Taps {
 // outside the axis do not exist, the weights of the others are normalised.
 void bicubic_taps(int64_t in, double low, double high, int64_t out, Taps<double>& filter);
 
-// The same filter with input positions moved by `offset` and, when `halved`, expressed on an axis of
-// half the resolution and `size` samples that the filter would have seen through libjpeg's linear
-// ("fancy") upsampling: pixel 2j is 3/4 sample j + 1/4 sample j-1, pixel 2j+1 has j+1 instead.
-void on_component(const Taps<double>& filter, int64_t offset, bool halved, int64_t size,
-                  Taps<double>& composed);
-
 // Weights in kWeightBits fixed point with an even number of taps, for weighted_rows. Taps added to
 // make it even have weight 0. Each output's weights add up to exactly 1, so flat areas stay flat.
-void quantise(const Taps<double>& filter, int64_t offset, Taps<int16_t>& fixed);
+void quantise(const Taps<double>& filter, Taps<int16_t>& fixed);
 
 }  // namespace eva

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "export.h"
+#include "input/filter.h"
 #include "input/transpose.h"
 #include "input/weighted_rows.h"
 
@@ -21,15 +21,18 @@ struct Scratch {
 
 thread_local Scratch scratch;
 
-}  // namespace
-
+// Rounds a row length up to what weighted_rows works on.
 int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-uint8_t* room(std::vector<uint8_t>& buffer, int64_t size) {
-  if (int64_t(buffer.size()) < size) buffer.resize(size);
-  return buffer.data();
-}
+// One channel of an image lying on its side: column x begins at data + x * stride and holds
+// padded(height) readable bytes.
+struct Columns {
+  const uint8_t* data;
+  int64_t stride, width, height;
+};
 
+// Applies `across` to the columns, rounds to 8 bits, then `down` to the rows: Pillow's order.
+// out [size, size] row-major, mirrored when `flip`.
 void filter_plane(const Columns& in, const Taps<int16_t>& across, const Taps<int16_t>& down,
                   int64_t size, bool flip, uint8_t* out) {
   const int64_t tall = padded(in.height), wide = padded(size);
@@ -53,26 +56,34 @@ void filter_plane(const Columns& in, const Taps<int16_t>& across, const Taps<int
   }
 }
 
+}  // namespace
+
+uint8_t* room(std::vector<uint8_t>& buffer, int64_t size) {
+  if (int64_t(buffer.size()) < size) buffer.resize(size);
+  return buffer.data();
+}
+
+void resize(const Pixels& in, double left, double top, double right, double bottom, int64_t size,
+            bool flip, uint8_t* out) {
+  bicubic_taps(in.width, left, right, size, scratch.exact);
+  quantise(scratch.exact, scratch.across);
+  bicubic_taps(in.height, top, bottom, size, scratch.exact);
+  quantise(scratch.exact, scratch.down);
+  const int64_t tall = padded(in.height), area = size * size;
+  uint8_t* columns = room(scratch.columns, in.width * in.pixel_stride * tall);
+  transpose(in.data, in.height, in.width * in.pixel_stride, in.row_stride, columns, tall);
+  for (int64_t c = 0; c < in.channels; ++c)
+    filter_plane({columns + c * tall, in.pixel_stride * tall, in.width, in.height}, scratch.across,
+                 scratch.down, size, flip, out + c * area);
+  for (int64_t c = in.channels; c < 3; ++c) std::memcpy(out + c * area, out, area);
+}
+
 }  // namespace eva
 
-// Antialiased bicubic resize, by Pillow's algorithm (its weights have 22 bits, these 14), of the box
-// to planar out [3, size, size]. Channel c of pixel (y, x) is at
-// data[y * row_stride + x * pixel_stride + c]; one channel is written three times. The corners of
-// the box are in pixels and need not be whole. Mirrored left to right when flip is set.
+// eva::resize for Python.
 EVA_EXPORT void eva_resize(const uint8_t* data, int64_t height, int64_t width, int64_t row_stride,
                            int64_t pixel_stride, int64_t channels, double left, double top,
                            double right, double bottom, int64_t size, int32_t flip, uint8_t* out) {
-  using namespace eva;
-  bicubic_taps(width, left, right, size, scratch.exact);
-  quantise(scratch.exact, 0, scratch.across);
-  bicubic_taps(height, top, bottom, size, scratch.exact);
-  quantise(scratch.exact, 0, scratch.down);
-  const int64_t tall = padded(height);
-  uint8_t* columns = room(scratch.columns, width * pixel_stride * tall);
-  transpose(data, height, width * pixel_stride, row_stride, columns, tall);
-  for (int64_t c = 0; c < channels; ++c)
-    filter_plane({columns + c * tall, pixel_stride * tall, width, height}, scratch.across,
-                 scratch.down, size, flip != 0, out + c * size * size);
-  for (int64_t c = channels; c < 3; ++c)
-    std::memcpy(out + c * size * size, out, size * size);
+  eva::resize({data, height, width, row_stride, pixel_stride, channels}, left, top, right, bottom,
+              size, flip != 0, out);
 }

@@ -1,8 +1,8 @@
 """Calls into csrc/input: JPEG bytes to a resized crop, and the bicubic resize of pixels.
 
-No maintained Python package decodes a part of a JPEG, and decoding is most of a sample's time; so
-the common kind of file (baseline, 8 bits, grey or YCbCr) has a decoder of its own that skips what
-the crop does not touch. It hands back everything unusual or damaged, for Pillow to judge.
+Decoding is most of a sample's time and no Python package decodes a part of a JPEG, so csrc/ calls
+libjpeg-turbo itself: it skips what the crop does not touch. It hands back everything unusual or
+damaged, for Pillow to judge; without libjpeg-turbo at build time, everything.
 """
 
 import ctypes
@@ -19,33 +19,48 @@ def _functions() -> ctypes.CDLL | None:
     if library is None:
         return None
     integer, pointer, real, flag = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double, ctypes.c_int32
-    library.eva_jpeg_info.argtypes = [ctypes.c_char_p, integer, pointer]
-    library.eva_jpeg_crop.argtypes = [ctypes.c_char_p, *[integer] * 6, flag, pointer]
     library.eva_resize.argtypes = [pointer, *[integer] * 5, *[real] * 4, integer, flag, pointer]
     library.eva_resize.restype = None
+    if hasattr(library, "eva_jpeg_crop"):
+        library.eva_jpeg_info.argtypes = [ctypes.c_char_p, integer, pointer]
+        library.eva_jpeg_crop.argtypes = [
+            *(ctypes.c_char_p, *[integer] * 5, flag, integer, flag, pointer)
+        ]
     return library
+
+
+def available() -> bool:
+    """Whether libjpeg-turbo was found when the native library was built."""
+    return hasattr(_functions(), "eva_jpeg_crop")
 
 
 def jpeg_info(data: bytes) -> tuple[int, int, int] | None:
     """(width, height, EXIF orientation) as stored; None where `jpeg_crop` cannot serve the file."""
     library = _functions()
-    if library is None:
+    if library is None or not available():
         return None
     info = (ctypes.c_int64 * 3)()
     return (info[0], info[1], info[2]) if library.eva_jpeg_info(data, len(data), info) else None
 
 
 def jpeg_crop(
-    data: bytes, box: tuple[int, int, int, int], size: int, flip: bool, out: np.ndarray
+    data: bytes,
+    box: tuple[int, int, int, int],
+    divisor: int,
+    size: int,
+    flip: bool,
+    out: np.ndarray,
 ) -> bool:
     """Writes the crop (left, top, width, height) in stored pixels, resized, to `out` uint8 [3,S,S].
 
-    False where this decoder does not handle the file or finds it damaged; `out` is then undefined.
+    divisor: 1, 2, 4 or 8; how many times smaller a side the image may be decoded. False where
+    libjpeg-turbo does not handle the file or finds it damaged; `out` is then undefined.
     """
     library = _functions()
-    if library is None:
+    if library is None or not available():
         return False
-    return bool(library.eva_jpeg_crop(data, len(data), *box, size, flip, out.ctypes.data))
+    pointer = out.ctypes.data
+    return bool(library.eva_jpeg_crop(data, len(data), *box, divisor, size, flip, pointer))
 
 
 def resize(

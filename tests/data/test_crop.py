@@ -17,6 +17,7 @@ from eva_fast.data.crop import Cropper
 from eva_fast.data.masks import BlockMasker
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the native library is not built")
+needs_turbo = pytest.mark.skipif(not jpeg.available(), reason="libjpeg-turbo was not found")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_300_crops_equal_pillows(files, path):
     assert np.mean(means) < 0.75 and min(psnrs) > 40
 
 
-@needs_native
+@needs_turbo
 @pytest.mark.parametrize(
     "options",
     [
@@ -78,11 +79,12 @@ def test_300_crops_equal_pillows(files, path):
         dict(optimize=True, quality=30),
         dict(quality=100),
         dict(quality=3),
+        dict(subsampling=2, progressive=True),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (16, 16), (17, 33), (199, 151)], ids=str)
-def test_native_decoder_of_every_layout(photo, options, size):
+def test_decoder_of_every_layout(photo, options, size):
     data = encode(photo.resize(size) if min(size) < 100 else photo.crop((0, 0, *size)), **options)
     assert jpeg.jpeg_info(data) == (*size, 1)
     for i in range(12):
@@ -90,8 +92,8 @@ def test_native_decoder_of_every_layout(photo, options, size):
         check(data, i, Cropper(75, scale=(0.3, 1)))
 
 
-@needs_native
-def test_native_decoder_of_grey(photo):
+@needs_turbo
+def test_decoder_of_grey(photo):
     data = encode(photo.convert("L"), quality=90)
     assert jpeg.jpeg_info(data)
     crops = [Cropper(64)(data, i) for i in range(10)]
@@ -103,7 +105,7 @@ def test_native_decoder_of_grey(photo):
 @pytest.mark.parametrize("factor", [2, 5])
 @pytest.mark.parametrize("progressive", [False, True], ids=["sequential", "progressive"])
 def test_large_images(photo, path, factor, progressive):
-    """Above three times the crop's size a reduced decode suffices."""
+    """Above four times the crop's size a reduced decode suffices."""
     big = photo.resize((photo.width * factor, photo.height * factor), Image.Resampling.LANCZOS)
     grain = np.random.default_rng(0).normal(0, 6, (big.height, big.width, 3))
     big = Image.fromarray(np.clip(np.asarray(big) + grain, 0, 255).astype(np.uint8))
@@ -137,10 +139,7 @@ def test_every_instruction_set_gives_the_same(files):
     finally:
         assert any(library.eva_input_use(level) for level in (2, 1, 0))
     for level, results in crops.items():
-        for result, plain in zip(results, crops[0]):
-            error = np.abs(result.astype(int) - plain)
-            # the DCT is in floating point: a fused multiply-add may turn a tie
-            assert error.max() <= 1 and error.mean() < 1e-2, f"level {level}"
+        assert all(map(np.array_equal, results, crops[0])), f"level {level}"
 
 
 @needs_native

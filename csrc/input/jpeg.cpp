@@ -1,0 +1,166 @@
+// From the bytes of a JPEG to the resized crop, decoding only what the crop needs: libjpeg-turbo
+// skips the rows above it and the colour conversion of the columns beside it, stops below it, and
+// where the crop is large works at a half, a quarter or an eighth of the size.
+//
+// Everything unusual (CMYK) or damaged is reported as not handled: the caller then asks Pillow,
+// which judges it. Built only where libjpeg-turbo and its headers are found (setup.py).
+#include <algorithm>
+#include <cmath>
+#include <csetjmp>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>  // jpeglib.h needs it
+#include <cstring>
+#include <jpeglib.h>
+#include <vector>
+
+#include "export.h"
+#include "input/resize.h"
+
+namespace eva {
+namespace {
+
+// Chroma upsampling looks one sample to either side, which is two pixels; what libjpeg-turbo makes
+// of a cropped row's end is not what it makes of it within the whole row.
+constexpr int64_t kMargin = 4;
+
+struct Decoder {
+  jpeg_decompress_struct info;
+  jpeg_error_mgr errors;
+  std::jmp_buf on_error;
+  std::vector<uint8_t> pixels;
+
+  Decoder() {
+    info.err = jpeg_std_error(&errors);
+    errors.error_exit = [](j_common_ptr common) {
+      std::longjmp(static_cast<Decoder*>(common->client_data)->on_error, 1);
+    };
+    errors.output_message = [](j_common_ptr) {};  // warnings are counted, not printed
+    info.client_data = this;
+    jpeg_create_decompress(&info);
+    jpeg_save_markers(&info, JPEG_APP0 + 1, 0xffff);
+  }
+  ~Decoder() { jpeg_destroy_decompress(&info); }
+};
+
+thread_local Decoder decoder;
+
+// The EXIF orientation tag (0x0112) of the first image directory, else 1.
+int orientation(const jpeg_marker_struct& marker) {
+  if (marker.data_length < 14 || std::memcmp(marker.data, "Exif\0", 6) != 0) return 1;
+  const uint8_t* tiff = marker.data + 6;
+  const int64_t size = int64_t(marker.data_length) - 6;
+  const bool little = tiff[0] == 'I';
+  const auto number = [&](int64_t at, int bytes) -> int64_t {
+    if (at < 0 || at + bytes > size) return -1;
+    int64_t value = 0;
+    for (int i = 0; i < bytes; ++i) value = value << 8 | tiff[at + (little ? bytes - 1 - i : i)];
+    return value;
+  };
+  const int64_t directory = number(4, 4);
+  const int64_t entries = number(directory, 2);
+  for (int64_t i = 0; i < entries; ++i) {
+    const int64_t entry = directory + 2 + 12 * i;
+    if (number(entry, 2) != 0x0112) continue;
+    const int64_t value = number(entry + 8, 2);
+    return value >= 1 && value <= 8 ? int(value) : 1;
+  }
+  return 1;
+}
+
+// Whether the image's end marker is there. Searched from the end, past what cameras append: within
+// the coded data of an image these two bytes cannot stand next to each other.
+bool complete(const uint8_t* coded, size_t size) {
+  for (const uint8_t* at = coded + size; at >= coded + 2; --at)
+    if (at[-2] == 0xff && at[-1] == JPEG_EOI) return true;
+  return false;
+}
+
+bool read_header(Decoder& d, const uint8_t* data, int64_t size) {
+  jpeg_mem_src(&d.info, data, static_cast<unsigned long>(size));
+  if (jpeg_read_header(&d.info, TRUE) != JPEG_HEADER_OK) return false;
+  const J_COLOR_SPACE space = d.info.jpeg_color_space;
+  const bool known = space == JCS_GRAYSCALE || space == JCS_YCbCr || space == JCS_RGB;
+  return known && complete(d.info.src->next_input_byte, d.info.src->bytes_in_buffer);
+}
+
+// The pixels that a crop touches, and its corners among them: whole numbers unless scaled.
+struct Part {
+  Pixels pixels;
+  double left, top, right, bottom;
+};
+
+// Not to be called with objects that need a destructor: errors leave it by longjmp.
+bool decode(Decoder& d, const uint8_t* data, int64_t size, int64_t left, int64_t top,
+            int64_t width, int64_t height, int divisor, Part& part) {
+  jpeg_decompress_struct& info = d.info;
+  if (setjmp(d.on_error) || !read_header(d, data, size) || left < 0 || top < 0 || width < 1 ||
+      height < 1 || left + width > info.image_width || top + height > info.image_height) {
+    jpeg_abort_decompress(&info);
+    return false;
+  }
+  const bool grey = info.jpeg_color_space == JCS_GRAYSCALE;
+  info.out_color_space = grey ? JCS_GRAYSCALE : JCS_RGB;
+  info.scale_num = 1;
+  info.scale_denom = unsigned(divisor);
+  jpeg_start_decompress(&info);
+
+  // The last pixel of a scaled image may stand for fewer of the original than the others do.
+  const double scale = 1.0 / divisor, x0 = double(left) * scale, y0 = double(top) * scale;
+  const double x1 = std::min(double(left + width) * scale, double(info.output_width));
+  const double y1 = std::min(double(top + height) * scale, double(info.output_height));
+  const int64_t x = int64_t(x0), y = int64_t(y0);
+  const int64_t across = int64_t(std::ceil(x1)) - x, down = int64_t(std::ceil(y1)) - y;
+
+  const int64_t begin = std::max<int64_t>(x - kMargin, 0);
+  const int64_t end = std::min<int64_t>(x + across + kMargin, info.output_width);
+  JDIMENSION column = JDIMENSION(begin), columns = JDIMENSION(end - begin);
+  jpeg_crop_scanline(&info, &column, &columns);  // to the left, to where a block begins
+  if (y > 0) jpeg_skip_scanlines(&info, JDIMENSION(y));
+  const int64_t channels = info.output_components, stride = int64_t(columns) * channels;
+  uint8_t* pixels = room(d.pixels, down * stride);
+  for (int64_t row = 0; row < down;) {
+    JSAMPROW into = pixels + row * stride;
+    row += jpeg_read_scanlines(&info, &into, 1);
+  }
+  const bool sound = info.err->num_warnings == 0;
+  part = {{pixels + (x - column) * channels, down, across, stride, channels, channels},
+          x0 - double(x), y0 - double(y), x1 - double(x), y1 - double(y)};
+  jpeg_abort_decompress(&info);
+  return sound;
+}
+
+bool header(Decoder& d, const uint8_t* data, int64_t size, int64_t* out) {
+  if (setjmp(d.on_error)) {
+    jpeg_abort_decompress(&d.info);
+    return false;
+  }
+  const bool known = read_header(d, data, size);
+  out[0] = d.info.image_width;
+  out[1] = d.info.image_height;
+  out[2] = 1;
+  for (auto* marker = d.info.marker_list; marker && out[2] == 1; marker = marker->next)
+    out[2] = orientation(*marker);
+  jpeg_abort_decompress(&d.info);
+  return known;
+}
+
+}  // namespace
+}  // namespace eva
+
+// info [3]: width, height, EXIF orientation. Returns 1, or 0 where the file is not for this decoder.
+EVA_EXPORT int32_t eva_jpeg_info(const uint8_t* data, int64_t size, int64_t* info) {
+  return eva::header(eva::decoder, data, size, info);
+}
+
+// The crop, in pixels as stored (before EXIF orientation), to out [3, out_size, out_size], from an
+// image decoded at 1 / divisor of its size (1, 2, 4 or 8). Returns 1, or 0 as above.
+EVA_EXPORT int32_t eva_jpeg_crop(const uint8_t* data, int64_t size, int64_t left, int64_t top,
+                                 int64_t width, int64_t height, int32_t divisor, int64_t out_size,
+                                 int32_t flip, uint8_t* out) {
+  using namespace eva;
+  Part part;
+  if (!decode(decoder, data, size, left, top, width, height, divisor, part)) return 0;
+  resize(part.pixels, part.left, part.top, part.right, part.bottom, out_size, flip != 0, out);
+  return 1;
+}
