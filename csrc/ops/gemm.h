@@ -121,7 +121,7 @@ static inline void tile(const float* __restrict a, const float* __restrict b, in
 
 // Terms that one accumulator sums before they are added to C: shorter sums round less. C is in the
 // L1 cache then, so that costs next to nothing.
-constexpr int64_t TERMS = 192;
+constexpr int64_t TERMS = 96;
 
 // All tiles of packed A [m, depth] x packed B [depth, n]; A's panels stay in the L1 cache.
 static void tiles(int64_t m, int64_t n, int64_t depth, const float* packed_a,

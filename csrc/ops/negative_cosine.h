@@ -5,6 +5,8 @@
 
 namespace EVA_ISA {
 
+constexpr int64_t BLOCK = 8 * VL;  // columns
+
 // statistics: [3, rows], cosine, 1/|p|, 1/|t|
 template <class P, class T>
 static void negative_cosine_rows(int64_t rows, int64_t width, const typename P::type* p,
@@ -12,20 +14,27 @@ static void negative_cosine_rows(int64_t rows, int64_t width, const typename P::
                                  float eps, float* loss, float* statistics, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * width > 20000)
   for (int64_t i = 0; i < rows; ++i) {
-    vf pt = {}, pp = {}, tt = {};
-    auto step = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
-      vf a = take(P{}, p + i * p_stride + j, n), b = take(T{}, t + i * t_stride + j, n);
-      pt += a * b;
-      pp += a * a;
-      tt += b * b;
-    };
-    EVA_ROW(width, j, step);
-    const float norm_p = __builtin_sqrtf(sum(pp)), norm_t = __builtin_sqrtf(sum(tt));
-    const float inverse_p = 1.0f / (norm_p > eps ? norm_p : eps);
-    const float inverse_t = 1.0f / (norm_t > eps ? norm_t : eps);
-    statistics[i] = sum(pt) * inverse_p * inverse_t;
-    statistics[rows + i] = inverse_p;
-    statistics[2 * rows + i] = inverse_t;
+    double dot = 0.0, square_p = 0.0, square_t = 0.0;
+    for (int64_t start = 0; start < width; start += BLOCK) {  // short sums round little
+      vf pt = {}, pp = {}, tt = {};
+      auto step = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+        vf a = take(P{}, p + i * p_stride + start + j, n);
+        vf b = take(T{}, t + i * t_stride + start + j, n);
+        pt += a * b;
+        pp += a * a;
+        tt += b * b;
+      };
+      EVA_ROW(lesser(BLOCK, width - start), j, step);
+      dot += sum(pt);
+      square_p += sum(pp);
+      square_t += sum(tt);
+    }
+    const double norm_p = __builtin_sqrt(square_p), norm_t = __builtin_sqrt(square_t);
+    const double inverse_p = 1.0 / (norm_p > eps ? norm_p : eps);
+    const double inverse_t = 1.0 / (norm_t > eps ? norm_t : eps);
+    statistics[i] = (float)(dot * inverse_p * inverse_t);
+    statistics[rows + i] = (float)inverse_p;
+    statistics[2 * rows + i] = (float)inverse_t;
   }
   double total = 0.0;
   for (int64_t i = 0; i < rows; ++i) total += statistics[i];
@@ -39,12 +48,13 @@ static void negative_cosine_backward_rows(int64_t rows, int64_t width, const typ
                                           float dloss, typename P::type* dp, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * width > 20000)
   for (int64_t i = 0; i < rows; ++i) {
-    const float inverse_p = statistics[rows + i], factor = -dloss / (float)rows;
-    const float along = inverse_p < 1.0f / eps ? statistics[i] * inverse_p * inverse_p : 0.0f;
-    const float across = inverse_p * statistics[2 * rows + i];
+    const double inverse_p = statistics[rows + i], factor = -(double)dloss / (double)rows;
+    const bool clamped = statistics[rows + i] >= 1.0f / eps;
+    const float along = clamped ? 0.0f : (float)(factor * statistics[i] * inverse_p * inverse_p);
+    const float across = (float)(factor * inverse_p * statistics[2 * rows + i]);
     auto step = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
       vf a = take(P{}, p + i * p_stride + j, n), b = take(T{}, t + i * t_stride + j, n);
-      give(P{}, dp + i * width + j, factor * (b * across - a * along), n);
+      give(P{}, dp + i * width + j, b * across - a * along, n);
     };
     EVA_ROW(width, j, step);
   }

@@ -91,21 +91,21 @@ def refresh_copies(model) -> None:
         copy.copy_(parameter.detach())
 
 
+@torch.no_grad()
+def _packed_biases(model, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """(q_bias, 0, v_bias) of every block, all made by one concatenation."""
+    attentions = [block.attn for block in model.blocks]
+    zeros = torch.zeros_like(attentions[0].q_bias)
+    parts = [part for attn in attentions for part in (attn.q_bias, zeros, attn.v_bias)]
+    return torch.cat(parts).to(dtype).chunk(len(attentions))
+
+
 class _Weights:
     """The parameters of a model as the branches take them, for one step."""
 
     def __init__(self, model, dtype: torch.dtype):
         self.copies = weight_copies(model, dtype)
-        self.packed = self._packed_biases(model, dtype)
-
-    @staticmethod
-    @torch.no_grad()
-    def _packed_biases(model, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """(q_bias, 0, v_bias) of every block, all made by one concatenation."""
-        attentions = [block.attn for block in model.blocks]
-        zeros = torch.zeros_like(attentions[0].q_bias)
-        parts = [part for attn in attentions for part in (attn.q_bias, zeros, attn.v_bias)]
-        return torch.cat(parts).to(dtype).chunk(len(attentions))
+        self.packed = _packed_biases(model, dtype)
 
     def matrix(self, weight: Tensor) -> Matrix:
         return Matrix(weight, self.copies.get(weight))
