@@ -75,24 +75,31 @@ static void embed_tokens_backward_rows(int64_t batch, int64_t patches, int64_t w
   for (int64_t b = 0; b < batch; ++b) mark(flags + b * patches, patches, mask + b * masked, masked);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (batch * patches * width > 20000)
   for (int64_t c = 0; c < chunks; ++c) {
-    float* column = thread_scratch(3 * padded);
-    float* position = column + 2 * padded;
+    float* column = thread_scratch(4 * padded);  // sums of the chunk, then of one token
+    float* token_sum = column + 2 * padded;
     memset(column, 0, (size_t)padded * 8);
     for (int64_t token = c * chunk; token < lesser(tokens, (c + 1) * chunk); ++token) {
-      memset(position, 0, (size_t)padded * 4);
+      memset(token_sum, 0, (size_t)padded * 8);
       for (int64_t b = 0; b < batch; ++b) {
         const auto* row = dout + b * d_batch + token * d_row;
         const bool replaced = token > 0 && flags[b * patches + token - 1];
+        float* part = token_sum + (replaced ? 0 : padded);
+        auto* target = dx + (b * patches + token - 1) * width;
         auto step = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
           vf d = take(t, row + j, n);
-          *(vf_any*)(position + j) += d;
-          if (token == 0) return;
-          give(t, dx + (b * patches + token - 1) * width + j, replaced ? vf{} : d, n);
-          *(vf_any*)(column + (replaced ? 0 : padded) + j) += d;
+          *(vf_any*)(part + j) += d;
+          if (token > 0) give(t, target + j, replaced ? vf{} : d, n);
         };
         EVA_ROW(width, j, step);
       }
-      memcpy(dpos + token * width, position, (size_t)width * 4);
+      auto step = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+        const vf masked_sum = *(vf_any*)(token_sum + j), sum = *(vf_any*)(token_sum + padded + j);
+        give(F32{}, dpos + token * width + j, masked_sum + sum, n);
+        if (token == 0) return;
+        *(vf_any*)(column + j) += masked_sum;
+        *(vf_any*)(column + padded + j) += sum;
+      };
+      EVA_ROW(width, j, step);
     }
     memcpy(partials + c * 2 * width, column, (size_t)width * 4);
     memcpy(partials + (c * 2 + 1) * width, column + padded, (size_t)width * 4);

@@ -72,10 +72,12 @@ def _math_forward(q, k, v, scale):
 
 def _math_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):
     compute = statistics_dtype(q)
-    do, q_, k_, v_, out_ = (t.to(compute) for t in _heads_first(dout, q, k, v, out))
-    p = ((q_ * scale) @ k_.transpose(-2, -1) - lse.unsqueeze(-1)).exp_()
-    delta = (do * out_).sum(-1, keepdim=True)
-    ds = p * (do @ v_.transpose(-2, -1) - delta) * scale
+    do, q_, k_, v_ = (t.to(compute) for t in _heads_first(dout, q, k, v))
+    # with P in memory, rows that sum to one and delta as P . dP round less than exp(scores - lse)
+    # and dout . out do
+    p = ((q_ * scale) @ k_.transpose(-2, -1)).softmax(-1)
+    dp = do @ v_.transpose(-2, -1)
+    ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * scale
     _fill((dq, dk, dv), (ds @ k_, ds.transpose(-2, -1) @ q_, p.transpose(-2, -1) @ do))
 
 

@@ -79,17 +79,21 @@ negative_cosine.reference = reference  # type: ignore[attr-defined]
 def _forward_torch(p, t):
     compute = statistics_dtype(p)
     p, t = p.to(compute), t.to(compute)
-    norm_p, norm_t = (v.norm(dim=-1).clamp_min(EPS) for v in (p, t))
+    # a row's scalars in float64: their rounding errors would be shared by the whole row
+    norm_p, norm_t = (v.norm(dim=-1).double().clamp_min(EPS) for v in (p, t))
     cosine = (p * t).sum(-1) / (norm_p * norm_t)
     loss = -cosine.sum() / max(p.shape[0], 1)
-    return loss, torch.stack((cosine, 1 / norm_p, 1 / norm_t))
+    return loss.to(compute), torch.stack((cosine, 1 / norm_p, 1 / norm_t)).to(compute)
 
 
 def _backward_torch(dloss, p, t, statistics):
-    cosine, inverse_p, inverse_t = statistics.unsqueeze(-1)
-    factor = -dloss / max(p.shape[0], 1)
-    along = torch.where(inverse_p < 1 / EPS, cosine * inverse_p * inverse_p, 0)
-    return (factor * (t * (inverse_p * inverse_t) - p * along)).to(p.dtype)
+    compute = statistics.dtype
+    cosine, inverse_p, inverse_t = statistics.double().unsqueeze(-1)
+    factor = -dloss.double() / max(p.shape[0], 1)
+    clamped = statistics[1].unsqueeze(-1) >= 1 / EPS
+    along = (factor * cosine * inverse_p * inverse_p).masked_fill(clamped, 0).to(compute)
+    across = (factor * inverse_p * inverse_t).to(compute)
+    return (t * across - p * along).to(p.dtype)
 
 
 dispatch.register(_OP, "torch", _forward_torch)
