@@ -11,6 +11,7 @@ vendor, hands out its work piece by piece, and adds the bias while the tile is i
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from eva_fast.ops import dispatch
 
@@ -25,6 +26,11 @@ def _gemm_op(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 @_gemm_op.register_fake
 def _(a, b, bias):
     return a.new_empty((a.shape[0], b.shape[1]))
+
+
+@register_flop_formula(torch.ops.eva_fast.gemm)
+def _(a_shape, b_shape, bias_shape=None, *_, **__):
+    return 2 * a_shape[0] * a_shape[1] * b_shape[1]
 
 
 def _gemm_torch(a, b, bias):

@@ -101,9 +101,13 @@ class Teacher(nn.Module):
         index = patch_index(mask, images.shape[0], self.grid)
         if index is not None:
             index = index.to(images.device, non_blocking=True)
-        features = self.patch_features(self.prepare(images), index)
+        features = self.image_features(images, index)
         wide = torch.float64 if self.compute_dtype == torch.float64 else torch.float32
         return features.to(wide), index
+
+    def image_features(self, images: Tensor, index: Tensor | None) -> Tensor:
+        """`patch_features` of images as `forward` takes them."""
+        return self.patch_features(self.prepare(images), index)
 
     def prepare(self, images: Tensor) -> Tensor:
         """The network's input: own normalisation, own size (antialiased bicubic), own dtype."""

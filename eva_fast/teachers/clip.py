@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eva_fast.ops.patchify import patchify
 from eva_fast.teachers.base import CLIP_MEAN, CLIP_STD, Teacher, select_patches
+from eva_fast.teachers.clip_fused import patch_rows, tower_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,10 @@ class Transformer(nn.Module):
 
 
 class ClipTower(nn.Module):
-    """images [B,3,h,w] at `patch_size` times `grid` -> [B,K,C] features of K (or all) patches."""
+    """images [B,3,h,w] at `patch_size` times `grid` -> [B,K,C] features of K (or all) patches.
+
+    Its `forward` is the plain formulation; a teacher runs `clip_fused.tower_features`.
+    """
 
     def __init__(self, config: ClipConfig, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -178,8 +183,14 @@ class ClipTeacher(Teacher):
             self.tower = ClipTower(config, grid)
         self.tower.load_state_dict(state, assign=True)
 
-    def patch_features(self, images: Tensor, index: Tensor | None) -> Tensor:
-        return self.tower(images, index)
+    def image_features(self, images: Tensor, index: Tensor | None) -> Tensor:
+        config = self.tower.config
+        patch = config.patch_size
+        if images.dtype == torch.uint8 and tuple(images.shape[-2:]) == self.input_size:
+            rows = patchify(images, patch, config.mean, config.std, self.compute_dtype)
+        else:
+            rows = patch_rows(self.prepare(images), patch)
+        return tower_features(self.tower, rows, index)
 
 
 def resize_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
