@@ -37,7 +37,8 @@ class Cropper:
     with probability `flip`.
 
     A JPEG is decoded only where the crop needs it (eva_fast.data.jpeg), all else by Pillow, both at
-    a half, a quarter or an eighth of the size where that suffices; both within 2 of 255 on average, and 35 dB, of Pillow's crop of the whole image.
+    a half, a quarter or an eighth of the size where that suffices; both within 2 of 255 on average,
+    and 35 dB, of Pillow's crop of the whole image.
 
     Raises ValueError for arguments out of range.
     """

@@ -24,8 +24,8 @@ def _functions() -> ctypes.CDLL | None:
     if hasattr(library, "eva_jpeg_crop"):
         library.eva_jpeg_info.argtypes = [ctypes.c_char_p, integer, pointer]
         library.eva_jpeg_crop.argtypes = [
-            *(ctypes.c_char_p, *[integer] * 5, flag, integer, flag, pointer)
-        ]
+            ctypes.c_char_p, *[integer] * 5, flag, integer, flag, pointer,
+        ]  # fmt: skip
     return library
 
 

@@ -31,6 +31,7 @@ KINDS = ("torch", "native", "triton")
 logger = logging.getLogger(__name__)
 
 _functions: dict[tuple[str, str], Callable[..., Any]] = {}
+_measured: dict[str, Callable[[], str]] = {}
 _mode = "auto"
 _overrides: dict[str, str] = {}
 _note: Callable[..., Any] | None = None
@@ -43,6 +44,13 @@ def register(op: str, kind: str, function: Callable[..., Any]) -> Callable[..., 
     implementation.cache_clear()
     _lookup.cache_clear()
     return function
+
+
+def register_measured(op: str, choose: Callable[[], str]) -> None:
+    """Where C++ could run `op`, `choose()` says whether it shall, unless a run chose otherwise."""
+    _measured[op] = choose
+    implementation.cache_clear()
+    _lookup.cache_clear()
 
 
 def set_kernels(mode: str = "auto", overrides: dict[str, str] | None = None) -> None:
@@ -68,8 +76,8 @@ def implementation(op: str, device_type: str) -> str:
     forced = _overrides.get(op) or _overrides.get(op.removesuffix("_backward"))
     kind = forced or (None if _mode == "auto" else _mode)
     if kind is None:
-        kind = {"cpu": "native", "cuda": "triton"}.get(device_type, "torch")
-        return kind if usable(kind, device_type) and _find(op, kind) else "torch"
+        kind = fused_kind(op, device_type)
+        return _measured[op]() if kind == "native" and op in _measured else kind or "torch"
     if not usable(kind, device_type):
         raise ValueError(
             f"kernels={kind!r} cannot run {op} on {device_type} tensors: triton needs an NVIDIA "
@@ -77,6 +85,12 @@ def implementation(op: str, device_type: str) -> str:
             "'torch' and 'auto' run everywhere"
         )
     return kind if _find(op, kind) else "torch"
+
+
+def fused_kind(op: str, device_type: str) -> str | None:
+    """Triton or C++, whichever is for this device type and can run `op`; else None."""
+    kind = {"cpu": "native", "cuda": "triton"}.get(device_type)
+    return kind if kind and usable(kind, device_type) and _find(op, kind) else None
 
 
 def forced(op: str) -> str | None:

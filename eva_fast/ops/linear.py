@@ -4,9 +4,10 @@
     linear(x, weight, bias) = x weight^T + bias, differentiable
     weight_gradient(g, x) = g^T x              in the dtype of the parameter
 
-On a GPU the vendor's GEMM is the right tool and is called as it is. On a CPU in float32 the
-implementation named "gemm" runs (`csrc/ops/gemm.h`): it uses the whole of the cores of every
-vendor, hands out its work piece by piece, and adds the bias while the tile is in registers.
+On a GPU the vendor's GEMM is the right tool and is called as it is. On a CPU in float32 the op
+"gemm" runs: PyTorch's library or `csrc/ops/gemm.h`, which uses the whole of the cores of every
+vendor, hands out its work piece by piece, and adds the bias while the tile is in registers;
+`gemm_choice` measures which is faster.
 """
 
 import torch

@@ -40,12 +40,12 @@ def choose_kernels(step: Callable[[], Any], device: torch.device, what: dict[str
     Returns {op: {"kind": the choice, "milliseconds": {kind: median of all its calls a step}}}.
     """
     path = cache_file(device, what)
-    found = _read(path)
+    found = read_choices(path)
     if found is None:
         dispatch.set_kernels("auto")
         calls = _calls_of(step)
         found = {op: _race(op, list(calls[op].values()), device) for op in sorted(calls)}
-        _write(path, found)
+        write_choices(path, found)
         log.info("kernels measured, kept in %s", path)
     else:
         log.info("kernels as measured before (%s)", path)
@@ -87,7 +87,7 @@ def kept_choices() -> list[dict[str, Any]]:
     """Every choice on disk, newest first: {"file", "choices"}."""
     folder = cache_file(torch.device("cpu"), {}).parent
     files = sorted(folder.glob("*.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-    read = ((path, _read(path)) for path in files)
+    read = ((path, read_choices(path)) for path in files)
     return [{"file": str(path), "choices": found} for path, found in read if found is not None]
 
 
@@ -120,10 +120,8 @@ def _calls_of(step: Callable[[], Any]) -> dict[str, dict[Any, _Call]]:
 
 def _race(op: str, calls: list[_Call], device: torch.device) -> dict[str, Any]:
     """Times one op's calls of a step, plain PyTorch and the fused kernel in turn."""
-    kinds = ["torch"]
-    fused = dispatch.implementation(op, device.type)
-    if fused != "torch":
-        kinds.append(fused)
+    fused = dispatch.fused_kind(op, device.type)
+    kinds = ["torch", fused] if fused else ["torch"]
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for turn in range(ROUNDS + 1):
         for kind in kinds:
@@ -159,7 +157,8 @@ def _seconds(function: Callable[..., Any], arguments: tuple, device: torch.devic
     return begin.elapsed_time(end) / 1e3
 
 
-def _read(path: Path) -> Choices | None:
+def read_choices(path: Path) -> Choices | None:
+    """What `write_choices` kept there; None where there is nothing valid."""
     try:
         found = json.loads(path.read_text())
         return found if all(e["kind"] in dispatch.KINDS for e in found.values()) else None
@@ -167,7 +166,8 @@ def _read(path: Path) -> Choices | None:
         return None  # absent, or not ours: measured again
 
 
-def _write(path: Path, found: Choices) -> None:
+def write_choices(path: Path, found: Choices) -> None:
+    """Keeps a choice on disk, whole or not at all; a disk that refuses costs a warning."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}.tmp")

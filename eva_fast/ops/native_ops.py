@@ -17,6 +17,7 @@ from torch import Tensor
 from eva_fast import native
 from eva_fast.ops import dispatch
 from eva_fast.ops.checks import nothing
+from eva_fast.ops.gemm_choice import fastest_gemm
 from eva_fast.ops.negative_cosine import EPS
 from eva_fast.ops.packed_attention import backward_chosen, forward_chosen
 
@@ -373,3 +374,4 @@ if native.available():
     }
     for _name, _function in _FUNCTIONS.items():
         dispatch.register(_name, "native", _function)
+    dispatch.register_measured("gemm", fastest_gemm)

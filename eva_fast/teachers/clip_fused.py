@@ -7,6 +7,8 @@ computes queries, projection and MLP of the wanted patches only.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,7 @@ def patch_rows(images: Tensor, patch: int) -> Tensor:
     return tiles.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch**2)
 
 
-def tower_features(tower: nn.Module, rows: Tensor, index: Tensor | None) -> Tensor:
+def tower_features(tower: Any, rows: Tensor, index: Tensor | None) -> Tensor:
     """Features [B,K,C] of the patches index [B,K], or of all, from patch rows [B,N,3 P P].
 
     tower: a `ClipTower` whose parameters have the dtype of `rows`. No gradients.
@@ -71,7 +73,7 @@ def _patches(x: Tensor, mask: Tensor | None) -> Tensor:
     return masked_gather_forward(x, mask).view(*mask.shape, -1)
 
 
-def _attention(attn: nn.Module, y: Tensor, queries: Tensor) -> Pending:
+def _attention(attn: Any, y: Tensor, queries: Tensor) -> Pending:
     width, heads = y.shape[-1], attn.heads
     weight, bias = attn.in_proj_weight, attn.in_proj_bias
     q = None
@@ -83,7 +85,7 @@ def _attention(attn: nn.Module, y: Tensor, queries: Tensor) -> Pending:
     return _product(out.flatten(2), attn.out_proj.weight), attn.out_proj.bias
 
 
-def _mlp(mlp: nn.Module, y: Tensor) -> Pending:
+def _mlp(mlp: Any, y: Tensor) -> Pending:
     kind = "quick" if mlp.quick else "erf"
     g = bias_gelu_forward(_product(y, mlp.c_fc.weight), mlp.c_fc.bias, kind)
     return _product(g, mlp.c_proj.weight), mlp.c_proj.bias

@@ -130,7 +130,7 @@ def test_against_float64(which, case):
         pytest.skip("only attention treats masked tokens apart")
     torch.manual_seed(0)
     accuracy = Accuracy()
-    for _ in range(12):
+    for _ in range(48):  # the ratio of two largest errors is a matter of luck over few draws
         p = parameters(width, hidden, predict)
         x, branch = leaf(batch, tokens, width), leaf(batch, tokens, width)
         scale = torch.tensor([0.0, *[1.25] * (batch - 1)]) if dropped else None

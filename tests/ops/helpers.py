@@ -105,10 +105,11 @@ def check_against_float64(
     """Outputs and gradients of `op` for random upstream gradients, judged by `Accuracy`.
 
     plain: the same maths in stock PyTorch; run in float64 it gives the exact values. draws: random
-    inputs in the slow interpreter; three times as many elsewhere.
+    inputs in the slow interpreter; eight times as many elsewhere, so that the ratio of two largest
+    errors is less a matter of luck.
     """
     accuracy = Accuracy()
-    for _ in range(draws if dispatch.interpreted() else 3 * draws):
+    for _ in range(draws if dispatch.interpreted() else 8 * draws):
         inputs = make_inputs()
         with torch.no_grad():
             shapes = plain(*inputs)
