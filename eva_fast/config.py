@@ -93,6 +93,8 @@ class DataConfig:
     """Smallest block of masked patches; by default a sixteenth of the patches (16 of 256)."""
     workers: int | None = None
     """Processes that decode images; by default as many as fit the machine."""
+    decode: Literal["cpu", "gpu"] = "cpu"
+    """Where JPEGs are decoded: in the workers, or on the NVIDIA GPU through nvJPEG."""
     max_bad_share: float = 0.05
     """Stop when more than this share of the images cannot be read."""
 
@@ -106,6 +108,7 @@ class DataConfig:
             self.workers is None or self.workers >= 0,
             f"workers must be 0 (in this process) or more, got {self.workers}",
         )
+        _require(self.decode in ("cpu", "gpu"), f"decode is cpu or gpu, got {self.decode!r}")
         _require(
             0 <= self.max_bad_share <= 1,
             f"max_bad_share must be in [0, 1], got {self.max_bad_share}",

@@ -126,6 +126,7 @@ def run(config: Config) -> PretrainResult:
         bad_images=out / "bad_images.jsonl",
         max_bad_fraction=config.data.max_bad_share,
         device=device,
+        decode=config.data.decode,
         **loader_options,
     )
     try:

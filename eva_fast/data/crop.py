@@ -98,6 +98,22 @@ class Cropper:
             )
         return out
 
+    def defer(self, data: object, seed: int, out: np.ndarray) -> tuple[int, ...] | None:
+        """Writes a JPEG's own bytes to `out`, uint8 [3, size, size], for `device_decode`.
+
+        Returns what `Rows.encoded` says of it, (bytes, left, top, width, height, flip); None, with
+        nothing written, where the crop has to be made here: another format, a rotated, damaged or
+        large file. Raises BadImage for a decompression bomb.
+        """
+        if not isinstance(data, bytes) or len(data) > out.nbytes or not (info := jpeg_info(data)):
+            return None
+        width, height, orientation = info
+        check_size(width, height)
+        if orientation != 1:
+            return None
+        out.reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
+        return (len(data), *self.box(width, height, seed))
+
     def box(self, width: int, height: int, seed: int) -> Box:
         """The box that `seed` draws in an image of `width` x `height` pixels."""
         key = mix64((seed ^ STREAM) & MASK64)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from eva_fast.data.device_decode import DeviceDecoder
 from eva_fast.data.feeds import Feed
 from eva_fast.data.maker import Bad, Maker
 from eva_fast.data.ring import Ring
@@ -47,7 +48,13 @@ class Engine:
     """Makes batches 0, 1, 2, ... of a feed from `state` on, with or without worker processes."""
 
     def __init__(
-        self, feed: Feed, maker: Maker, workers: int, device: torch.device, state: dict[str, Any]
+        self,
+        feed: Feed,
+        maker: Maker,
+        workers: int,
+        device: torch.device,
+        state: dict[str, Any],
+        decoder: DeviceDecoder | None = None,
     ):
         self._run = feed.start(state)
         self._maker = maker
@@ -69,7 +76,7 @@ class Engine:
             reader = self._run.reader()
             self._payloads = reader(self._chunks) if reader is not None else None
         # after the fork: what is pinned belongs to this process alone
-        self._upload = _Upload(self._ring, device) if on_gpu else None
+        self._upload = _Upload(self._ring, device, decoder) if on_gpu else None
 
     def _fill(self, batch: int, first: int, end: int, payload: Any) -> Any:
         rows = self._ring.rows(batch % self._ring.slots, first, end)
@@ -86,7 +93,7 @@ class Engine:
             result = self._take(number, wait=True)
             assert result is not None
             rows = self._ring.rows(number % self._ring.slots)
-            batch = Batch(*(torch.from_numpy(array).clone() for array in rows))
+            batch = Batch(*(torch.from_numpy(array).clone() for array in rows[:4]))
             self._free(number)
         else:
             batch, result = self._upload.next(self._take, self._free)
@@ -161,9 +168,10 @@ class _Upload:
 
     IN_FLIGHT = 2
 
-    def __init__(self, ring: Ring, device: torch.device):
+    def __init__(self, ring: Ring, device: torch.device, decoder: DeviceDecoder | None):
         self._ring = ring
         self._device = device
+        self._decoder = decoder
         self._stream = torch.cuda.Stream(device)
         self._tensors = [tuple(map(torch.from_numpy, ring.rows(s))) for s in range(ring.slots)]
         self._copied: deque[tuple[int, Any]] = deque()  # batches whose slot is not yet free again
@@ -201,10 +209,16 @@ class _Upload:
         result = take(self._number, wait)
         if result is None:
             return
-        images, mask, ids, views = self._tensors[self._number % self._ring.slots]
+        slot = self._number % self._ring.slots
+        images, mask, ids, views, _ = self._tensors[slot]
         with torch.cuda.stream(self._stream):
+            images = images.to(self._device, non_blocking=True)
+            if self._decoder is not None:
+                bad = self._decoder.fill(images, self._ring.rows(slot))
+                result.bad += bad
+                result.bad_tries += len(bad)
             batch = Batch(
-                images.to(self._device, non_blocking=True),
+                images,
                 mask.to(self._device, non_blocking=True),
                 ids.clone(),
                 views.clone(),

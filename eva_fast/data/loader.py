@@ -13,6 +13,7 @@ import torch
 
 from eva_fast.data.bad_images import BadImages
 from eva_fast.data.crop import Cropper
+from eva_fast.data.device_decode import DeviceDecoder
 from eva_fast.data.engine import Batch, Engine
 from eva_fast.data.feeds import Feed, MapFeed
 from eva_fast.data.maker import Maker
@@ -40,6 +41,7 @@ def build_loader(
     bad_images: str | os.PathLike | None = None,
     max_bad_fraction: float = 0.05,
     device: str | torch.device | None = None,
+    decode: str = "cpu",
 ) -> "Loader":
     """A loader of training samples: one crop an image, flipped by chance, and a block-wise mask.
 
@@ -56,6 +58,7 @@ def build_loader(
         bad_images: JSON-lines file for images that cannot be read; None only counts them.
         max_bad_fraction: a higher share of unreadable images stops the run.
         device: where the batches go; to a GPU they are copied beside the running step.
+        decode: "cpu", in the workers, or "gpu", JPEGs through nvJPEG on `device`.
 
     Raises ValueError for settings that do not fit together.
     """
@@ -79,12 +82,18 @@ def build_loader(
             raise ValueError(f"mask_ratio must be above 0 and at most 1, got {mask_ratio}")
         mask_count = max(1, round(mask_ratio * side * side))
     cropper = Cropper(image_size, scale, ratio, flip)
-    maker = Maker(cropper, BlockMasker((side, side), mask_count, min_block), seed)
+    device = torch.device(device if device is not None else "cpu")
+    if decode not in ("cpu", "gpu"):
+        raise ValueError(f'decode must be "cpu" or "gpu", got {decode!r}')
+    if decode == "gpu" and device.type != "cuda":
+        raise ValueError(f'decode="gpu" needs an NVIDIA GPU, and the batches go to {device}')
+    decoder = DeviceDecoder(device, image_size) if decode == "gpu" else None
+    masker = BlockMasker((side, side), mask_count, min_block)
+    maker = Maker(cropper, masker, seed, defers=decoder is not None)
     kind = StreamFeed if has_stream(source) else MapFeed
     feed: Feed = kind(source, seed=seed, batch_size=batch_size, rank=rank, world=world)
     record = BadImages(bad_images, max_bad_fraction, feed.samples_per_epoch)
-    device = torch.device(device if device is not None else "cpu")
-    return Loader(feed, maker, record, workers=workers, device=device)
+    return Loader(feed, maker, record, workers=workers, device=device, decoder=decoder)
 
 
 class Loader:
@@ -97,13 +106,21 @@ class Loader:
     """
 
     def __init__(
-        self, feed: Feed, maker: Maker, record: BadImages, *, workers: int, device: torch.device
+        self,
+        feed: Feed,
+        maker: Maker,
+        record: BadImages,
+        *,
+        workers: int,
+        device: torch.device,
+        decoder: DeviceDecoder | None = None,
     ):
         self.feed = feed
         self.maker = maker
         self.workers = workers
         self.device = device
         self.wait_seconds = 0.0
+        self._decoder = decoder
         self._record = record
         self._state = feed.state()
         self._engine: Engine | None = None
@@ -128,7 +145,9 @@ class Loader:
     def __next__(self) -> Batch:
         start = time.perf_counter()
         if self._engine is None:
-            self._engine = Engine(self.feed, self.maker, self.workers, self.device, self._state)
+            self._engine = Engine(
+                self.feed, self.maker, self.workers, self.device, self._state, self._decoder
+            )
             self._finalizer = weakref.finalize(self, Engine.close, self._engine)
         try:
             batch, result, state = self._engine.next()

@@ -40,15 +40,20 @@ class Rows(NamedTuple):
     mask: np.ndarray  # int32 [n, K]
     ids: np.ndarray  # int64 [n]
     views: np.ndarray  # int64 [n]
+    encoded: np.ndarray  # int32 [n, 6]: zeros, or what `Cropper.defer` says of a row
 
 
 class Maker:
-    """Turns encoded images into rows; the same rows whichever process it runs in."""
+    """Turns encoded images into rows; the same rows whichever process it runs in.
 
-    def __init__(self, cropper: Cropper, masker: BlockMasker, seed: int):
+    defers: leave JPEGs to the device where it can decode them (`eva_fast.data.device_decode`).
+    """
+
+    def __init__(self, cropper: Cropper, masker: BlockMasker, seed: int, defers: bool = False):
         self.cropper = cropper
         self.masker = masker
         self.seed = seed
+        self.defers = defers
 
     def from_source(
         self, source: Source, order: Order, epoch: int, first: int, rows: Rows
@@ -106,9 +111,11 @@ class Maker:
         """Writes one image's crop; False, with a note in `outcome`, where it is bad."""
         outcome.tried += 1
         try:
-            self.cropper(
-                read(image_id), sample_seed(self.seed, image_id, view), out=rows.images[row]
-            )
+            data, seed = read(image_id), sample_seed(self.seed, image_id, view)
+            out = rows.images[row]
+            deferred = self.cropper.defer(data, seed, out) if self.defers else None
+            if deferred is None:
+                self.cropper(data, seed, out=out)
         except BadImage as error:
             outcome.bad.append(Bad(image_id, name(image_id), error.reason))
             return False
@@ -117,6 +124,7 @@ class Maker:
             outcome.bad.append(Bad(image_id, name(image_id), reason))
             return False
         rows.ids[row], rows.views[row] = image_id, view
+        rows.encoded[row] = deferred or 0
         return True
 
     def _masks(self, rows: Rows) -> None:

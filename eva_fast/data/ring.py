@@ -19,6 +19,7 @@ class Ring:
             "mask": (np.int32, (slots, batch, mask_count)),
             "ids": (np.int64, (slots, batch)),
             "views": (np.int64, (slots, batch)),
+            "encoded": (np.int32, (slots, batch, 6)),
         }
         sizes = {k: int(np.dtype(t).itemsize * np.prod(s)) for k, (t, s) in shapes.items()}
         page = mmap.PAGESIZE
