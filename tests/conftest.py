@@ -1,4 +1,13 @@
-"""Shared fixtures: outputs of the official EVA-01 code, and a small CPU footprint."""
+"""Shared fixtures: outputs of the official EVA-01 code, and the implementations of the ops.
+
+The tests run in two processes, because Triton decides at import whether to interpret. Here, under
+plain `pytest`: PyTorch and the C++ library, and everything that compiles for GPUs. In a child
+process with TRITON_INTERPRET=1, started by tests/ops/test_interpreter.py: the Triton kernels, on
+the CPU. A test that takes the `kernels` fixture runs in both, once for each implementation; to run
+the Triton half of one file alone:
+
+    TRITON_INTERPRET=1 pytest -m interpreted tests/ops/test_bias_gelu.py
+"""
 
 import json
 from pathlib import Path
@@ -6,7 +15,32 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from eva_fast import native
+from eva_fast.ops import dispatch
+
+if dispatch.interpreted():
+    from tests.ops import interpreter_bf16
+
+    interpreter_bf16.patch()
+    KINDS = [pytest.param("triton", marks=pytest.mark.interpreted)]
+else:
+    KINDS = ["torch", *(["native"] if native.available() else [])]
+
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "interpreted: Triton kernels under TRITON_INTERPRET=1 (see tests/conftest.py)"
+    )
+
+
+@pytest.fixture(params=KINDS)
+def kernels(request):
+    """Forces one implementation for the test: "torch", "native" or "triton"."""
+    dispatch.set_kernels(request.param)
+    yield request.param
+    dispatch.set_kernels("auto")
 
 
 def _read(name):

@@ -18,15 +18,6 @@ ODD = dict(
 )
 
 
-@pytest.fixture(params=["torch", "native"])
-def kernels(request):
-    if request.param == "native" and not ops.dispatch.native.available():
-        pytest.skip("the C++ kernels are not built")
-    ops.set_kernels(request.param)
-    yield request.param
-    ops.set_kernels("auto")
-
-
 def pair(sizes, **options):
     """A plain student and a fused one with the same random weights."""
     torch.manual_seed(0)
@@ -80,7 +71,9 @@ def test_official_training_curve(eva_micro, eva_micro_groups, kernels):
     optimizer = ops.FusedAdamW(groups, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.05)
     images, mask = tensors["image"], tensors["mask"].flatten(1).bool()
     target = tensors["target"].reshape(-1, MICRO["predict_dim"])
-    for step, lr in enumerate(tensors["lr"].tolist()):
+    # an interpreted step takes many seconds: the first few, through the kernels of all its parts
+    rates = tensors["lr"].tolist()[: 3 if kernels == "triton" else None]
+    for step, lr in enumerate(rates):
         for group in optimizer.param_groups:
             group["lr"] = lr
         loss = fused.loss(model, images, mask, target)
@@ -89,7 +82,9 @@ def test_official_training_curve(eva_micro, eva_micro_groups, kernels):
         norm, scale = ops.gradient_scale([p.grad for p in model.parameters()], 3.0)
         optimizer.step(grad_scale=scale)
         assert abs(loss.item() - tensors["losses"][step].item()) < 1e-4
-        assert abs(norm.item() - tensors["grad_norms"][step].item()) < 1e-3 * norm.item() + 1e-5
+        assert abs(norm.item() - tensors["grad_norms"][step].item()) < 1e-4
+    if kernels == "triton":
+        return
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.detach(), tensors[f"after.{name}"], rtol=2e-3, atol=2e-4)
 
@@ -128,6 +123,8 @@ def test_drop_path_draws_the_same_numbers():
 
 
 def test_loss_curve_of_50_steps(kernels):
+    if kernels == "triton":
+        pytest.skip("100 interpreted steps would take a quarter of an hour")
     plain, other = pair(MICRO, drop_path=0.1)
     curves = []
     for model, loss_of in ((plain, type(plain).loss), (other, fused.loss)):

@@ -1,4 +1,4 @@
-"""Runs the Triton half of the op tests: see conftest.py."""
+"""Runs the Triton half of the op tests, and the golden files through them: see tests/conftest.py."""
 
 import os
 import subprocess
@@ -25,6 +25,7 @@ def test_kernels_through_the_interpreter():
         "-x",
         "--durations=5",
         str(HERE),
+        str(HERE.parent / "model" / "test_fused.py"),
     ]
     child = subprocess.run(
         command,
