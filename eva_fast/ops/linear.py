@@ -34,18 +34,19 @@ def _(a_shape, b_shape, bias_shape=None, *_, **__):
     return 2 * a_shape[0] * a_shape[1] * b_shape[1]
 
 
-def _gemm_torch(a, b, bias):
+def plain_gemm(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a b, plus bias, by PyTorch's library."""
     return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
 
 
-dispatch.register(_OP, "torch", _gemm_torch)
+dispatch.register(_OP, "torch", plain_gemm)
 
 
 def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a [M, K] times b [K, N], plus bias [N]: [M, N], contiguous. Not differentiable on CPUs."""
     if a.device.type == "cpu":
         return _gemm_op(a, b, bias)
-    return _gemm_torch(a, b, bias)
+    return plain_gemm(a, b, bias)
 
 
 def weight_gradient(g: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
