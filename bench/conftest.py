@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 
-from bench import machine
-from bench.harness import Case, Settings, check_agreement, measure
+from bench import machine, official
+from bench.harness import OURS, Case, Settings, check_agreement, measure
+from eva_fast.ops.measure import choose_kernels
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,11 +46,24 @@ def pytest_addoption(parser):
         dest="eva_out",
         help="folder of the results (default: bench/results)",
     )
+    group.addoption(
+        "--official",
+        type=Path,
+        default=None,
+        dest="eva_official",
+        help="EVA-01/eva of a checkout of the official code: its step is timed too",
+    )
 
 
 def pytest_configure(config):
     # torch's profiler, which weighs the variants, reports each start and stop on stderr otherwise.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    folder = config.option.eva_official
+    if folder is not None and not (folder / official.FILE).is_file():
+        raise pytest.UsageError(
+            f"--official {folder}: no {official.FILE} there; give the folder EVA-01/eva of a "
+            "checkout of the official code"
+        )
     asked = any(getattr(config.option, name, None) for name in ASKS_FOR_TIMING)
     if not config.option.eva_timed and not asked:
         config.option.benchmark_disable = True
@@ -56,6 +71,7 @@ def pytest_configure(config):
         timed=config.option.eva_timed or asked,
         write=config.option.eva_timed,
         quick=config.option.eva_quick,
+        official=folder,
     )
 
 
@@ -66,6 +82,8 @@ class State:
     timed: bool
     write: bool
     quick: bool
+    official: Path | None = None
+    """Folder of the official code, if its step shall be timed."""
     entries: list[dict] = field(default_factory=list)
     predictions: list[dict] = field(default_factory=list)
 
@@ -95,14 +113,17 @@ def run_case(benchmark, bench_state):
 
     def run(case: Case) -> None:
         benchmark.group = f"{case.subject} {case.mode}"
-        ours = case.variants["eva_fast"].call
+        ours = case.variants[OURS].call
         if not bench_state.timed:
             check_agreement(case)
             benchmark.pedantic(ours)
             return
-        entry = measure(case, bench_state.settings)
+        # as in a run: the kernels that are faster here, for this very shape
+        what = {"bench": [case.subject, case.mode], "shape": case.shape}
+        chosen = choose_kernels(ours, torch.device(case.device), what)
+        entry = {**measure(case, bench_state.settings), "kernels": chosen}
         bench_state.entries.append(entry)
-        speedup = entry["variants"]["eva_fast"]["speedup"]
+        speedup = entry["variants"][OURS]["speedup"]
         benchmark.extra_info.update(shape=case.shape, speedup=speedup)
         benchmark.pedantic(ours, rounds=1 if not case.warm or bench_state.quick else 3)
 

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ class Kit:
     subject: str
     timed: bool
     quick: bool
+    official: Path | None = None
+    """Folder of the official code, see `bench.official`."""
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 

@@ -4,6 +4,7 @@ import torch
 
 from bench.harness import Case, Variant
 from bench.kit import Kit
+from bench.official import official_code
 from bench.shapes import Shape
 from eva_fast.model import EvaViT
 from eva_fast.model.fused import keep_copies
@@ -12,6 +13,7 @@ from eva_fast.ops import FusedAdamW, gradient_scale
 from eva_fast.plan import reference as plain
 
 MODES = ("step",)
+OFFICIAL_CODE = "official code"
 
 
 def fused_step(model, optimizer, images, mask, target):
@@ -44,6 +46,12 @@ def _compile(model: plain.OfficialViT, kit: Kit) -> None:
     model.forward_features = torch.compile(model.forward_features, backend=backend, dynamic=False)
 
 
+def _plain_class(name: str, kit: Kit) -> type:
+    if name == OFFICIAL_CODE:
+        return official_code(kit.official)
+    return plain.TunedViT if name == "tuned" else plain.OfficialViT
+
+
 def make(
     name: str, shape: Shape, kit: Kit, state: dict[str, torch.Tensor] | None = None
 ) -> Variant:
@@ -61,7 +69,7 @@ def make(
             lambda: fused_step(ours, optimizer, raw, indices, target),
             lambda: ours.loss(raw, indices, target),
         )
-    model = (plain.TunedViT if name == "tuned" else plain.OfficialViT)(shape.sizes)
+    model = _plain_class(name, kit)(shape.sizes)
     model.load_state_dict(state or model.state_dict())
     model.to(shape.device, shape.dtype)
     if name == "compile":
@@ -85,6 +93,8 @@ def subject(shape: Shape, mode: str, kit: Kit) -> Case:
     """Every variant starts from the same weights and sees one batch again and again."""
     state = _state(shape)
     names = ["reference", "tuned", "eva_fast"]
+    if kit.official is not None:
+        names.append(OFFICIAL_CODE)
     if kit.timed and kit.quick:
         kit.missing["compile"] = "not with --quick"
     else:

@@ -30,4 +30,5 @@ def pytest_generate_tests(metafunc):
 def test_subject(name, mode, shape, bench_state, run_case):
     module = importlib.import_module(f"bench.{name}")
     torch.manual_seed(0)
-    run_case(module.subject(shape, mode, Kit(name, bench_state.timed, bench_state.quick)))
+    kit = Kit(name, bench_state.timed, bench_state.quick, bench_state.official)
+    run_case(module.subject(shape, mode, kit))

@@ -126,6 +126,22 @@ def table(entries: Sequence[dict], width: int = 130) -> str:
     return capture.get()
 
 
+CHOICE_COLUMNS = ("subject", "shape", "op", "runs", "PyTorch ms", "fused ms")
+
+
+def choice_rows(entries: Sequence[dict]) -> list[tuple[str, ...]]:
+    """One row an op that was raced before a subject was timed, in the order of `CHOICE_COLUMNS`."""
+    found: list[tuple[str, ...]] = []
+    for entry in entries:
+        for op, choice in entry.get("kernels", {}).items():
+            taken = choice["milliseconds"]
+            fused = [f"{ms:.3f}" for kind, ms in taken.items() if kind != "torch"]
+            subject = f"{entry['subject']} {entry['mode']}"
+            plain, own = f"{taken['torch']:.3f}", "".join(fused)
+            found.append((subject, entry["shape"], op, choice["kind"], plain, own))
+    return found
+
+
 PREDICTION_COLUMNS = ("shape", "formulation", "measured", "predicted", "predicted / measured")
 
 
@@ -181,6 +197,17 @@ def markdown(data: dict, plots: dict[str, Path]) -> str:
     for caption, path in plots.items():
         lines += [f"![{caption}]({path.name})", ""]
     lines += _markdown_table(COLUMNS, rows(data["entries"]))
+    if choices := choice_rows(data["entries"]):
+        lines += [
+            "",
+            "## Which kernels eva_fast ran",
+            "",
+            "Before a subject was timed, as before a run, each of its ops was raced: plain PyTorch "
+            "against the fused kernel (`native` is C++) with the arguments of that subject. The "
+            "faster one ran. Times of all calls of the op in one call of the subject.",
+            "",
+            *_markdown_table(CHOICE_COLUMNS, choices),
+        ]
     if data.get("predictions"):
         lines += [
             "",

@@ -49,8 +49,10 @@ def test_own_option_together_with_pytest_benchmarks(tmp_path):
 @pytest.mark.parametrize("name", conftest.ASKS_FOR_TIMING)
 def test_pytest_benchmarks_options_alone_time_and_write_no_results(name):
     options = dict.fromkeys(conftest.ASKS_FOR_TIMING, None)
-    own = {"eva_timed": False, "eva_quick": False, "benchmark_disable": False}
-    config = SimpleNamespace(option=SimpleNamespace(**options, **own), stash=pytest.Stash())
+    own = {"eva_timed": False, "eva_quick": False, "eva_official": None}
+    config = SimpleNamespace(
+        option=SimpleNamespace(**options, **own, benchmark_disable=False), stash=pytest.Stash()
+    )
     conftest.pytest_configure(config)
     assert config.option.benchmark_disable and not conftest.state_of(config).timed
     config.option.benchmark_disable = False
@@ -58,6 +60,12 @@ def test_pytest_benchmarks_options_alone_time_and_write_no_results(name):
     conftest.pytest_configure(config)
     assert not config.option.benchmark_disable
     assert conftest.state_of(config).timed and not conftest.state_of(config).write
+
+
+def test_a_wrong_folder_of_the_official_code_is_named(tmp_path):
+    done = run(f"--official={tmp_path}", out=tmp_path / "r")
+    assert done.returncode == 4
+    assert "EVA-01/eva of a checkout" in done.stderr
 
 
 def test_abbreviation_is_no_option(tmp_path):

@@ -85,6 +85,13 @@ def test_tables_give_both_speedups_with_quartiles():
     assert "| torch | 2.15 |" in page
 
 
+def test_the_choice_of_kernels_is_shown():
+    raced = {"bias_gelu": {"kind": "native", "milliseconds": {"torch": 2.0, "native": 0.5}}}
+    page = markdown(merge(None, MACHINE, [{**entry(), "kernels": raced}]), {})
+    assert "| step step | ViT-Ti/14 b8 float32 | bias_gelu | native | 2.000 | 0.500 |" in page
+    assert "Which kernels" not in markdown(merge(None, MACHINE, [entry()]), {})
+
+
 def test_report_writes_markdown_and_plots(tmp_path):
     steps = [entry(shape=f"ViT-Ti/14 b{b} float32", batch=b, seconds=b / 16) for b in (2, 4, 8)]
     path = tmp_path / "some-cpu.json"
