@@ -158,7 +158,7 @@ def plan(
         predict_dim: the teacher's feature dimension.
         require_fit: ValueError when no cut of the batch fits; otherwise `best` is None.
 
-    Returns a Plan: every power-of-two cut of the per-GPU batch with and without checkpointing.
+    Returns a Plan: cuts of the per-GPU batch, each at most half of the last, with and without checkpointing.
     ValueError for bad use, naming what is possible.
     """
     sizes = sizes_of(model, predict_dim=predict_dim)
@@ -213,10 +213,11 @@ def plan(
 
 
 def _cuts(batch: int) -> list[int]:
-    """Micro-batches that divide a device's batch: itself, halved while that stays whole."""
+    """Micro-batches that divide a device's batch: itself, then each time the largest that is at
+    most half as big, down to single images."""
     cuts = [batch]
-    while cuts[-1] % 2 == 0 and len(cuts) < 8:
-        cuts.append(cuts[-1] // 2)
+    while cuts[-1] > 1:
+        cuts.append(next(n for n in range(cuts[-1] // 2, 0, -1) if batch % n == 0))
     return cuts
 
 

@@ -125,6 +125,16 @@ def test_plan_of_eva01():
     assert "predicted" in text and "counted" in text and "days for 150 epochs" in text
 
 
+@pytest.mark.parametrize(
+    ("batch", "cuts"), [(32, [32, 16, 8, 4, 2, 1]), (90, [90, 45, 18, 9, 3, 1]), (7, [7, 1])]
+)
+def test_cuts_divide_the_batch_down_to_single_images(batch, cuts):
+    assert [o.micro_batch for o in plan(gpus=2, batch=2 * batch, **_CUT).options[::2]] == cuts
+
+
+_CUT = dict(model="eva_ti_patch16_96", formulation="tuned")
+
+
 def test_more_memory_never_fits_less():
     small = {o.micro_batch: o.fits for o in plan(device="a100-40", **_TUNED).options}
     large = {o.micro_batch: o.fits for o in plan(device="h200", **_TUNED).options}
