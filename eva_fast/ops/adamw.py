@@ -41,7 +41,7 @@ def reference(
     eps: float = 1e-6,
     grad_scale: Tensor | None = None,
 ) -> None:
-    """`adamw_step` in plain PyTorch, tensor by tensor; reads its scalars on the host."""
+    """`adamw` in plain PyTorch, tensor by tensor; reads its scalars on the host."""
     if grad_scale is not None and not math.isfinite(grad_scale.item()):
         return
     rate = lr.item()
@@ -87,7 +87,7 @@ def _(*_args):
     return None
 
 
-def adamw_step(
+def adamw(
     params: Sequence[Tensor],
     copies: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -116,7 +116,7 @@ def adamw_step(
     )  # fmt: skip
 
 
-adamw_step.reference = reference  # type: ignore[attr-defined]
+adamw.reference = reference  # type: ignore[attr-defined]
 
 
 def gradient_scale(
@@ -126,7 +126,7 @@ def gradient_scale(
 
     norm is the global L2 norm without the loss scale; scale brings the gradients to it and clips
     it at max_norm (None: no clipping), as torch.nn.utils.clip_grad_norm_ does. scale is NaN where
-    the norm is not finite, which makes `adamw_step` skip the step.
+    the norm is not finite, which makes `adamw` skip the step.
     """
     norms = torch._foreach_norm(list(grads), 2, dtype=torch.float32)
     norm = torch.linalg.vector_norm(torch.stack(norms))
@@ -182,7 +182,7 @@ class FusedAdamW(torch.optim.AdamW):
         # a skipped step (scale not finite) does not count
         taken = 1 if grad_scale is None else torch.isfinite(grad_scale).float()
         torch._foreach_add_(steps, taken)
-        adamw_step(
+        adamw(
             _local(params),
             _local([self.copies[p] for p in params if p in self.copies]),
             _local([p.grad for p in params]),

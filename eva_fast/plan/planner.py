@@ -158,7 +158,8 @@ def plan(
         predict_dim: the teacher's feature dimension.
         require_fit: ValueError when no cut of the batch fits; otherwise `best` is None.
 
-    Returns a Plan: cuts of the per-GPU batch, each at most half of the last, with and without checkpointing.
+    Returns a Plan: cuts of the per-GPU batch, each at most half of the last, with and without
+    checkpointing.
     ValueError for bad use, naming what is possible.
     """
     sizes = sizes_of(model, predict_dim=predict_dim)

@@ -13,7 +13,7 @@ DECAYS = [0.05, 0.0, 0.05, 0.1]
 
 
 def tensors(dtype=torch.float32, grad_dtype=torch.float32, copy_dtype=torch.bfloat16, scale=1.0):
-    """Arguments of adamw_step at step 3, with moments that fit the gradients."""
+    """Arguments of adamw at step 3, with moments that fit the gradients."""
     params = [torch.randn(s).to(dtype) for s in SHAPES]
     return {
         "params": params,
@@ -68,7 +68,7 @@ def test_a_step_against_float64(kernels, case):
     arguments = tensors(**options)
     arguments["grad_scale"] = torch.tensor(clip) if clip else None
     usual, exact = stock(arguments, torch.float32), stock(arguments, torch.float64)
-    ops.adamw_step(**arguments)
+    ops.adamw(**arguments)
     found = [arguments[name] for name in ("params", "exp_avgs", "exp_avg_sqs")]
     accuracy = Accuracy()
     for name, lists in zip(("param", "exp_avg", "exp_avg_sq"), zip(found, usual, exact)):
@@ -82,7 +82,7 @@ def test_a_step_against_float64(kernels, case):
 def test_without_copies(kernels):
     arguments = tensors()
     expected = stock(arguments, torch.float32)[0]
-    ops.adamw_step(**{**arguments, "copies": []})
+    ops.adamw(**{**arguments, "copies": []})
     for a, b in zip(arguments["params"], expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
@@ -94,7 +94,7 @@ def test_an_overflow_changes_nothing(kernels, scale):
     arguments["grads"][0][0] = float("nan")
     arguments["grad_scale"] = torch.tensor(scale)
     before = copy.deepcopy(arguments)
-    ops.adamw_step(**{**arguments, "copies": []})
+    ops.adamw(**{**arguments, "copies": []})
     for name in ("params", "exp_avgs", "exp_avg_sqs"):
         for a, b in zip(arguments[name], before[name], strict=True):
             assert torch.equal(a, b)
@@ -102,14 +102,14 @@ def test_an_overflow_changes_nothing(kernels, scale):
 
 def test_no_tensors(kernels):
     arguments = {k: [] if isinstance(v, list) else v for k, v in tensors().items()}
-    ops.adamw_step(**arguments)
+    ops.adamw(**arguments)
 
 
 def test_reference_in_float64():
     arguments = tensors(dtype=torch.float64, grad_dtype=torch.float64)
     expected = stock(arguments, torch.float64)
     arguments["lr"] = arguments["lr"].double()
-    ops.adamw_step.reference(**{**arguments, "lr": torch.tensor(0.01, dtype=torch.float64)})
+    ops.adamw.reference(**{**arguments, "lr": torch.tensor(0.01, dtype=torch.float64)})
     for name, wanted in zip(("params", "exp_avgs", "exp_avg_sqs"), expected, strict=True):
         for a, b in zip(arguments[name], wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
@@ -225,8 +225,8 @@ def test_compiled():
     torch._dynamo.reset()
     eager = tensors()
     traced = copy.deepcopy(eager)
-    ops.adamw_step(**eager)
-    torch.compile(ops.adamw_step, fullgraph=True, backend="aot_eager")(**traced)
+    ops.adamw(**eager)
+    torch.compile(ops.adamw, fullgraph=True, backend="aot_eager")(**traced)
     for name in ("params", "copies", "exp_avgs", "exp_avg_sqs"):
         for a, b in zip(traced[name], eager[name], strict=True):
             assert torch.equal(a, b)
@@ -247,4 +247,4 @@ def test_bad_arguments(message):
     arguments = tensors()
     BAD[message](arguments)
     with pytest.raises(ValueError, match=f"adamw: {message}"):
-        ops.adamw_step(**arguments)
+        ops.adamw(**arguments)

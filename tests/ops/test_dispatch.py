@@ -13,6 +13,15 @@ def automatic():
     dispatch.set_kernels("auto")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["patchify", "embed_tokens", "add_layer_norm", "bias_gelu", "masked_gather",
+     "layer_norm_project", "negative_cosine", "masked_cosine_head", "packed_attention", "adamw"],
+)  # fmt: skip
+def test_every_op_has_its_name_and_its_reference(name):
+    assert callable(getattr(ops, name)) and callable(getattr(ops, name).reference)
+
+
 def test_auto_takes_the_device_and_what_is_built(monkeypatch):
     dispatch.set_kernels("auto")
     assert dispatch.implementation("bias_gelu", "cuda") == "triton"

@@ -2,8 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eva_fast.ops import masked_cosine_head as module
-from eva_fast.ops.masked_cosine_head import choose_variant, masked_cosine_head, set_variant
+from eva_fast.ops.masked_cosine_head import (
+    VARIANTS,
+    choose_variant,
+    masked_cosine_head,
+    set_variant,
+)
 from tests.ops.helpers import (
     DTYPES,
     SHORT,
@@ -45,7 +49,7 @@ def arguments(batch, patches, count, width, predict, dtype=torch.float32):
     return *inputs, target.detach(), EPS
 
 
-@pytest.fixture(params=module.VARIANTS)
+@pytest.fixture(params=VARIANTS)
 def variant(request, kernels):
     """Both Triton variants; PyTorch has one."""
     if kernels != "triton" and request.param == "fused":
