@@ -2,8 +2,8 @@
 // skips the rows above it and the colour conversion of the columns beside it, stops below it, and
 // where the crop is large works at a half, a quarter or an eighth of the size.
 //
-// Everything unusual (CMYK) or damaged is reported as not handled: the caller then asks Pillow,
-// which judges it. Built only where libjpeg-turbo and its headers are found (setup.py).
+// Everything unusual (CMYK, coarse chroma) or damaged is reported as not handled: the caller then
+// asks Pillow, which judges it. Built only where libjpeg-turbo and its headers are found (setup.py).
 #include <algorithm>
 #include <cmath>
 #include <csetjmp>
@@ -35,7 +35,9 @@ struct Decoder {
     errors.error_exit = [](j_common_ptr common) {
       std::longjmp(static_cast<Decoder*>(common->client_data)->on_error, 1);
     };
-    errors.output_message = [](j_common_ptr) {};  // warnings are counted, not printed
+    errors.emit_message = [](j_common_ptr common, int level) {
+      if (level < 0) common->err->error_exit(common);  // a warning: the file is damaged
+    };
     info.client_data = this;
     jpeg_create_decompress(&info);
     jpeg_save_markers(&info, JPEG_APP0 + 1, 0xffff);
@@ -76,12 +78,26 @@ bool complete(const uint8_t* coded, size_t size) {
   return false;
 }
 
+// Whether the chroma has at least half of luma's rows and columns. Other layouts (4:1:1, 4:1:0) lose
+// too much colour when scaled, and libjpeg-turbo 2.1 makes wrong colours of a part of them.
+bool fine_chroma(const jpeg_decompress_struct& info) {
+  const jpeg_component_info& luma = info.comp_info[0];
+  for (int i = 1; i < info.num_components; ++i) {
+    const jpeg_component_info& chroma = info.comp_info[i];
+    const int h = chroma.h_samp_factor, v = chroma.v_samp_factor;
+    if (luma.h_samp_factor != h && luma.h_samp_factor != 2 * h) return false;
+    if (luma.v_samp_factor != v && luma.v_samp_factor != 2 * v) return false;
+  }
+  return true;
+}
+
 bool read_header(Decoder& d, const uint8_t* data, int64_t size) {
   jpeg_mem_src(&d.info, data, static_cast<unsigned long>(size));
   if (jpeg_read_header(&d.info, TRUE) != JPEG_HEADER_OK) return false;
   const J_COLOR_SPACE space = d.info.jpeg_color_space;
   const bool known = space == JCS_GRAYSCALE || space == JCS_YCbCr || space == JCS_RGB;
-  return known && complete(d.info.src->next_input_byte, d.info.src->bytes_in_buffer);
+  return known && fine_chroma(d.info) &&
+         complete(d.info.src->next_input_byte, d.info.src->bytes_in_buffer);
 }
 
 // The pixels that a crop touches, and its corners among them: whole numbers unless scaled.
@@ -123,11 +139,10 @@ bool decode(Decoder& d, const uint8_t* data, int64_t size, int64_t left, int64_t
     JSAMPROW into = pixels + row * stride;
     row += jpeg_read_scanlines(&info, &into, 1);
   }
-  const bool sound = info.err->num_warnings == 0;
   part = {{pixels + (x - column) * channels, down, across, stride, channels, channels},
           x0 - double(x), y0 - double(y), x1 - double(x), y1 - double(y)};
   jpeg_abort_decompress(&info);
-  return sound;
+  return true;
 }
 
 bool header(Decoder& d, const uint8_t* data, int64_t size, int64_t* out) {

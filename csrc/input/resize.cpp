@@ -20,6 +20,7 @@ struct Scratch {
 };
 
 thread_local Scratch scratch;
+constexpr int64_t kKeptBytes = 16 << 20;  // what a larger crop needed is given back
 
 // Rounds a row length up to what weighted_rows works on.
 int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
@@ -76,6 +77,7 @@ void resize(const Pixels& in, double left, double top, double right, double bott
     filter_plane({columns + c * tall, in.pixel_stride * tall, in.width, in.height}, scratch.across,
                  scratch.down, size, flip, out + c * area);
   for (int64_t c = in.channels; c < 3; ++c) std::memcpy(out + c * area, out, area);
+  if (int64_t(scratch.columns.size()) > kKeptBytes) scratch = Scratch();
 }
 
 }  // namespace eva

@@ -1,8 +1,9 @@
 """From the bytes of any picture Pillow knows to an upright 8-bit RGB image."""
 
+import contextlib
 import io
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -46,7 +47,8 @@ def decode(
     Arguments:
         data: the file's bytes.
         largest_divisor: of the image's width and height, how many times smaller a side the caller
-            can do with; a JPEG that is not rotated then comes at the cheapest of 1, 1/2, 1/4, 1/8.
+            can do with; a JPEG then comes at the cheapest of 1, 1/2, 1/4, 1/8, unless it is rotated
+            or has so little chroma that scaling would cost colour.
 
     Raises BadImage for whatever Pillow cannot read and for images above its pixel limit.
     """
@@ -57,7 +59,7 @@ def decode(
             width, height = image.size
             check_size(width, height)
             divisor = 1
-            if image.format in ("JPEG", "MPO") and image.getexif().get(ORIENTATION, 1) == 1:
+            if image.format in ("JPEG", "MPO") and _scales(image):
                 most = largest_divisor(width, height)
                 divisor = next((d for d in (8, 4, 2) if d <= most), 1)
                 image.draft(None, (width // divisor, height // divisor))
@@ -69,6 +71,17 @@ def decode(
         raise
     except Exception as error:  # Pillow's plugins raise nearly every type on damaged files
         raise BadImage(_one_line(error)) from error
+
+
+def _scales(image: Any) -> bool:
+    """Whether a JPEG may be decoded at a reduced size: upright, and with at least half of luma's rows
+    and columns of chroma (csrc/input/jpeg.cpp has the same rule)."""
+    try:
+        upright = image.getexif().get(ORIENTATION, 1) == 1
+    except Exception:  # Pillow's reader of damaged EXIF data raises many types
+        upright = False
+    (_, h, v, *_), *chroma = image.layer
+    return upright and all(h in (x, 2 * x) and v in (y, 2 * y) for _, x, y, *_ in chroma)
 
 
 def open_image(image: Image.Image) -> Image.Image:
@@ -86,12 +99,14 @@ def open_image(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow image as upright 8-bit RGB.
 
-    EXIF rotation is applied; transparency is composited on white; 16-bit grey is scaled to 8 bits
-    (Pillow's own conversion would clip it); grey, palette, CMYK and the rest as Pillow converts.
+    EXIF rotation is applied where the EXIF data is sound; transparency is composited on white;
+    16-bit grey is scaled to 8 bits (Pillow's own conversion would clip it); grey, palette, CMYK and
+    the rest as Pillow converts.
     """
-    ImageOps.exif_transpose(image, in_place=True)
+    image.load()
+    with contextlib.suppress(Exception):  # damaged EXIF data says nothing against the pixels
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "RGB" and "transparency" not in image.info:
-        image.load()
         return image
     if image.mode == "F" or image.mode.startswith("I"):
         return _wide_grey(image).convert("RGB")

@@ -1,6 +1,8 @@
-"""Small pictures and data sets for the tests of the input pipeline."""
+"""Small pictures and data sets for the tests of the input pipeline, and how near two crops are."""
 
 import io
+import math
+import struct
 import tarfile
 from pathlib import Path
 
@@ -38,3 +40,52 @@ def write_shard(path: Path, numbers: range, mode: str = "w") -> Path:
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     return path
+
+
+def expected(image, box, size):
+    """Pillow's crop, resize and mirror of a decoded image: int [3, size, size]."""
+    part = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+    pixels = np.asarray(part.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    return (pixels[:, :, ::-1] if box.flip else pixels).astype(int)
+
+
+def difference(crop, reference):
+    """(mean absolute error in levels of 255, PSNR in dB)."""
+    error = crop.astype(int) - reference
+    return np.abs(error).mean(), 10 * math.log10(255**2 / max((error**2).mean(), 1e-10))
+
+
+def check(data, seed, cropper, image=None):
+    """Asserts that the crop is near Pillow's of the whole image: (mean error, PSNR)."""
+    image = image or Image.open(io.BytesIO(data)).convert("RGB")
+    reference = expected(image, cropper.box(image.width, image.height, seed), cropper.size)
+    mean, psnr = difference(cropper(data, seed), reference)
+    assert mean <= 2 and psnr >= 35, f"seed {seed}: mean error {mean:.2f}, PSNR {psnr:.1f} dB"
+    return mean, psnr
+
+
+def jpeg_of_layout(image, factors):
+    """A JPEG whose components have the sampling `factors` [(h, v) of Y, Cb, Cr], any that there are.
+
+    Pillow writes only three layouts. But a scan of one component is coded as a grey image is: three
+    grey files give the three scans.
+    """
+    widest, highest = (max(f) for f in zip(*factors))
+    frame, scans, tables = b"", b"", b""
+    for number, (plane, (h, v)) in enumerate(zip(image.convert("YCbCr").split(), factors), 1):
+        size = -(-image.width * h // widest), -(-image.height * v // highest)
+        buffer = io.BytesIO()
+        plane.resize(size, Image.Resampling.BOX).save(buffer, "JPEG", quality=90)
+        data, at = buffer.getvalue(), 2
+        tables = b""
+        while data[at + 1] != 0xDA:
+            end = at + 2 + struct.unpack_from(">H", data, at + 2)[0]
+            if data[at + 1] in (0xDB, 0xC4):  # quantisation and Huffman tables
+                tables += data[at:end]
+            at = end
+        frame += bytes([number, h << 4 | v, 0])
+        scans += (
+            b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, number, 0, 0, 63, 0) + data[at + 10 : -2]
+        )
+    frame = struct.pack(">HBHHB", 17, 8, image.height, image.width, 3) + frame
+    return b"\xff\xd8" + tables + b"\xff\xc0" + frame + scans + b"\xff\xd9"

@@ -193,6 +193,24 @@ def test_a_wrong_name_is_no_fault(photo, path):
     assert Cropper(32)(save(photo, "PNG"), 0).shape == (3, 32, 32)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0garbage",
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\xff\xff",
+    ],
+    ids=["no header", "empty", "directory outside", "entries outside"],
+)
+def test_damaged_exif_says_nothing_against_the_pixels(photo, path, kind, exif):
+    data = save(photo, kind, exif=exif, quality=95)
+    assert near(pixels(data), photo, 6)
+    assert near(_crop(data), _crop(photo), 6)
+
+
 def test_bytes_behind_the_image_are_ignored(photo, path):
     good = encode(photo, quality=90)
     whole = Cropper(32)(good, 5)

@@ -14,8 +14,7 @@ from eva_fast.data.device_decode import DeviceDecoder
 from eva_fast.data.maker import Maker
 from eva_fast.data.masks import BlockMasker
 from eva_fast.data.ring import Ring
-from tests.data.pictures import write_folder
-from tests.data.test_crop import difference
+from tests.data.pictures import difference, write_folder
 
 SIZE = 96
 needs_turbo = pytest.mark.skipif(not jpeg.available(), reason="libjpeg-turbo was not found")
