@@ -47,7 +47,6 @@ def measure(source: Source, workers: int, batches: int) -> tuple[float, float]:
 
 def compare(counts: list[int], rounds: int = 3, batches: int = 25) -> dict[int, tuple]:
     """Medians of `measure` for each number of workers."""
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         for number, data in enumerate(jpegs(300)):
             (Path(folder) / f"{number:04d}.jpg").write_bytes(data)
@@ -69,6 +68,7 @@ def test_loader() -> None:
 
 
 def main(counts: list[int]) -> None:
+    torch.set_num_threads(1)
     result = compare(counts)
     first = result[counts[0]]
     for workers, (rate, per_cpu) in result.items():
