@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 
 from eva_fast.evaluate.students import find_weights, load_student
 from eva_fast.model import create_model, sizes_of
@@ -43,8 +42,7 @@ def _of_checkpoint(folder: Path):
     if fault is not None:
         raise ValueError(f"checkpoint {folder} is damaged: {fault}")
     options = checkpoint.read_state(folder)["options"]
-    shapes = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-    predict_dim = shapes["model.lm_head.weight"].size[0]  # type: ignore[union-attr]
+    predict_dim = checkpoint.names_in(folder)["model.lm_head.weight"].size[0]
     chosen = {name: options[name] for name in _SIZES}
     sizes = sizes_of(options["model"], **chosen)
     model = create_model(**{name: getattr(sizes, name) for name in _SIZES}, predict_dim=predict_dim)

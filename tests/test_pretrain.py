@@ -179,7 +179,24 @@ def test_a_run_without_finite_losses_stops_and_keeps_its_weights(images, tmp_pat
             data=images, teacher=NanTeacher(), out=tmp_path, steps=50, log_every=1, **TINY
         )
     assert [r["loss"] is None for r in lines(tmp_path)] == [False] * 2 + [True] * 9
-    assert checkpoint.newest(tmp_path / "checkpoints") is not None
+    steady = dict(teacher=NanTeacher(after=1_000), steps=14, log_every=1, resume="auto", **TINY)
+    result = eva_fast.pretrain(data=images, out=tmp_path, **steady)  # the cause is mended
+    assert result.metrics["step"] == 14 and result.metrics["skipped_steps"] == 10
+
+
+def test_a_resumed_run_takes_new_settings_of_the_optimiser(images, tmp_path):
+    def weights(name, **changes):
+        options = dict(data=images, out=tmp_path / name, lr=1e-2, **TINY)
+        eva_fast.pretrain(steps=2, **options)
+        return load_file(
+            eva_fast.pretrain(steps=4, resume="auto", **{**options, **changes}).weights
+        )
+
+    same, decayed = weights("same"), weights("decayed", weight_decay=100.0)
+    assert decayed["mask_token"].norm() < 0.7 * same["mask_token"].norm()
+    for name, value in (("betas", (0.5, 0.6)), ("eps", 1.0)):
+        other = weights(name, **{name: value})
+        assert not torch.equal(other["norm.bias"], same["norm.bias"])
 
 
 def test_a_finished_run_is_not_overwritten_but_can_be_lengthened(images, tmp_path):

@@ -114,6 +114,11 @@ def read_state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / STATE).read_text())
 
 
+def names_in(folder: Path) -> dict[str, Any]:
+    """{name of a tensor, as "model.norm.bias": its size and dtype, as DCP describes them}."""
+    return dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+
+
 def load(folder: Path, tensors: dict[str, Any]) -> None:
     """Fills `tensors` (nested dict with tensors of the right shapes) in place. ValueError if the
     checkpoint does not hold them."""

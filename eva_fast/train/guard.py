@@ -62,13 +62,16 @@ class Guard:
         )
 
     def check(self) -> int:
-        """Skipped steps so far (reads the device). NonFiniteError after 10 in a row."""
+        """Skipped steps so far (reads the device). NonFiniteError after 10 in a row; a run that goes
+        on from there has ten more."""
         skipped, _, longest, _, _ = self.state.tolist()
-        self.state[2] = self.state[1]
         if longest >= MAX_STREAK:
+            self.state[1:3] = 0
             raise NonFiniteError(
-                f"the loss or its gradient was not finite in {int(longest)} steps in a row; the "
-                "last checkpoint is from before. Lower the learning rate (lr), lengthen the "
-                "warm-up (warmup_epochs) or use precision='bf16' or 'fp32', then resume='auto'"
+                f"the loss or its gradient was not finite in {int(longest)} steps in a row. They "
+                "were skipped: the last checkpoint holds the weights from before them. Lower the "
+                "learning rate (lr) or clip_grad, lengthen the warm-up (warmup_epochs), or look at "
+                "the data and the teacher, then resume='auto'"
             )
+        self.state[2] = self.state[1]
         return int(skipped)

@@ -16,6 +16,9 @@ from eva_fast.train import checkpoint
 from eva_fast.train.guard import Guard
 from eva_fast.train.optimizer import Ema
 
+# What a run that goes on may change in the optimiser; its learning rate is set each step.
+SETTINGS = ("betas", "eps", "weight_decay")
+
 
 @dataclass(kw_only=True)
 class Session:
@@ -50,15 +53,21 @@ class Session:
 
     def restore(self, folder: Path) -> None:
         """Continues exactly where the checkpoint was written: weights, optimiser, random state,
-        position in the data. ValueError if it is of another model."""
+        position in the data. The optimiser's settings stay those of this run, which may change
+        them. ValueError if the checkpoint is of another model."""
         tensors, state = self._tensors(), checkpoint.read_state(folder)
+        if "random.cuda" not in checkpoint.names_in(folder):  # the run began on a CPU
+            tensors["random"].pop("cuda", None)
         checkpoint.load(folder, tensors)
+        settings = [{k: group[k] for k in SETTINGS} for group in self.optimizer.param_groups]
         set_state_dict(
             self.model,
             self.optimizer,
             model_state_dict=tensors["model"],
             optim_state_dict=tensors["optimizer"],
         )
+        for group, chosen in zip(self.optimizer.param_groups, settings):
+            group.update(chosen)
         refresh_copies(self.model)
         self.guard.state.copy_(tensors["guard"])
         self.window.copy_(tensors["window"])

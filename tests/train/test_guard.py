@@ -52,6 +52,8 @@ def test_ten_in_a_row_stop_the_run_nine_do_not(parts):
     one_step(model, optimizer, guard)  # recovering does not hide the ten before it
     with pytest.raises(NonFiniteError, match="10 steps in a row"):
         guard.check()
+    one_step(model, optimizer, guard)  # a run that goes on is judged anew
+    assert guard.check() == 19
 
 
 def test_a_streak_across_a_log_point_counts_as_one(parts):
