@@ -40,13 +40,17 @@ static inline vf absolute(vf x) { return (vf)((vi)x & 0x7fffffff); }
 static inline vf maximum(vf a, vf b) { return select(a > b, a, b); }
 static inline vf minimum(vf a, vf b) { return select(a < b, a, b); }
 
-// Sum of the lanes, pairwise.
+// Sum of the lanes, pairwise: halves are added until one lane is left.
 static inline float sum(vf x) {
-  float lanes[VL];
-  __builtin_memcpy(lanes, &x, sizeof(lanes));
-  for (int half = VL / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+#if EVA_VL == 16
+  return _mm512_reduce_add_ps((__m512)x);
+#elif EVA_VL == 8
+  __m128 half = _mm256_castps256_ps128((__m256)x) + _mm256_extractf128_ps((__m256)x, 1);
+  half += _mm_movehl_ps(half, half);
+  return half[0] + half[1];
+#else
+  return (x[0] + x[2]) + (x[1] + x[3]);
+#endif
 }
 
 // ---- storage types: what lies in memory; arithmetic is always float32 ----

@@ -128,7 +128,7 @@ def _add_layer_norm_backward(
     dx = _empty(dy, rows, width)
     dbranch = _empty(dy, rows, width) if scale is not None else None
     y = _empty(dy, rows, width) if want_y else None
-    sums = torch.empty(3, width)
+    sums = torch.empty(3 if want_branch_bias else 2, width)
     dtype = weight.dtype
     weight, bias, scale = _vector(weight), _vector(bias), _vector(scale)
     _kernel("add_layer_norm_backward")(
@@ -137,14 +137,14 @@ def _add_layer_norm_backward(
         rows // len(scale) if scale is not None else 1, _at(dx), _at(dbranch), _at(y), _at(sums),
         int(want_branch_bias), torch.get_num_threads(),
     )  # fmt: skip
-    dweight, dbias, dbranch_bias = (row.to(dtype, copy=True) for row in sums)
+    dweight, dbias, *rest = (row.to(dtype, copy=True) for row in sums)
     return (
         dx,
         dbranch if dbranch is not None else nothing(dy),
         y if y is not None else nothing(dy),
         dweight,
         dbias,
-        dbranch_bias if want_branch_bias else nothing(dbranch_bias),
+        rest[0] if rest else nothing(dbias),
     )
 
 
@@ -177,8 +177,18 @@ def _bias_gelu_backward(dg, h, bias, kind, want_g, want_bias):
     )
 
 
+def _check_indices(op: str, mask: Tensor | None, patches: int) -> None:
+    """Memory outside a tensor is never touched: on the CPU reading the mask costs nothing."""
+    if mask is None or not mask.numel():
+        return
+    low, high = (int(value) for value in mask.aminmax())
+    if low < 0 or high >= patches:
+        raise ValueError(f"{op}: mask indices must be in 0..{patches - 1}, got {low} to {high}")
+
+
 def _embed_tokens(patches, mask, mask_token, cls_token, pos_embed, patch_bias):
     batch, count, width = patches.shape
+    _check_indices("embed_tokens", mask, count)
     out = _empty(patches, batch, count + 1, width)
     vectors = [_vector(t) for t in (mask_token, cls_token, pos_embed, patch_bias)]
     _kernel("embed_tokens")(
@@ -191,6 +201,7 @@ def _embed_tokens(patches, mask, mask_token, cls_token, pos_embed, patch_bias):
 
 def _embed_tokens_backward(dout, mask, parameter_dtype, want_bias):
     batch, tokens, width = dout.shape
+    _check_indices("embed_tokens", mask, tokens - 1)
     dpatches = _empty(dout, batch, tokens - 1, width)
     sums, dpos = torch.empty(2, width), torch.empty(tokens, width)
     _kernel("embed_tokens_backward")(
@@ -210,6 +221,7 @@ def _embed_tokens_backward(dout, mask, parameter_dtype, want_bias):
 
 def _masked_gather(x, mask):
     batch, count = mask.shape
+    _check_indices("masked_gather", mask, x.shape[1] - 1)
     out = _empty(x, batch * count, x.shape[2])
     size = x.element_size()
     _kernel("masked_gather")(
@@ -221,6 +233,7 @@ def _masked_gather(x, mask):
 
 def _masked_gather_backward(dout, mask, tokens):
     batch, count = mask.shape
+    _check_indices("masked_gather", mask, tokens - 1)
     dx = _empty(dout, batch, tokens, dout.shape[1])
     size = dout.element_size()
     _kernel("masked_gather_backward")(
