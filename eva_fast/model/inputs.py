@@ -21,11 +21,13 @@ def mask_indices(mask: Tensor, patches: int) -> Tensor:
     """Masked patches as ascending int64 [B,K].
 
     `mask` is integer [B,K] (taken as it is, no host synchronisation) or bool [B,N] or [B,h,w],
-    every row with the same number of True. ValueError for anything else.
+    every row with the same number of True, at least one. ValueError for anything else.
     """
     if mask.dtype in (torch.int32, torch.int64):
-        if mask.ndim != 2:
-            raise ValueError(f"mask indices must be [B,K], got shape {tuple(mask.shape)}")
+        if mask.ndim != 2 or mask.shape[1] == 0:
+            raise ValueError(
+                f"mask indices must be [B,K] with K at least 1, got shape {tuple(mask.shape)}"
+            )
         return mask.long()
     if mask.dtype != torch.bool:
         raise ValueError(f"mask must be bool or int32/int64 indices, got {mask.dtype}")
@@ -33,6 +35,9 @@ def mask_indices(mask: Tensor, patches: int) -> Tensor:
     if flat.shape[1] != patches:
         raise ValueError(f"mask has {flat.shape[1]} patches an image, the model has {patches}")
     counts = flat.sum(1)
-    if bool((counts != counts[0]).any()):
-        raise ValueError("every image must have the same number of masked patches")
+    if not bool(((counts == counts[0]) & (counts > 0)).all()):
+        raise ValueError(
+            "every image must have the same number of masked patches, at least one; got "
+            f"{int(counts.min())} to {int(counts.max())}"
+        )
     return flat.nonzero()[:, 1].view(len(flat), -1)

@@ -58,7 +58,7 @@ def masked_gather(x: Tensor, mask: Tensor) -> Tensor:
     """Rows 1 + mask of x, row-major over (image, masked patch).
 
     x: [B, T, D] float32, bfloat16 or float16, last stride 1. mask: int32 [B, K], each row
-    ascending in [0, T - 1), no index twice (the values are not read on the host, so not checked).
+    ascending in [0, T - 1), no index twice (on a GPU the values are not read, so not checked).
     Returns [B K, D]. Raises ValueError naming what does not fit.
     """
     check(_OP, "x", x, shape=(None, None, None))

@@ -171,6 +171,10 @@ def test_bad_inputs_are_named(micro):
         model(t["image"][:2], torch.tensor([[True] + [False] * 15, [True] * 2 + [False] * 14]))
     with pytest.raises(ValueError, match="bool or int32"):
         model(t["image"], t["mask"].float())
+    with pytest.raises(ValueError, match="K at least 1"):
+        model(t["image"], torch.zeros(len(t["image"]), 0, dtype=torch.int32))
+    with pytest.raises(ValueError, match="at least one; got 0 to 0"):
+        model(t["image"], torch.zeros(len(t["image"]), 16, dtype=torch.bool))
     with pytest.raises(ValueError, match="target has shape"):
         model.loss(t["image"], t["mask"], t["target"][:5])
     with pytest.raises(ValueError, match="missing: cls_token.*unknown: nonsense"):

@@ -6,7 +6,9 @@ import torch
 from eva_fast import native, ops
 from eva_fast.model.inputs import CLIP_MEAN, CLIP_STD
 from eva_fast.ops import dispatch, native_ops
+from eva_fast.ops.embed_tokens import embed_tokens_backward
 from eva_fast.ops.linear import linear, matmul, weight_gradient
+from eva_fast.ops.masked_gather import masked_gather_backward
 from eva_fast.ops.packed_attention import (
     packed_attention,
     packed_attention_backward,
@@ -270,3 +272,24 @@ def test_nothing_to_do(isa):
     assert ops.bias_gelu(x, vector).shape == (0, 60)
     assert ops.bias_gelu_backward(x, x, vector, want_g=True)[2].abs().sum() == 0
     assert ops.negative_cosine(x, x) == 0
+
+
+@pytest.mark.parametrize("index", [-1, 9, 2**30])
+def test_indices_outside_the_image_are_refused(isa, index):
+    """Instead of memory that is not the tensor's being read or written."""
+    mask = torch.tensor([[0, 8], [0, index]], dtype=torch.int32)
+    tokens, vector = torch.randn(2, 10, 8), torch.zeros(8)
+    calls = {
+        "masked_gather": [
+            lambda: ops.masked_gather(tokens, mask),
+            lambda: masked_gather_backward(torch.randn(4, 8), mask, 10),
+        ],
+        "embed_tokens": [
+            lambda: ops.embed_tokens(tokens[:, 1:], mask, vector, vector, torch.zeros(10, 8)),
+            lambda: embed_tokens_backward(tokens, mask, torch.float32),
+        ],
+    }
+    for op, both in calls.items():
+        for call in both:
+            with pytest.raises(ValueError, match=rf"{op}: mask indices must be in 0\.\.8, got"):
+                call()
