@@ -7,12 +7,15 @@ the CPU. A test that takes the `kernels` fixture runs in both, once for each imp
 the Triton half of one file alone:
 
     TRITON_INTERPRET=1 pytest -m interpreted tests/ops/test_bias_gelu.py
+
+With `-m gpu` the same tests run on an NVIDIA GPU: Triton's kernels compiled, every tensor made there.
 """
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from eva_fast import native
@@ -22,9 +25,23 @@ if dispatch.interpreted():
     from tests.ops import interpreter_bf16
 
     interpreter_bf16.patch()
-    KINDS = [pytest.param("triton", marks=pytest.mark.interpreted)]
+    KINDS = [pytest.param(("triton", "cpu"), id="triton", marks=pytest.mark.interpreted)]
 else:
-    KINDS = ["torch", *(["native"] if native.available() else [])]
+    on_gpu = (
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+    )
+    KINDS = [
+        *(
+            pytest.param((kind, "cpu"), id=kind)
+            for kind in ("torch", "native")
+            if kind == "torch" or native.available()
+        ),
+        *(
+            pytest.param((kind, "cuda"), id=f"{kind} on a GPU", marks=on_gpu)
+            for kind in ("torch", "triton")
+        ),
+    ]
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -37,9 +54,13 @@ def pytest_configure(config):
 
 @pytest.fixture(params=KINDS)
 def kernels(request):
-    """Forces one implementation for the test: "torch", "native" or "triton"."""
-    dispatch.set_kernels(request.param)
-    yield request.param
+    """Forces one implementation for the test, "torch", "native" or "triton", on the device where
+    tensors are made meanwhile."""
+    kind, device = request.param
+    dispatch.set_kernels(kind)
+    torch.set_default_device(device)
+    yield kind
+    torch.set_default_device(None)
     dispatch.set_kernels("auto")
 
 
@@ -49,10 +70,18 @@ def _read(name):
 
 
 @pytest.fixture(scope="session")
-def eva_micro():
-    """(tensors, sizes) of the micro student, computed by the official code in float32."""
-    tensors, meta = _read("eva_micro.safetensors")
-    return tensors, meta
+def _eva_micro():
+    return _read("eva_micro.safetensors")
+
+
+@pytest.fixture
+def eva_micro(request, _eva_micro):
+    """(tensors, sizes) of the micro student, computed by the official code in float32; on the
+    device of the test's `kernels`."""
+    if "kernels" in request.fixturenames:
+        request.getfixturevalue("kernels")
+    tensors, meta = _eva_micro
+    return {name: tensor.to(torch.get_default_device()) for name, tensor in tensors.items()}, meta
 
 
 @pytest.fixture(scope="session")
