@@ -108,7 +108,7 @@ def render(report: dict[str, Any]) -> Group:
 
 
 def _measured(entry: dict[str, Any]) -> Table:
-    table = Table(title="Measured choice, milliseconds a step", caption=entry["file"])
+    table = Table(title="Measured choice, milliseconds", caption=entry["file"])
     kinds = sorted({kind for e in entry["choices"].values() for kind in e["milliseconds"]})
     table.add_column("op")
     for kind in kinds:

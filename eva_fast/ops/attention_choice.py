@@ -1,20 +1,23 @@
 """Which attention library runs: measured once for a run's real shape, then a dictionary lookup.
 
 On an NVIDIA GPU every backend that supports the dtype and head size is timed, forward and backward,
-the first time a shape is met, and the fastest one runs from then on. Elsewhere, and while a CUDA
-graph is captured, the first supported one in the order of `BACKENDS` runs. `set_backend` forces one.
+the first time a shape is met; the fastest one runs from then on, and the answer is kept on disk for
+this GPU and these versions. Elsewhere, and while a CUDA graph is captured, the first supported one
+in the order of `BACKENDS` runs. `set_backend` forces one.
 """
 
+import functools
+import importlib.metadata
 import logging
 import statistics
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from eva_fast.ops import dispatch
 from eva_fast.ops.attention_backends import BACKENDS, Backend
+from eva_fast.ops.measure import measured_choice
 
 logger = logging.getLogger(__name__)
 OP = "packed_attention"
@@ -32,7 +35,6 @@ class AttentionShape(NamedTuple):
     head_dim: int
 
 
-Measure = Callable[[list[str], AttentionShape, torch.dtype, torch.device], dict[str, float]]
 _choices: dict[tuple, str] = {}
 _forced: str | None = None
 
@@ -55,13 +57,8 @@ def choose_backend(
     shape: AttentionShape | tuple[int, int, int, int, int],
     dtype: torch.dtype,
     device: torch.device,
-    measure: Measure | None = None,
 ) -> str:
-    """The name of the backend for (batch, queries, keys, heads, head_dim).
-
-    measure: replaces the timing, for a cache or a test; called with the candidates, returns seconds
-    by name (candidates that failed left out). Its answer is kept for the process.
-    """
+    """The name of the backend for (batch, queries, keys, heads, head_dim)."""
     shape = AttentionShape(*shape)
     forced = _forced or {"triton": "triton"}.get(dispatch.forced(OP) or "")
     if forced is not None and BACKENDS[forced].obstacle(shape.head_dim, dtype, device) is None:
@@ -77,20 +74,36 @@ def choose_backend(
     ]
     if device.type == "cpu" and "triton" in names:
         names.remove("triton")  # the interpreter is no candidate, unless asked for
-    if measure is None:
-        if device.type != "cuda" or not torch.cuda.is_available():
-            return _choices.setdefault(key, names[0])
-        if torch.cuda.is_current_stream_capturing():
-            return names[0]
-        measure = measure_backends
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return _choices.setdefault(key, names[0])
+    if torch.cuda.is_current_stream_capturing():
+        return names[0]
     # math is always right and never fast: the last resort, not worth its memory in a race
     racing = [name for name in names if name != "math"] or names
-    seconds = measure(racing, shape, dtype, device) if len(racing) > 1 else {}
-    _choices[key] = min(seconds, key=seconds.__getitem__) if seconds else racing[0]
-    timings = ", ".join(f"{name} {s * 1e3:.3f} ms" for name, s in seconds.items())
-    logger.info("attention %s %s on %s: %s (%s)", tuple(shape), dtype, device, _choices[key],
-                timings or "the only one")  # fmt: skip
+    if len(racing) == 1:
+        _choices[key] = racing[0]
+        logger.info("attention on %s: %s, the only one", device, racing[0])
+    else:
+        _choices[key] = measured_choice(
+            _label(shape, dtype), racing, device, {"attention": _versions()},
+            functools.partial(measure_backends, racing, shape, dtype, device),
+        )  # fmt: skip
     return _choices[key]
+
+
+def _label(shape: AttentionShape, dtype: torch.dtype) -> str:
+    _, queries, keys, heads, dim = shape
+    return (
+        f"attention {queries}x{keys}, {heads} heads of {dim}, {str(dtype).removeprefix('torch.')}"
+    )
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Of the libraries beside PyTorch and Triton, where installed."""
+    wanted = ("flash-attn", "flash-attn-3", "xformers")
+    installed = {d.name: d.version for d in importlib.metadata.distributions() if d.name}
+    return {name: installed[name] for name in wanted if name in installed}
 
 
 def measure_backends(

@@ -6,7 +6,6 @@ machine, a fifth of a second, and the answer is kept on disk beside the measured
 """
 
 import functools
-import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -15,28 +14,20 @@ import torch
 
 from eva_fast.ops import dispatch
 from eva_fast.ops.linear import plain_gemm
-from eva_fast.ops.measure import cache_file, read_choices, write_choices
+from eva_fast.ops.measure import measured_choice
 
-log = logging.getLogger(__name__)
 ROWS, WIDTH, HIDDEN, ROUNDS = 514, 384, 1536, 5  # two images of a ViT-S
 
 
 @functools.cache
 def fastest_gemm() -> str:
     """ "torch" or "native": whose products are faster here, measured at the first call."""
-    path = cache_file(torch.device("cpu"), {"gemm": (ROWS, WIDTH, HIDDEN)})
-    found = read_choices(path)
-    if found is None:
-        medians = _race()
-        kind = min(medians, key=medians.__getitem__)
-        found = {"gemm": {"kind": kind, "milliseconds": medians}}
-        write_choices(path, found)
-        log.info("gemm: %s", ", ".join(f"{k} {ms:.1f} ms" for k, ms in medians.items()))
-    return found["gemm"]["kind"]
+    sizes = {"gemm": (ROWS, WIDTH, HIDDEN)}
+    return measured_choice("gemm", ["torch", "native"], torch.device("cpu"), sizes, _race)
 
 
 def _race() -> dict[str, float]:
-    """{kind: median milliseconds of the forward product and both gradients}, taken in turn."""
+    """{kind: median seconds of the forward product and both gradients}, taken in turn."""
     x, g = torch.randn(ROWS, WIDTH), torch.randn(ROWS, HIDDEN)
     weight = torch.randn(HIDDEN, WIDTH)
     products = ((x, weight.t(), torch.randn(HIDDEN)), (g, weight, None), (g.t(), x, None))
@@ -47,7 +38,7 @@ def _race() -> dict[str, float]:
             seconds = _seconds(function, products)
             if turn:  # the first turn allocates
                 times[kind].append(seconds)
-    return {kind: statistics.median(values) * 1e3 for kind, values in times.items()}
+    return {kind: statistics.median(values) for kind, values in times.items()}
 
 
 def _seconds(function: Callable[..., torch.Tensor], products: tuple) -> float:

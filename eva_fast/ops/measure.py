@@ -3,7 +3,8 @@
 One real training step is run while the arguments of every op are noted; then each op is replayed
 with plain PyTorch and with the fused kernel in turn, and the smaller median wins. The choice is
 kept on disk for this device, shape and versions, so that the next start costs nothing, and is
-logged with its timings.
+logged with its timings. `measured_choice` does the same for choices outside a run: the attention
+library, the head's variant, a CPU's GEMM.
 """
 
 import hashlib
@@ -41,7 +42,7 @@ def choose_kernels(step: Callable[[], Any], device: torch.device, what: dict[str
     """
     path = cache_file(device, what)
     found = read_choices(path)
-    if found is None:
+    if found is None or any(entry["kind"] not in dispatch.KINDS for entry in found.values()):
         dispatch.set_kernels("auto")
         calls = _calls_of(step)
         found = {op: _race(op, list(calls[op].values()), device) for op in sorted(calls)}
@@ -54,6 +55,32 @@ def choose_kernels(step: Callable[[], Any], device: torch.device, what: dict[str
         log.info("  %-28s %-7s %s", op, entry["kind"], timings)
     dispatch.set_kernels("auto", {op: entry["kind"] for op, entry in found.items()})
     return found
+
+
+def measured_choice(
+    label: str,
+    names: list[str],
+    device: torch.device,
+    what: dict[str, Any],
+    seconds: Callable[[], dict[str, float]],
+) -> str:
+    """The fastest of `names`, measured at the first call on this machine, then read from disk.
+
+    label: says what is chosen for: operation, shape, dtype. what: names the file, which holds all
+    labels of one kind of choice. seconds: times the candidates, leaving out those that failed; the
+    first of `names` is chosen where nothing is left.
+    """
+    path = cache_file(device, {**what, "among": names})
+    entry = (read_choices(path) or {}).get(label)
+    if entry is None or entry["kind"] not in names:
+        found = {name: s * 1e3 for name, s in seconds().items()}
+        kind = min(found, key=found.__getitem__) if found else names[0]
+        entry = {"kind": kind, "milliseconds": found}
+        if found:
+            write_choices(path, {**(read_choices(path) or {}), label: entry})
+    timings = ", ".join(f"{name} {ms:.3f} ms" for name, ms in entry["milliseconds"].items())
+    log.info("%s on %s: %s (%s)", label, device, entry["kind"], timings or "no timing succeeded")
+    return entry["kind"]
 
 
 def cache_file(device: torch.device, what: dict[str, Any]) -> Path:
@@ -160,8 +187,13 @@ def _seconds(function: Callable[..., Any], arguments: tuple, device: torch.devic
 def read_choices(path: Path) -> Choices | None:
     """What `write_choices` kept there; None where there is nothing valid."""
     try:
-        found = json.loads(path.read_text())
-        return found if all(e["kind"] in dispatch.KINDS for e in found.values()) else None
+        return {
+            op: {
+                "kind": str(entry["kind"]),
+                "milliseconds": {k: float(ms) for k, ms in entry["milliseconds"].items()},
+            }
+            for op, entry in json.loads(path.read_text()).items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # absent, or not ours: measured again
 

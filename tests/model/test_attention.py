@@ -18,7 +18,8 @@ from eva_fast.model.attention import (
     measure_backends,
     set_backend,
 )
-from eva_fast.ops import dispatch
+from eva_fast.ops import attention_backends, attention_choice, dispatch
+from eva_fast.ops.measure import kept_choices
 from eva_fast.ops.packed_attention import packed_attention_backward
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -100,22 +101,57 @@ def test_backends_are_filtered():
     assert "up to 128" in backends(160, torch.bfloat16, CUDA)["cudnn"]
 
 
-def test_choice_by_measurement_happens_once(caplog):
-    asked = []
+@pytest.fixture
+def race(monkeypatch, tmp_path):
+    """As on a GPU that times the backends as `race.seconds` says; `race.asked` lists what it timed."""
+    race = types.SimpleNamespace(asked=[], seconds={"flash": 2e-3, "triton": 1e-3, "cudnn": 3e-3})
 
     def measure(names, shape, dtype, device):
-        asked.append(names)
-        return {"flash": 2e-3, "triton": 1e-3, "efficient": 3e-3}
+        race.asked.append(names)
+        return {name: s for name, s in race.seconds.items() if name in names}
 
+    monkeypatch.setattr(attention_choice, "measure_backends", measure)
+    monkeypatch.setattr(attention_backends, "_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr("eva_fast.ops.measure.fingerprint", lambda device: {"device": str(device)})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return race
+
+
+def test_choice_by_measurement_happens_once(race, caplog):
     with caplog.at_level(logging.INFO, "eva_fast"):
-        assert choose_backend(VIT_G, torch.bfloat16, CUDA, measure) == "triton"
+        assert choose_backend(VIT_G, torch.bfloat16, CUDA) == "triton"
     assert "triton 1.000 ms" in caplog.text and "flash 2.000 ms" in caplog.text
-    assert "math" not in asked[0] and "cpu_flash" not in asked[0]
+    assert "math" not in race.asked[0] and "cpu_flash" not in race.asked[0]
     larger = VIT_G._replace(batch=64)
-    assert choose_backend(larger, torch.bfloat16, CUDA, measure) == "triton"
-    assert len(asked) == 1
-    choose_backend(VIT_G._replace(queries=105), torch.bfloat16, CUDA, measure)
-    assert len(asked) == 2
+    assert choose_backend(larger, torch.bfloat16, CUDA) == "triton"
+    assert len(race.asked) == 1
+    choose_backend(VIT_G._replace(queries=105), torch.bfloat16, CUDA)
+    assert len(race.asked) == 2
+
+
+def test_choice_is_kept_on_disk(race):
+    assert choose_backend(VIT_G, torch.bfloat16, CUDA) == "triton"
+    choose_backend(VIT_G._replace(queries=105), torch.bfloat16, CUDA)
+    race.seconds = {"flash": 1e-3, "triton": 2e-3}
+    set_backend("auto")  # as another process would start
+    assert choose_backend(VIT_G, torch.bfloat16, CUDA) == "triton"
+    assert len(race.asked) == 2
+    (kept,) = kept_choices()  # what `eva-fast doctor` shows
+    timings = {"flash": 2.0, "triton": 1.0, "cudnn": 3.0}
+    assert kept["choices"] == {
+        f"attention {queries}x257, 16 heads of 88, bfloat16": {
+            "kind": "triton", "milliseconds": timings
+        }
+        for queries in (257, 105)
+    }  # fmt: skip
+
+
+def test_a_choice_without_any_timing_is_not_kept(race):
+    race.seconds = {}
+    assert choose_backend(VIT_G, torch.bfloat16, CUDA) == race.asked[0][0]
+    assert kept_choices() == []
 
 
 def test_forced_choices():
@@ -125,11 +161,12 @@ def test_forced_choices():
     assert choose_backend(VIT_G, torch.bfloat16, CUDA) == "math"
     set_backend("triton")  # where it cannot run, the choice is made as usual
     assert choose_backend(VIT_G, torch.float64, CPU) == "cpu_flash"
-    set_backend("auto")
-    asked = []
+
+
+def test_plain_pytorch_races_what_comes_with_it(race):
     dispatch.set_kernels("torch")
-    choose_backend(VIT_G, torch.bfloat16, CUDA, lambda names, *_: asked.extend(names) or {})
-    assert "triton" not in asked and "flash" in asked
+    assert choose_backend(VIT_G, torch.bfloat16, CUDA) == "flash"
+    assert "triton" not in race.asked[0] and "flash" in race.asked[0]
 
 
 def test_measures_on_this_machine():
