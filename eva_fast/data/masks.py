@@ -146,7 +146,7 @@ class BlockMasker:
             while len(short := np.flatnonzero(masks.sum((1, 2)) < self.count)):
                 self._top_up(masks, short, keys[short], draw)
                 draw += 1
-        flat = masks.reshape(len(seeds), -1)
+        flat = masks.reshape(len(seeds), self.grid[0] * self.grid[1])
         return np.nonzero(flat)[1].reshape(len(seeds), self.count).astype(np.int32)
 
     def _add_block(
