@@ -46,7 +46,7 @@ def check_same(state: dict[str, Any], expected: dict[str, Any]) -> None:
         if state.get(key) != value:
             raise ValueError(
                 f"the saved data position has {key} {state.get(key)!r}, this run has {value!r}: "
-                "it can only go on with the same data and seed"
+                "it can only go on with the same data, weights and seed"
             )
 
 
@@ -61,12 +61,13 @@ class MapFeed:
 
     def __init__(self, source: Source, *, seed: int, batch_size: int, rank: int, world: int):
         self.source = source
-        self.seed = seed
         self.batch_size = batch_size
         self.rank = rank
         self.global_batch = batch_size * world
         parts = source.parts()
-        total = sum(part.draws for part in parts)
+        draws = [part.draws for part in parts]  # differ where the weights do
+        self._identity = {"kind": "map", "seed": seed, "images": len(source), "draws": draws}
+        total = sum(draws)
         if total < self.global_batch:
             factor = -(-self.global_batch // total)
             parts = [Part(part.start, part.length, part.draws * factor) for part in parts]
@@ -74,20 +75,17 @@ class MapFeed:
         self.batches_per_epoch = len(self.order) // self.global_batch
         self.samples_per_epoch = self.batches_per_epoch * batch_size
 
-    def _identity(self) -> dict[str, Any]:
-        return {"kind": "map", "seed": self.seed, "images": len(self.source)}
-
     def state(self) -> dict[str, Any]:
-        return {**self._identity(), "epoch": 0, "position": 0}
+        return self.at(0, 0)
 
     def check(self, state: dict[str, Any]) -> None:
-        check_same(state, self._identity())
+        check_same(state, self._identity)
 
     def start(self, state: dict[str, Any]) -> "MapRun":
         return MapRun(self, state["epoch"], state["position"])
 
     def at(self, epoch: int, position: int) -> dict[str, Any]:
-        return {**self._identity(), "epoch": epoch, "position": position}
+        return {**self._identity, "epoch": epoch, "position": position}
 
 
 class MapRun:

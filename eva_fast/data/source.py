@@ -49,7 +49,7 @@ class MixedSource(Source):
     Without weights an epoch holds every image once. With weights an epoch has as many samples as
     the sources have images together, and each source supplies its share of them: a source that has
     more images than its share goes on in the next epoch, one that has fewer is repeated (in another
-    view, that is another crop).
+    view, that is another crop). A source that is a mix itself keeps its own weights within its share.
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None):
@@ -81,15 +81,24 @@ class MixedSource(Source):
         return source.label(inside)
 
     def parts(self) -> list[Part]:
-        if self.weights is None:
-            return super().parts()
-        total = sum(self.weights)
-        bounds = np.rint(np.cumsum([0.0, *self.weights]) / total * len(self)).astype(int)
-        starts = [0, *self._ends[:-1]]
-        return [
-            Part(start, len(source), int(high - low))
-            for start, source, low, high in zip(starts, self.sources, bounds, bounds[1:])
-        ]
+        """Each source's share of an epoch, divided further where the source is a mix itself."""
+        inner = [source.parts() for source in self.sources]
+        weights = self.weights
+        if weights is None:
+            if all(part.draws == part.length for parts in inner for part in parts):
+                return super().parts()
+            weights = [float(len(source)) for source in self.sources]
+        shares, starts, found = _divide(len(self), weights), [0, *self._ends[:-1]], []
+        for start, share, parts in zip(starts, shares, inner):
+            draws = _divide(share, [part.draws for part in parts])
+            found += [Part(start + p.start, p.length, n) for p, n in zip(parts, draws)]
+        return found
+
+
+def _divide(total: int, weights: Sequence[float]) -> list[int]:
+    """`total` in whole numbers proportional to `weights`, that add up to it."""
+    bounds = np.rint(np.cumsum([0.0, *weights]) / sum(weights) * total)
+    return np.diff(bounds).astype(int).tolist()
 
 
 class DatasetSource(Source):

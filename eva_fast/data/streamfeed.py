@@ -87,8 +87,8 @@ class StreamFeed:
     def _identity(self) -> dict[str, Any]:
         shards = [len(s.shards) if isinstance(s, StreamSource) else len(s) for s in self.sources]
         return {
-            "kind": "stream", "seed": self.seed, "sources": shards, "rank": self.rank,
-            "world": self.world,
+            "kind": "stream", "seed": self.seed, "sources": shards, "weights": self.weights,
+            "rank": self.rank, "world": self.world,
         }  # fmt: skip
 
     def state(self) -> dict[str, Any]:

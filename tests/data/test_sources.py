@@ -137,6 +137,18 @@ def test_lists_and_weights(tmp_path):
     assert len(open_source(f"{a},builtin")) == 6 + 1603
 
 
+def test_a_mix_within_a_mix_keeps_its_weights(tmp_path):
+    a, b, c = (write_folder(tmp_path / name, 10) for name in "abc")
+
+    def draws(data):
+        return [(part.start, part.length, part.draws) for part in open_source(data).parts()]
+
+    assert draws([f"{a}:0.75,{b}:0.25", c]) == [(0, 10, 15), (10, 10, 5), (20, 10, 10)]
+    inner = open_source([(a, 0.8), (b, 0.2)])
+    assert draws([(inner, 0.5), (c, 0.5)]) == [(0, 10, 12), (10, 10, 3), (20, 10, 15)]
+    assert draws([[a, b], c]) == [(0, 30, 30)]
+
+
 def test_index_follows_changes_of_the_folder(tmp_path):
     root = write_folder(tmp_path / "images", 4, classes=2)
     assert len(open_source(root)) == 4
