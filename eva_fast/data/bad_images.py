@@ -94,7 +94,8 @@ class BadImages:
 
 
 def _key(image_id: int, name: str) -> int:
-    digest = hashlib.blake2b(f"{image_id} {name}".encode(), digest_size=8).digest()
+    text = f"{image_id} {name}".encode(errors="surrogatepass")  # names need not be valid UTF-8
+    digest = hashlib.blake2b(text, digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 
 import pytest
 
@@ -25,6 +26,14 @@ def test_ranks_share_a_record(tmp_path):
         assert process.exitcode == 0
     ids = [json.loads(line)["id"] for line in path.read_text().splitlines()]
     assert sorted(ids) == list(range(120))
+
+
+def test_names_that_are_not_unicode(tmp_path):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    for _ in range(2):  # the second time it is read from the file
+        BadImages(tmp_path / "bad.jsonl", 0.05, 1000).record(1, name, f"{name}: noise")
+    (line,) = (tmp_path / "bad.jsonl").read_text().splitlines()
+    assert json.loads(line)["name"] == name
 
 
 @pytest.mark.parametrize(

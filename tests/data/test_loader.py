@@ -181,6 +181,16 @@ def test_a_state_of_other_data_is_refused():
             loader.load_state_dict(states[0])
 
 
+def test_a_state_of_other_weights_is_refused(tmp_path):
+    a, b = write_folder(tmp_path / "a", 10), write_folder(tmp_path / "b", 10, start=10)
+    write_shard(tmp_path / "s.tar", range(20))
+    for other in (b, f"pipe:cat {tmp_path}/s.tar"):
+        _, states = take(open_source([(a, 0.75), (other, 0.25)]), 2)
+        take(open_source([(a, 0.75), (other, 0.25)]), 1, states[0])
+        with pytest.raises(ValueError, match="same data, weights and seed"):
+            take(open_source([(a, 0.25), (other, 0.75)]), 1, states[0])
+
+
 def test_weights_set_the_shares(tmp_path):
     a = write_folder(tmp_path / "a", 10)
     b = write_folder(tmp_path / "b", 50, start=10)
@@ -220,6 +230,22 @@ def test_a_bad_image_is_replaced_by_the_next_in_order_and_recorded_once(tmp_path
             next(loader)
     names = re.findall(r'"name": "picture (\d+)"', record.read_text())
     assert sorted(map(int, names)) == sorted(bad | {order[40]})
+
+
+class LongNames(Memory):
+    def name(self, number):
+        return f"{number}/" + 5_000 * "\u56fe"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_names_of_any_length_are_recorded_whole(tmp_path, workers):
+    record = tmp_path / "bad.jsonl"
+    source = LongNames(40, bad={3, 21})
+    with build(source, workers=workers, bad_images=record, max_bad_fraction=0.5) as loader:
+        for _ in range(7):
+            next(loader)
+    names = [json.loads(line)["name"] for line in record.read_text().splitlines()]
+    assert sorted(names) == sorted(map(source.name, source.bad))
 
 
 def test_many_bad_images_stop_the_run_with_an_explanation(tmp_path):
