@@ -62,12 +62,16 @@ def check(
     `formats`, `modes`, `labels`, `smaller_than_crop`, `unreadable_count`, `unreadable` (the first
     100: name and reason), `images_per_second_per_core`, `cores_needed`, `contact_sheet`.
 
-    Raises what `open_source` raises, and ValueError for a limit below 1.
+    Raises what `open_source` raises, and ValueError for numbers that make no sense.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 image, got {limit}")
-    if image_size % patch_size:
+    if patch_size < 1 or image_size < 1 or image_size % patch_size:
         raise ValueError(f"image_size {image_size} must be a multiple of patch_size {patch_size}")
+    if gpu_images_per_second is not None and not gpu_images_per_second > 0:
+        raise ValueError(f"gpu_images_per_second must be above 0, got {gpu_images_per_second}")
+    if contact_sheet is not None and Path(contact_sheet).is_dir():
+        raise ValueError(f"contact_sheet must be a file to write, {contact_sheet} is a folder")
     source = open_source(data, split)
     samples = _samples(source, limit, seed)
     side = image_size // patch_size

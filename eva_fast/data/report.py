@@ -33,12 +33,18 @@ def render(result: dict[str, Any]) -> Group:
     if result["contact_sheet"]:
         table.add_row("contact sheet", result["contact_sheet"])
     bad = [
-        Text(f"  {item['name']}: {item['reason']}", style="yellow") for item in result["unreadable"]
+        Text(f"  {_printable(item['name'])}: {_printable(item['reason'])}", style="yellow")
+        for item in result["unreadable"]
     ]
     hidden = result["unreadable_count"] - len(result["unreadable"])
     if hidden:
         bad.append(Text(f"  and {hidden:,} more", style="yellow"))
     return Group(table, *bad)
+
+
+def _printable(name: str) -> str:
+    """A file's name need not be valid UTF-8; what is not is shown as an escape."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _spread(values: dict[str, float] | None) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -69,6 +70,12 @@ def test_streams_datasets_and_mixes(tmp_path):
     assert "tensor 4" in told(result)
 
 
+def test_names_that_are_not_unicode_can_be_shown(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"noise")
+    text = told(check(tmp_path))
+    assert "caf\\udce9.jpg: not an image" in text and text.encode()
+
+
 def test_nothing_readable_is_reported(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
     result = check(tmp_path, contact_sheet=tmp_path / "s.png")
@@ -79,7 +86,12 @@ def test_nothing_readable_is_reported(tmp_path):
 def test_wrong_settings(tmp_path):
     with pytest.raises(ValueError, match="limit"):
         check("builtin", limit=0)
-    with pytest.raises(ValueError, match="multiple of patch_size"):
-        check("builtin", image_size=50)
+    for sizes in (dict(image_size=50), dict(patch_size=0), dict(image_size=0)):
+        with pytest.raises(ValueError, match="multiple of patch_size"):
+            check("builtin", **sizes)
+    with pytest.raises(ValueError, match="above 0"):
+        check("builtin", gpu_images_per_second=-1)
+    with pytest.raises(ValueError, match="is a folder"):
+        check("builtin", contact_sheet=tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         check(tmp_path / "nowhere")
