@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eva_fast.device import choose_device
 from eva_fast.evaluate.probes import PROBES, require_sklearn
 from eva_fast.evaluate.splits import Split, open_splits
 from eva_fast.evaluate.students import find_weights, load_student, random_student, run_config
@@ -64,9 +65,7 @@ def evaluate(
     start = time.perf_counter()
     probes = _check_probes(probes)
     weights = find_weights(run_or_weights)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = torch.device(device)
+    where = choose_device(device)
     train, val = open_splits(data)
     student = load_student(weights, where)
     extractors: dict[str, Extractor] = {

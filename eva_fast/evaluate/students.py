@@ -22,7 +22,8 @@ def find_weights(run_or_weights: str | Path) -> Path:
     if path.is_dir():
         if not (path / WEIGHTS).is_file():
             raise FileNotFoundError(
-                f"{path} holds no {WEIGHTS}: it is not a run's folder, or the run has not ended"
+                f"{path} holds no {WEIGHTS}: it is not a run's folder, or the run has not ended "
+                "(`eva-fast export RUN --out FILE` takes the weights of its newest checkpoint)"
             )
         return path / WEIGHTS
     if not path.is_file():

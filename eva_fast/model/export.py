@@ -81,7 +81,12 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:  # torch's own message advises to run whatever is in the file
+        raise ValueError(
+            f"{path} is not a readable weight file: neither safetensors nor a state dict of tensors "
+            "saved by torch.save. Pickled Python objects are never loaded: that runs code"
+        ) from None
+    except (SafetensorError, OSError, EOFError, RuntimeError) as error:
         raise ValueError(f"{path} is not a readable weight file: {error}") from None
     for wrapper in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):

@@ -148,12 +148,17 @@ def test_random_init_is_the_same_each_time():
 def test_wrong_use_is_refused_before_any_work(run, pictures, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="unknown probe 'tsne'; possible are knn, linear"):
         evaluate(run, pictures, probes=("knn", "tsne"))
+    with pytest.raises(ValueError, match="device must be auto, cpu, cuda"):
+        evaluate(run, pictures, device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="sees no NVIDIA GPU"):
+            evaluate(run, pictures, device="cuda")
     with pytest.raises(ValueError, match="no probe"):
         evaluate(run, pictures, probes=())
     with pytest.raises(FileNotFoundError, match="no run folder or weight file"):
         evaluate(tmp_path / "nothing", pictures)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors.*export RUN"):
         evaluate(tmp_path / "empty", pictures)
     with pytest.raises(ValueError, match="have no classes"):
         evaluate(run, pictures / "red")
