@@ -171,7 +171,7 @@ class RunConfig:
     """Folder of the run; by default runs/MODEL-TIME."""
     seed: int = 0
     """Fixes initial values, sample order, crops, masks and dropped paths."""
-    resume: str = "never"
+    resume: Literal["never", "auto"] = "never"
     """auto: go on from the newest whole checkpoint in --out, or start if there is none."""
     checkpoint_every: int | None = None
     """Steps between checkpoints; by default by time alone."""
@@ -206,13 +206,6 @@ class RunConfig:
         _require(
             self.checkpoint_minutes >= 0,
             f"checkpoint_minutes must be 0 or more, got {self.checkpoint_minutes}",
-        )
-        _require(
-            self.resume in ("auto", "never"), f"resume must be auto or never, got {self.resume!r}"
-        )
-        _require(
-            self.resume == "never" or self.out is not None,
-            "resume='auto' needs out=, the folder of the run to go on with",
         )
         _require(
             self.device in ("auto", "cpu") or self.device.split(":")[0] == "cuda",

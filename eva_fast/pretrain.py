@@ -4,15 +4,13 @@ Heavy imports are inside the functions: importing eva_fast and wrong options cos
 """
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eva_fast.config import BUILTIN_EPOCHS, EVA_EPOCHS, Config
+from eva_fast.config import Config
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 
@@ -84,31 +82,39 @@ def run(config: Config) -> PretrainResult:
     from eva_fast.train.guard import Guard
     from eva_fast.train.kernels import settle_kernels
     from eva_fast.train.optimizer import Ema
+    from eva_fast.train.resolve import (
+        SIZE_OPTIONS,
+        check_run,
+        check_teacher,
+        device_and_dtype,
+        loader_workers,
+        run_length,
+        sample_options,
+        student_sizes,
+    )
     from eva_fast.train.telemetry import Telemetry
 
-    device, compute_dtype = _device(config)
-    sizes = _sizes(config)
+    device, compute_dtype = device_and_dtype(config)
+    sizes = student_sizes(config)
+    loader_options = sample_options(config, sizes)
+    check_run(config, device)
     source = open_source(config.data.data)
     teacher = config.teacher.teacher
-    if not isinstance(teacher, torch.nn.Module):
+    if isinstance(teacher, torch.nn.Module):
+        check_teacher(config, teacher, sizes.grid)
+        teacher = teacher.to(device).eval()
+    else:
         teacher = load_teacher(
             teacher, grid=sizes.grid, device=str(device), whiten=config.teacher.whiten,
             dtype=None if compute_dtype == torch.float32 else compute_dtype,
         )  # fmt: skip
-    elif config.teacher.whiten and not hasattr(teacher, "calibrate"):
-        raise ValueError("whiten=True needs a teacher of load_teacher, or one with `calibrate`")
-    elif not hasattr(teacher, "dim"):
-        raise ValueError(
-            "a teacher module needs `dim`, its feature width, and to be called as "
-            "teacher(images, mask=None) -> [B,N,dim] or [masked rows,dim]"
-        )
 
     out, resume_from = open_folder(config)
     checkpoints = out / "checkpoints"
     torch.manual_seed(config.run.seed)
     student = create_model(
         config.model.model,
-        **{name: getattr(config.model, name) for name in _SIZE_OPTIONS},
+        **{name: getattr(config.model, name) for name in SIZE_OPTIONS},
         predict_dim=teacher.dim,
         drop_path=config.model.drop_path,
         compute_dtype=compute_dtype,
@@ -118,13 +124,11 @@ def run(config: Config) -> PretrainResult:
         student.load_official(load_weights(config.model.init_from)[0])
 
     optim = config.optim
-    loader_options = _loader_options(config, sizes)
     loader = build_loader(
         source,
         batch_size=optim.batch_size,
-        workers=_workers(config, device),
+        workers=loader_workers(config, device),
         bad_images=out / "bad_images.jsonl",
-        max_bad_fraction=config.data.max_bad_share,
         device=device,
         decode=config.data.decode,
         **loader_options,
@@ -184,7 +188,6 @@ def run(config: Config) -> PretrainResult:
             stopped_by = train(session, plan, optim, config.run, telemetry)
         finally:
             telemetry.close()
-        examples.draw(out / "picture.png", session)
     finally:
         loader.close()
 
@@ -192,6 +195,7 @@ def run(config: Config) -> PretrainResult:
     save_weights(student, out / "model.safetensors")
     if session.ema is not None:
         save_weights(student, out / "model_ema.safetensors", session.ema.weights)
+    examples.draw(out / "picture.png", session)
     return PretrainResult(
         out=out,
         checkpoint=checkpoint.steps_in(checkpoints)[-1],
@@ -200,75 +204,4 @@ def run(config: Config) -> PretrainResult:
         metrics=last_metrics(out),
         model=student,
         stopped_by=stopped_by,
-    )
-
-
-_SIZE_OPTIONS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden")
-
-
-def run_length(config: Config, batches_per_epoch: int) -> tuple[int, int]:
-    """(steps, warm-up steps) of a run: `steps`, else `epochs`, else EVA-01's 150 epochs (4 on the
-    built-in drawings, a few minutes); the warm-up is at most a tenth of it."""
-    optim = config.optim
-    default = BUILTIN_EPOCHS if config.data.data == "builtin" else EVA_EPOCHS
-    epochs = optim.epochs if optim.epochs is not None else default
-    total = optim.steps or max(1, round(epochs * batches_per_epoch))
-    return total, min(round(optim.warmup_epochs * batches_per_epoch), total // 10)
-
-
-def _sizes(config: Config):
-    from eva_fast.model import sizes_of
-
-    options = {name: getattr(config.model, name) for name in _SIZE_OPTIONS}
-    return sizes_of(config.model.model, **options)
-
-
-def _device(config: Config) -> "tuple[torch.device, torch.dtype]":
-    import torch
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "a run is one process and one device; started by torchrun with several, the processes "
-            "would write over each other. Start it without torchrun"
-        )
-    name = config.run.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("device='cuda', but torch sees no NVIDIA GPU; use device='cpu' or 'auto'")
-    device = torch.device(name)
-    precision = config.run.precision
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
-    return device, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def _workers(config: Config, device: "torch.device") -> int:
-    """Decoding processes: on a GPU all cores but one, at most 16; a student on the CPU takes tens of
-    times longer than decoding its images, so an eighth of the cores is plenty."""
-    if config.data.workers is not None:
-        return config.data.workers
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    if device.type == "cuda":
-        return min(max(1, cores - 1), 16)
-    return max(1, cores // 8) if cores > 1 else 0
-
-
-def _loader_options(config: Config, sizes) -> dict[str, Any]:
-    """What a sample looks like: the same for training, calibration and pictures."""
-    data, patches = config.data, sizes.num_patches
-    count = data.mask_count or max(1, round(patches * 105 / 256))
-    if not 0 < count < patches:
-        raise ValueError(f"mask_count must be between 1 and {patches - 1} here, got {count}")
-    return dict(
-        image_size=sizes.img_size,
-        patch_size=sizes.patch_size,
-        mask_count=count,
-        min_block=data.mask_min_block or max(1, round(patches / 16)),
-        seed=config.run.seed,
-        scale=data.crop_scale,
-        ratio=data.crop_ratio,
-        flip=data.flip,
     )

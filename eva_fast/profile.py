@@ -120,9 +120,10 @@ def profile(
         raise ValueError(f"{folder} already holds a profile; choose another out")
     folder.mkdir(parents=True, exist_ok=True)
 
-    from eva_fast.pretrain import _device, run
+    from eva_fast.pretrain import run
+    from eva_fast.train.resolve import device_and_dtype
 
-    device, _ = _device(config)
+    device, _ = device_and_dtype(config)
     marks = _Marks(device, warmup, steps, watched)
     scratch = Path(tempfile.mkdtemp(prefix="eva-fast-profile-"))
     hook = register_optimizer_step_post_hook(marks)

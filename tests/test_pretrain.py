@@ -218,6 +218,11 @@ def test_a_finished_run_is_not_overwritten_but_can_be_lengthened(images, tmp_pat
         (dict(teacher="missing/file.pt"), "missing"),
         (dict(data="missing/folder"), "missing"),
         (dict(mask_count=16), "mask_count must be between 1 and 15"),
+        (dict(mask_count=0), "mask_count must be between 1 and 15"),
+        (dict(mask_min_block=17), "mask_min_block must be between 1 and 16"),
+        (dict(kernels="triton", device="cpu"), "kernels='triton' needs an NVIDIA GPU"),
+        (dict(decode="gpu", device="cpu"), "decode='gpu' needs an NVIDIA GPU"),
+        (dict(resume="auto", out=None), "needs out="),
         (dict(num_heads=5), "not divisible by num_heads"),
         (dict(device="cuda"), "no NVIDIA GPU"),
         (dict(init_from="missing.safetensors"), "missing.safetensors"),
@@ -232,6 +237,55 @@ def test_bad_options_are_refused_before_training(images, tmp_path, options, mess
             **{**TINY, "data": images, "out": tmp_path / "run", "steps": 1, **options}
         )
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_missing_library_is_named_before_anything_is_written(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match=r"eva-fast\[track\]"):
+        eva_fast.pretrain(data=images, out=tmp_path / "run", steps=1, track=True, **TINY)
+    assert not (tmp_path / "run").exists()
+
+
+class Modulus(torch.nn.Module):
+    """A trainable teacher of 4x4 patches, as a person may write one."""
+
+    dim, grid = 6, (4, 4)
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Conv2d(3, 6, 8, 8)
+        self.drop = torch.nn.Dropout(0.5)
+
+    def forward(self, images, mask=None):
+        assert not self.training and not torch.is_grad_enabled()
+        rows = self.drop(self.embed(images.float() / 255)).flatten(2).transpose(1, 2)
+        if mask is None:
+            return rows
+        return rows.gather(1, mask.long()[..., None].expand(-1, -1, 6)).flatten(0, 1)
+
+
+def test_a_module_teaches_frozen_and_on_the_student_s_grid_only(images, tmp_path):
+    teacher = Modulus()
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    eva_fast.pretrain(data=images, teacher=teacher, out=tmp_path / "run", steps=2, **TINY)
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    assert all(p.grad is None for p in teacher.parameters())
+    teacher.grid = (16, 16)
+    with pytest.raises(ValueError, match="16x16 grid, the student's 4x4"):
+        eva_fast.pretrain(data=images, teacher=teacher, out=tmp_path / "no", steps=2, **TINY)
+    with pytest.raises(ValueError, match="needs `dim`"):
+        eva_fast.pretrain(data=images, teacher=torch.nn.Identity(), out=tmp_path / "no", **TINY)
+
+
+def test_pictures_and_calibration_bear_the_share_of_bad_images_that_the_run_does(images, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for i, path in enumerate(sorted(images.iterdir())):
+        (data / path.name).write_bytes(b"no image" if i % 4 == 0 else path.read_bytes())
+    options = dict(data=data, steps=2, whiten=True, **TINY)
+    assert eva_fast.pretrain(out=tmp_path / "run", max_bad_share=0.3, **options).picture.is_file()
+    with pytest.raises(RuntimeError, match="could not be read"):
+        eva_fast.pretrain(out=tmp_path / "strict", max_bad_share=0.2, **options)
 
 
 def test_weights_to_start_from(images, tmp_path):

@@ -40,7 +40,7 @@ def open_folder(config: Config) -> tuple[Path, Path | None]:
         raise ValueError(f"cannot write to out={out}: {error}") from None
     found = checkpoint.newest(out / "checkpoints")
     if config.run.resume == "never":
-        if found is not None or (out / "metrics.jsonl").exists():
+        if found is not None or _has_lines(out / "metrics.jsonl"):
             raise ValueError(
                 f"{out} already holds a run; resume='auto' goes on with it, another out= starts anew"
             )
@@ -55,6 +55,10 @@ def open_folder(config: Config) -> tuple[Path, Path | None]:
                 "with it, or another out="
             )
     return out, found
+
+
+def _has_lines(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def write_header(out: Path, config: Config, model: nn.Module, device: torch.device) -> None:

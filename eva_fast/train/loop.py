@@ -83,7 +83,8 @@ def train(
             for images, mask in zip(
                 batch.images.chunk(optim.accumulate), batch.mask.chunk(optim.accumulate)
             ):
-                target = session.teacher(images, mask)
+                with torch.no_grad():
+                    target = session.teacher(images, mask)
                 part = model.loss(images, mask, target) / optim.accumulate
                 guard.scale(part).backward()
                 loss += part.detach()

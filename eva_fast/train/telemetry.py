@@ -30,7 +30,7 @@ class Telemetry:
         self.path = out / "metrics.jsonl"
         keep_until(self.path, first_step)
         self._file = self.path.open("a")
-        self._board = _tensorboard(out) if track else None
+        self._board = require_tensorboard()(str(out / "tensorboard")) if track else None
         self._console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -99,11 +99,12 @@ def keep_until(path: Path, step: int) -> None:
     draft.replace(path)
 
 
-def _tensorboard(out: Path):
+def require_tensorboard():
+    """The class that writes TensorBoard files; ValueError where it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ValueError(
             "track=True needs TensorBoard: pip install 'eva-fast[track]', or leave it off"
         ) from None
-    return SummaryWriter(str(out / "tensorboard"))
+    return SummaryWriter
