@@ -12,6 +12,7 @@ import signal
 import subprocess
 import tarfile
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
@@ -24,7 +25,8 @@ from eva_fast.data.shards import StrictInfo, is_compressed, is_image
 from eva_fast.data.source import Source
 
 LANES = 4  # shards a rank reads at a time
-_ATTEMPTS = 3
+_ATTEMPTS = 3  # to read a shard, ...
+_PAUSE_SECONDS = 0.5  # ... with a pause between them that doubles
 _AHEAD = 32  # images a lane reads ahead
 
 
@@ -72,11 +74,15 @@ def open_stream(shard: str) -> Iterator[BinaryIO]:
     if not shard.startswith("pipe:"):
         import fsspec
 
-        try:
-            opened = fsspec.open(shard, "rb")
-        except ImportError as error:  # the file system of this protocol is a package of its own
-            raise ValueError(f"cannot open {shard}: {error}") from None
-        with opened as file:
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(fsspec.open(shard, "rb"))
+            except ImportError as error:  # the file system of this protocol is a package of its own
+                raise ValueError(f"cannot open {shard}: {error}") from None
+            except FileNotFoundError as error:  # so fsspec calls every refusal of a web server
+                raise FileNotFoundError(
+                    f"cannot open {shard}: {error.__cause__ or error}"
+                ) from None
             yield file
         return
     with _output_of(shard.removeprefix("pipe:")) as file:
@@ -115,10 +121,11 @@ def read_shard(
 ) -> Iterator[tuple[int, str, bytes]]:
     """(number, name, bytes) of the images of a shard from number `skip` on, in their order.
 
-    Only every `parts`-th image, beginning with number `part`, is given. Reading starts again, up to
-    three times, where the connection breaks.
+    Only every `parts`-th image, beginning with number `part`, is given. Where the connection breaks,
+    reading goes on with a new one, up to two times.
 
-    Raises ValueError where the shard holds no image or is damaged.
+    Raises ValueError where the shard holds no image, is damaged or cannot be read, and
+    FileNotFoundError where it is missing.
     """
     for attempt in range(_ATTEMPTS):
         try:
@@ -126,15 +133,17 @@ def read_shard(
                 yield number, name, data
                 skip = number + 1
             return
-        except (tarfile.TarError, EOFError, zlib.error) as error:
-            text = f"the shard {shard} is not a whole tar file: {error}"
-            if attempt == _ATTEMPTS - 1:
-                raise ValueError(text) from None
-        except FileNotFoundError:
+        except ValueError:  # no image, a failed command: the same again
             raise
-        except OSError as error:
-            if attempt == _ATTEMPTS - 1:
-                raise ValueError(f"the shard {shard} cannot be read: {error}") from None
+        except Exception as error:  # file systems behind fsspec have errors of their own
+            if attempt < _ATTEMPTS - 1:
+                time.sleep(_PAUSE_SECONDS * 2**attempt)
+                continue
+            if isinstance(error, FileNotFoundError):
+                raise
+            damaged = isinstance(error, (tarfile.TarError, EOFError, zlib.error))
+            what = "is not a whole tar file" if damaged else "cannot be read"
+            raise ValueError(f"the shard {shard} {what}: {error}") from None
 
 
 def _members(shard: str, skip: int, part: int, parts: int) -> Iterator[tuple[int, str, bytes]]:

@@ -19,6 +19,7 @@ from tests.data.pictures import encoded, write_folder, write_shard
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("eva_fast.data.streams._PAUSE_SECONDS", 0)
     return tmp_path / "cache" / "eva_fast"
 
 
@@ -210,7 +211,7 @@ def test_missing_things_are_named(tmp_path):
     (tmp_path / "list.txt").write_text("gone.jpg\n")
     with says(FileNotFoundError, "1 of the paths", "gone.jpg"):
         open_source(tmp_path / "list.txt")
-    with says(FileNotFoundError, "gone.tar"):
+    with says(FileNotFoundError, "cannot open", "gone.tar", "No such file"):
         open_source(f"file://{tmp_path}/gone.tar")
 
 

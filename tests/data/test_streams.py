@@ -15,6 +15,7 @@ from tests.data.pictures import encoded, write_folder, write_shard
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr("eva_fast.data.streams._PAUSE_SECONDS", 0)
 
 
 SIZES = [9, 14, 5, 12, 7]  # uneven on purpose
@@ -155,8 +156,13 @@ def test_a_shard_that_breaks_later_stops_the_run_by_name(tmp_path):
             take(source, 10, workers=workers)
 
 
-def test_reading_goes_on_after_a_broken_connection(tmp_path, monkeypatch):
-    """The first two readers break down after some pictures."""
+class PayloadError(Exception):
+    """As fsspec's file systems have them: no OSError."""
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, PayloadError])
+def test_reading_goes_on_after_a_broken_connection(tmp_path, monkeypatch, error):
+    """The first two readers break down after some pictures; a third time is too often."""
     import eva_fast.data.streams as streams
 
     path = write_shard(tmp_path / "s.tar", range(12))
@@ -168,7 +174,7 @@ def test_reading_goes_on_after_a_broken_connection(tmp_path, monkeypatch):
         for number, name, data in genuine(shard, *arguments):
             limit -= 512 + len(data)
             if limit < 0:
-                raise ConnectionResetError("gone")
+                raise error("gone")
             yield number, name, data
 
     monkeypatch.setattr(streams, "_members", flaky)
@@ -176,6 +182,9 @@ def test_reading_goes_on_after_a_broken_connection(tmp_path, monkeypatch):
     assert [number for number, _, _ in read] == list(range(12))
     assert all(data == encoded(number) for number, _, data in read)
     assert not limits
+    limits[:] = [5_000, 0, 0]
+    with pytest.raises(ValueError, match=r"s\.tar cannot be read: gone"):
+        list(read_shard(f"file://{path}"))
 
 
 def test_streams_are_not_read_by_number(pattern):
