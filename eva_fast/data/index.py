@@ -26,6 +26,7 @@ except ImportError:  # not on this platform: two builders then do the work twice
 
 FORMAT = 1
 _RELEASE_EVERY = 256  # look-ups; each maps at most a few 64 KB neighbourhoods of the files
+_KNOWN_GROUPS = 100_000  # remembered while an index is written, to name each of them once
 _EXTENT = struct.Struct("<QQ")  # where a member's bytes start in its shard, and how many
 
 
@@ -119,7 +120,7 @@ class Index:
         return _EXTENT.unpack(self._extents[16 * number : 16 * number + 16])
 
 
-# What a builder yields: the name of a new group (str), or a file of the group last named.
+# What a builder yields: the name of a group (str), or a file of the group last named.
 Entry = str | tuple[bytes, tuple[int, int] | None]
 Entries = Generator[Entry, None, Any]
 
@@ -178,7 +179,8 @@ def _write(folder: Path, entries: Entries, what: str) -> None:
         for name in ("names.bytes", "names.ends", "groups.bytes", "groups.ends", "group_of.u32")
     }
     extents = None
-    count = groups = end = group_end = 0
+    known: dict[bytes, int] = {}
+    count = groups = group = end = group_end = 0
     signature: object = None
     try:
         with progress(f"indexing {what}") as show:
@@ -190,16 +192,20 @@ def _write(folder: Path, entries: Entries, what: str) -> None:
                     break
                 if isinstance(entry, str):
                     raw = os.fsencode(entry)
-                    group_end += len(raw)
-                    files["groups.bytes"].write(raw)
-                    files["groups.ends"].write(struct.pack("<Q", group_end))
-                    groups += 1
+                    group = known.get(raw, groups)
+                    if group == groups:
+                        group_end += len(raw)
+                        files["groups.bytes"].write(raw)
+                        files["groups.ends"].write(struct.pack("<Q", group_end))
+                        groups += 1
+                        if len(known) < _KNOWN_GROUPS:
+                            known[raw] = group
                     continue
                 name, extent = entry
                 end += len(name)
                 files["names.bytes"].write(name)
                 files["names.ends"].write(struct.pack("<Q", end))
-                files["group_of.u32"].write(struct.pack("<I", groups - 1))
+                files["group_of.u32"].write(struct.pack("<I", group))
                 if extent is not None:
                     if extents is None:
                         extents = open(folder / "extents.u64", "wb", buffering=1 << 20)  # noqa: SIM115

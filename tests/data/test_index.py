@@ -46,6 +46,21 @@ def test_entries(index):
         assert index.extent(number) == (512 * file, 100_000 + file)
 
 
+def test_a_shuffled_list_names_each_folder_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def build():
+        for number in random.Random(0).sample(range(3000), 3000):
+            yield f"a folder with a long name {number % 7}"
+            yield b"%d.jpg" % number, None
+
+    found = cached_index("shuffled", lambda index, signature: True, build, "names")
+    assert len(found) == 3000 and len(found.groups) == 7
+    for number in range(0, 3000, 100):
+        group, name = found.entry(number)
+        assert found.groups[group].endswith(f" {int(name[:-4]) % 7}")
+
+
 def test_it_travels_as_its_path(index):
     copy = pickle.loads(pickle.dumps(index))
     assert copy.entry(77) == index.entry(77)
