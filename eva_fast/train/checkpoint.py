@@ -48,6 +48,13 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def _reason(error: BaseException) -> str:
+    """What went wrong; without the traceback that DCP puts into its message."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    return str(error) or type(error).__name__
+
+
 def steps_in(root: Path) -> list[Path]:
     """Finished checkpoints under `root`, oldest first."""
     found = (p for p in root.glob("step_*") if p.suffix != ".tmp" and p.is_dir())
@@ -56,10 +63,21 @@ def steps_in(root: Path) -> list[Path]:
 
 def save(root: Path, step: int, tensors: dict[str, Any], state: dict[str, Any], keep: int) -> Path:
     """Writes checkpoint `step`: `tensors` (nested dict of tensors) and `state` (JSON). Older
-    checkpoints than the newest `keep` are removed afterwards. Returns its folder."""
+    checkpoints than the newest `keep` are removed afterwards. Returns its folder. RuntimeError if it
+    cannot be written (a full disk, say)."""
     final = root / f"step_{step:09d}"
     if final.is_dir() and fault_of(final) is None:
         return final
+    try:
+        _write(final, step, tensors, state)
+    except (CheckpointException, OSError) as error:  # the former is no Exception
+        raise RuntimeError(f"checkpoint {final} cannot be written: {_reason(error)}") from error
+    for old in steps_in(root)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _write(final: Path, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
     draft = final.with_suffix(".tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -78,10 +96,7 @@ def save(root: Path, step: int, tensors: dict[str, Any], state: dict[str, Any], 
     if final.is_dir():  # damaged, or it would have been returned above
         shutil.rmtree(final)
     draft.rename(final)
-    _flush(root)
-    for old in steps_in(root)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
+    _flush(final.parent)
 
 
 def fault_of(folder: Path) -> str | None:
@@ -126,4 +141,4 @@ def load(folder: Path, tensors: dict[str, Any]) -> None:
         with _one_process():
             dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
     except (CheckpointException, RuntimeError, KeyError, ValueError) as error:
-        raise ValueError(f"checkpoint {folder} does not fit this run: {error}") from None
+        raise ValueError(f"checkpoint {folder} does not fit this run: {_reason(error)}") from None

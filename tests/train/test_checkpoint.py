@@ -1,9 +1,11 @@
 """Checkpoints are whole or not there."""
 
 import json
+from traceback import StackSummary
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from eva_fast.train import checkpoint
 
@@ -70,8 +72,23 @@ def test_another_model_is_a_clear_error(tmp_path):
     folder = write(tmp_path, 1, 1.0)
     with pytest.raises(ValueError, match="does not fit this run"):
         checkpoint.load(folder, {"model": {"w": torch.zeros(7, 3)}})
-    with pytest.raises(ValueError, match="does not fit this run"):
+    with pytest.raises(ValueError, match="does not fit this run: .*other"):
         checkpoint.load(folder, {"model": {"other": torch.zeros(5, 3)}})
+
+
+def failing(*_, **__):
+    raise CheckpointException("save", {0: (OSError("no space left"), StackSummary())})
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_clear_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RuntimeError, match="cannot be written"):
+        write(tmp_path / "file", 1, 1.0)
+    kept = write(tmp_path, 1, 1.0)
+    monkeypatch.setattr(checkpoint.dcp, "save", failing)
+    with pytest.raises(RuntimeError, match="step_000000002 cannot be written: no space left"):
+        write(tmp_path, 2, 2.0)
+    assert checkpoint.newest(tmp_path) == kept
 
 
 def test_nothing_there(tmp_path):
