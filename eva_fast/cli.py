@@ -1,7 +1,7 @@
 """`eva-fast`: pretrain, eval, export, plan, profile, doctor, data check, bench report.
 
 Exit status: 0 done (also when a signal stopped a run after its checkpoint), 1 the run failed,
-2 wrong use.
+2 wrong use, 130 interrupted before training or a second time.
 """
 
 import json as json_module
@@ -22,7 +22,10 @@ _DEFAULT = Config()
 Name = tyro.conf.Positional[str]
 
 
-def pretrain(config: Annotated[tyro.conf.OmitArgPrefixes[Config], tyro.conf.arg(name="")]) -> None:
+@app.command(name="pretrain")
+def pretrain(
+    config: Annotated[tyro.conf.OmitArgPrefixes[Config], tyro.conf.arg(name="")] = _DEFAULT,
+) -> None:
     """Pre-train a student on images. With no options: the built-in drawings, HOG features as
     teacher, a small ViT, about two minutes on two cores. --config FILE.yaml gives options from a
     file (`config.yaml` of a run is one); flags win over it."""
@@ -31,7 +34,10 @@ def pretrain(config: Annotated[tyro.conf.OmitArgPrefixes[Config], tyro.conf.arg(
     result = run(config)
     first, last = result.metrics.get("first_loss"), result.metrics.get("loss")
     if result.stopped_by:
-        print(f"stopped by {result.stopped_by}; go on with --resume auto --out {result.out}")
+        print(
+            f"stopped by {result.stopped_by}; go on with: eva-fast pretrain "
+            f"--config {result.out / 'config.yaml'} --out {result.out} --resume auto"
+        )
     elif first is not None and last is not None:
         print(f"loss {first:.4f} -> {last:.4f} (-1 is perfect)")
     print(f"picture     {result.picture}")
@@ -183,7 +189,7 @@ def profile(
     trace_out: Path | None = None,
 ) -> None:
     """Run some steps of a real run: images/s, waiting for data, MFU, top operators, Chrome trace,
-    memory over time. Takes the options of pretrain; their length and checkpoints are ignored.
+    memory over time. Takes the options of pretrain, --config too; length and checkpoints are ignored.
 
     Args:
         config: the run.
@@ -228,9 +234,9 @@ def _show(found: Any, table: Any) -> None:
 
 
 def _words(argv: list[str]) -> tuple[list[str], Config]:
-    """Takes `--config FILE` out of pretrain's words: (the rest, the configuration they start from)."""
-    if argv[:1] != ["pretrain"]:
-        return argv, Config()
+    """Takes `--config FILE` out of the words: (the rest, the configuration they start from)."""
+    if argv[:1] not in (["pretrain"], ["profile"]):
+        return argv, _DEFAULT
     rest, path, words = [], None, iter(argv)
     for word in words:
         if word == "--config":
@@ -241,7 +247,7 @@ def _words(argv: list[str]) -> tuple[list[str], Config]:
             path = word.removeprefix("--config=")
         else:
             rest.append(word)
-    return rest, Config() if path is None else Config.from_yaml(path)
+    return rest, _DEFAULT if path is None else Config.from_yaml(path)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -249,8 +255,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         words, start = _words(list(sys.argv[1:] if argv is None else argv))
-        pretrain.__defaults__ = (start,)
-        app.command(name="pretrain")(pretrain)
+        for command in (pretrain, profile):  # flags win over the file: it gives their defaults
+            command.__defaults__ = (start, *(command.__defaults__ or ())[1:])
         app.cli(prog="eva-fast", description=__doc__.split("\n\n")[0], args=words)
     except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -258,6 +264,9 @@ def main(argv: list[str] | None = None) -> None:
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

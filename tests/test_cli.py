@@ -1,9 +1,12 @@
 """The command line: help, wrong words, one YAML."""
 
+import sys
+
 import pytest
 import yaml
 
 from eva_fast import cli
+from eva_fast.config import Config
 
 
 def run(capsys, *words):
@@ -23,8 +26,6 @@ def test_help(capsys, words):
 
 
 def test_help_names_every_option_of_pretrain(capsys):
-    from eva_fast.config import Config
-
     _, out, _ = run(capsys, "pretrain", "--help")
     for name in Config().options():
         assert f"--{name.replace('_', '-')}" in out, name
@@ -42,6 +43,7 @@ def test_help_names_every_option_of_pretrain(capsys):
         (["pretrain", "--config", "nope.yaml"], "nope.yaml"),
         (["pretrain", "--model", "resnet50"], "unknown model"),
         (["pretrain", "--data", "nowhere"], "nowhere"),
+        (["pretrain", "--resume", "auto"], "needs out="),
         (["eval", "nowhere"], "nowhere"),
     ],
 )
@@ -51,9 +53,31 @@ def test_wrong_words(capsys, words, message):
     assert message in out + err
 
 
-def test_flags_win_over_the_file(tmp_path):
+@pytest.mark.parametrize("command", ["pretrain", "profile"])
+def test_flags_win_over_the_file(tmp_path, capsys, monkeypatch, command):
+    seen = []
+
+    def stop(config, **_):
+        seen.append(config)
+        raise ValueError("enough seen")
+
+    monkeypatch.setattr("eva_fast.profile.profile", stop)
+    monkeypatch.setattr(sys.modules["eva_fast.pretrain"], "run", stop)
     path = tmp_path / "c.yaml"
-    path.write_text(yaml.safe_dump({"lr": 0.5, "steps": 7}))
-    words, start = cli._words(["pretrain", "--config", str(path), "--steps", "9"])
-    assert words == ["pretrain", "--steps", "9"]
-    assert (start.optim.lr, start.optim.steps) == (0.5, 7)
+    path.write_text(yaml.safe_dump({"lr": 0.5, "steps": 7, "resume": "auto"}))
+    code, _, err = run(capsys, command, f"--config={path}", "--steps", "9", "--out", "there")
+    assert code == 2 and "enough seen" in err
+    (config,) = seen
+    assert (config.optim.lr, config.optim.steps) == (0.5, 9)
+    assert (config.run.resume, str(config.run.out)) == ("auto", "there")
+    run(capsys, command)  # what one call read from a file is gone in the next
+    assert seen[1] == Config()
+
+
+def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["eva_fast.pretrain"], "run", interrupt)
+    code, _, err = run(capsys, "pretrain")
+    assert code == 130 and err == "interrupted\n"
