@@ -1,80 +1,25 @@
-"""The loader: one order whatever the workers, resume, ranks, mixes, bad images, dying workers."""
+"""The loader: one order whatever the workers, resume, ranks, mixes, bad images."""
 
-import contextlib
-import gc
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from eva_fast.data import build_loader, open_source
+from eva_fast.data import open_source
 from eva_fast.data.crop import Cropper
 from eva_fast.data.masks import BlockMasker
 from eva_fast.data.seeds import sample_seed
-from eva_fast.data.source import Source
+from tests.data.batches import Memory, build, ids_of, plain, same, take
 from tests.data.pictures import encoded, write_folder, write_shard
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-class Memory(Source):
-    """Encoded pictures in memory; `bad` ones are noise."""
-
-    def __init__(self, count, bad=()):
-        self.count, self.bad = count, set(bad)
-
-    def __len__(self):
-        return self.count
-
-    def read(self, number):
-        return b"noise" if number in self.bad else encoded(number)
-
-    def name(self, number):
-        return f"picture {number}"
-
-
-SETTINGS = dict(batch_size=6, image_size=28, patch_size=14, mask_count=2, min_block=1, seed=4)
-
-
-def build(source, **changes):
-    return build_loader(source, **{**SETTINGS, **changes})
-
-
-def take(source, count, state=None, **changes):
-    """(batches as plain tuples, the state after each)."""
-    with build(source, **changes) as loader:
-        if state is not None:
-            loader.load_state_dict(state)
-        batches, states = [], []
-        for _ in range(count):
-            batches.append(plain(next(loader)))
-            states.append(json.loads(json.dumps(loader.state_dict())))
-    return batches, states
-
-
-def plain(batch):
-    return tuple(x.clone() for x in (batch.images, batch.mask, batch.ids, batch.views))
-
-
-def same(one, other):
-    return len(one) == len(other) and all(
-        torch.equal(a, b) for x, y in zip(one, other) for a, b in zip(x, y)
-    )
-
-
-def ids_of(batches):
-    return [i for batch in batches for i in batch[2].tolist()]
 
 
 def test_a_batch_is_what_the_contract_says():
@@ -343,208 +288,3 @@ def test_kinds_of_bad_files(tmp_path):
 def test_wrong_settings_are_explained(changes, words):
     with pytest.raises(ValueError, match=words):
         build(Memory(20), **changes)
-
-
-# ---- processes ----
-
-
-@pytest.mark.parametrize("stream", [False, True], ids=["files", "stream"])
-def test_a_killed_worker_is_an_error_not_a_hang(tmp_path, stream):
-    write_shard(tmp_path / "s.tar", range(30))
-    source = open_source(f"pipe:cat {tmp_path}/s.tar") if stream else Memory(60)
-    with build(source, workers=2) as loader:
-        next(loader)
-        pids = loader.worker_pids
-        os.kill(pids[-1], signal.SIGKILL)  # for a stream that is the process that reads
-        start = time.monotonic()
-        with pytest.raises(RuntimeError, match=r"data (worker|reader).*killed by SIGKILL.*memory"):
-            for _ in range(100):
-                next(loader)
-        assert time.monotonic() - start < 20
-        assert not any(map(alive, pids))
-        next(loader)  # the loader can be used again, from where it was
-
-
-class Faulty(Memory):
-    def read(self, number):
-        if number == 5:
-            os._exit(7)
-        return super().read(number)
-
-
-def test_a_worker_that_exits_is_an_error():
-    with (
-        build(Faulty(30), workers=2) as loader,
-        pytest.raises(RuntimeError, match="ended with exit code 7"),
-    ):
-        for _ in range(6):
-            next(loader)
-
-
-def alive(pid):
-    """Whether a process runs (one that has ended and waits to be collected does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def gone_within(pids, seconds):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and any(map(alive, pids)):
-        time.sleep(0.05)
-    return not any(map(alive, pids))
-
-
-@pytest.mark.parametrize("how", ["close", "forget"])
-def test_workers_end_with_the_loader(how):
-    loader = build(Memory(60), workers=2)
-    next(loader)
-    pids = loader.worker_pids
-    assert all(map(alive, pids))
-    if how == "close":
-        loader.close()
-    del loader
-    gc.collect()
-    assert gone_within(pids, 5)
-
-
-SCRIPT = """
-import sys, time
-from eva_fast.data import build_loader, open_source
-loader = build_loader(open_source({data!r}), batch_size=8, image_size=28, patch_size=14,
-                      mask_count=2, min_block=1, workers=2)
-next(loader)
-print(*loader.worker_pids, flush=True)
-while True:
-    next(loader)
-"""
-
-
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("stream", [False, True], ids=["builtin", "stream"])
-def test_workers_end_with_their_parent(tmp_path, sign, stream):
-    write_shard(tmp_path / "s.tar", range(30))
-    data = f"pipe:cat {tmp_path}/s.tar" if stream else "builtin"
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.format(data=data)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    pids = [int(pid) for pid in process.stdout.readline().split()]
-    assert len(pids) == (3 if stream else 2)
-    if sign == signal.SIGINT:
-        os.killpg(process.pid, sign)  # as a terminal sends Ctrl-C: to every process
-    else:
-        os.kill(process.pid, sign)
-    _, errors = process.communicate(timeout=30)
-    assert gone_within(pids, 10)
-    if sign == signal.SIGINT:
-        assert errors.count("Traceback") == 1 and "KeyboardInterrupt" in errors
-
-
-# ---- memory ----
-
-
-def resident(pid, field="VmRSS"):
-    text = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(rf"{field}:\s+(\d+)", text).group(1)) * 1024
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_memory_is_flat():
-    source = open_source("builtin", split="val")
-    with build(source, workers=2, batch_size=32, image_size=56) as loader:
-
-        def run(batches):
-            for _ in range(batches):
-                next(loader)
-            gc.collect()
-            return [resident(pid) for pid in [os.getpid(), *loader.worker_pids]]
-
-        before = run(17)
-        after = run(51)  # three epochs more
-    growth = [b - a for a, b in zip(before, after)]
-    assert max(growth) < 4 << 20, growth
-
-
-# ---- copies to a GPU ----
-
-
-class Driver:
-    """Stands for CUDA: copies happen as late as they may, when something waits for their event."""
-
-    def __init__(self, monkeypatch):
-        self.queued, self.registered = [], 0
-        driver = self
-
-        class Event:
-            def record(self, stream):
-                self.copies, driver.queued = driver.queued, []
-
-            def query(self):
-                return not self.copies
-
-            def synchronize(self):
-                for target, source in self.copies:
-                    target.copy_(source)
-                self.copies = []
-
-        class Stream:
-            def __init__(self, *_):
-                pass
-
-            def wait_event(self, event):
-                event.synchronize()
-
-            def synchronize(self):
-                pass
-
-        class Runtime:
-            def cudaHostRegister(self, address, size, flags):
-                driver.registered += 1
-                return 0
-
-            def cudaHostUnregister(self, address):
-                driver.registered -= 1
-
-        def to(tensor, device, non_blocking):
-            assert device.type == "cuda" and non_blocking
-            target = torch.full_like(tensor, 99)
-            driver.queued.append((target, tensor))
-            return target
-
-        current = Stream()
-        monkeypatch.setattr(torch.cuda, "Event", Event)
-        monkeypatch.setattr(torch.cuda, "Stream", Stream)
-        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
-        monkeypatch.setattr(torch.cuda, "cudart", Runtime)
-        monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
-        monkeypatch.setattr(torch.Tensor, "to", to)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_copies_to_a_gpu_are_waited_for(monkeypatch, workers):
-    """A batch used before its copy, or a slot refilled under one, would show wrong pixels."""
-    expected, states = take(Memory(50), 20)
-    driver = Driver(monkeypatch)
-    with build(Memory(50), workers=workers, device="cuda") as loader:
-        for number in range(20):
-            batch = next(loader)
-            assert same([plain(batch)], expected[number : number + 1])
-            assert loader.state_dict() == states[number]
-            time.sleep(0.02 * (number % 3))  # the workers run ahead
-        assert driver.registered == 1
-    assert driver.registered == 0
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_batches_on_a_gpu():
-    expected, _ = take(Memory(50), 12)
-    with build(Memory(50), workers=2, device="cuda") as loader:
-        for number in range(12):
-            batch = next(loader)
-            assert batch.images.is_cuda and batch.mask.is_cuda
-            moved = tuple(x.cpu() for x in (batch.images, batch.mask, batch.ids, batch.views))
-            assert same([moved], expected[number : number + 1])

@@ -5,10 +5,10 @@ import json
 import tarfile
 
 import pytest
-import torch
 
-from eva_fast.data import build_loader, open_source
+from eva_fast.data import open_source
 from eva_fast.data.streams import ShardStream, StreamSource, read_shard
+from tests.data.batches import ids_of, same, take
 from tests.data.pictures import encoded, write_folder, write_shard
 
 
@@ -29,29 +29,6 @@ def pattern(tmp_path):
         write_shard(tmp_path / f"s-{shard}.tar", range(start, start + size))
         start += size
     return f"{tmp_path}/s-{{0..4}}.tar"
-
-
-def take(source, count, state=None, **changes):
-    settings = dict(batch_size=6, image_size=28, patch_size=14, mask_count=2, min_block=1, seed=2)
-    with build_loader(source, **{**settings, **changes}) as loader:
-        if state is not None:
-            loader.load_state_dict(state)
-        batches, states = [], []
-        for _ in range(count):
-            batch = next(loader)
-            batches.append((batch.images, batch.mask, batch.ids, batch.views))
-            states.append(json.loads(json.dumps(loader.state_dict())))
-    return batches, states
-
-
-def ids_of(batches):
-    return [i for batch in batches for i in batch[2].tolist()]
-
-
-def same(one, other):
-    return len(one) == len(other) and all(
-        torch.equal(a, b) for x, y in zip(one, other) for a, b in zip(x, y)
-    )
 
 
 @pytest.mark.parametrize("form", ["pipe:cat {}", "file://{}"], ids=["pipe", "fsspec"])
