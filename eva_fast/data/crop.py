@@ -36,9 +36,9 @@ class Cropper:
     `ratio`. It is resized with Pillow's antialiased bicubic filter to `size` x `size` and mirrored
     with probability `flip`.
 
-    A JPEG is decoded only where the crop needs it (eva_fast.data.jpeg), all else by Pillow, both at
-    a half, a quarter or an eighth of the size where that suffices; both within 2 of 255 on average,
-    and 35 dB, of Pillow's crop of the whole image.
+    A JPEG is decoded only where the crop needs it, and at a half, a quarter or an eighth of the size
+    where that suffices (eva_fast.data.jpeg); all else is decoded by Pillow. The crop is within 2 of
+    255 on average, and 35 dB, of Pillow's crop of the whole image.
 
     Raises ValueError for arguments out of range.
     """
