@@ -6,8 +6,8 @@ import io
 import itertools
 import math
 import os
-import statistics
 import time
+from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -79,19 +79,20 @@ def check(
         (side, side), max(1, round(mask_ratio * side * side)), max(1, side * side // 16)
     )
     cropper = Cropper(image_size)
-    timed: list[tuple[int, str, Any]] = []
-    found: list[dict[str, Any]] = []
+    good: list[tuple[int, str, Any]] = []
+    tally = _Tally(image_size)
     look = functools.partial(_look, cropper=cropper)
     total = min(limit or len(source), len(source))
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress("reading", total) as show:
         for batch in _batches(samples, 256):
-            found += pool.map(look, batch)
-            timed += batch[: _TIMED - len(timed)]
-            show(len(found))
-    if not found:
+            for sample, seen in zip(batch, pool.map(look, batch)):
+                tally.add(seen)
+                if len(good) < _TIMED and "reason" not in seen:
+                    good.append(sample)
+            show(tally.checked)
+    if not tally.checked:
         raise ValueError("no image found in the data")
-    result = _summary(source, found, image_size)
-    good = [item for item, seen in zip(timed, found) if "reason" not in seen]
+    result = _summary(source, tally)
     rate = _images_per_second(good, cropper, masker, seed) if good else 0.0
     result["images_per_second_per_core"] = round(rate, 1)
     result["gpu_images_per_second"] = gpu_images_per_second
@@ -165,33 +166,58 @@ def _look(sample: tuple[int, str, Any], cropper: Cropper) -> dict[str, Any]:
     return {**seen, "bytes": len(data)}
 
 
-def _summary(source: Source, found: list[dict[str, Any]], image_size: int) -> dict[str, Any]:
-    good = [seen for seen in found if "reason" not in seen]
-    bad = [seen for seen in found if "reason" in seen]
-    sizes = [seen["bytes"] for seen in good if "bytes" in seen]
+class _Tally:
+    """What was seen, in 24 bytes an image: a whole data set may be checked."""
+
+    def __init__(self, image_size: int):
+        self.image_size = image_size
+        self.checked = self.smaller_than_crop = self.unreadable_count = 0
+        self.unreadable: list[dict[str, Any]] = []
+        self.formats: collections.Counter[str] = collections.Counter()
+        self.modes: collections.Counter[str] = collections.Counter()
+        self.bytes, self.widths, self.heights = array("q"), array("q"), array("q")
+
+    def add(self, seen: dict[str, Any]) -> None:
+        self.checked += 1
+        if "reason" in seen:
+            self.unreadable_count += 1
+            self.unreadable += [seen] * (len(self.unreadable) < _LISTED)
+            return
+        width, height = seen["size"]
+        self.widths.append(width)
+        self.heights.append(height)
+        self.smaller_than_crop += min(width, height) < self.image_size
+        self.formats[str(seen["format"])] += 1
+        self.modes[seen["mode"]] += 1
+        if "bytes" in seen:
+            self.bytes.append(seen["bytes"])
+
+
+def _summary(source: Source, tally: _Tally) -> dict[str, Any]:
     labels: collections.Counter[str] = collections.Counter()
     if not has_stream(source) and len(source) <= _LABELLED:
         labels.update(filter(None, map(source.label, range(len(source)))))
+    sizes = tally.bytes
     return {
         "images": len(source),
-        "checked": len(found),
+        "checked": tally.checked,
         "bytes": _spread(sizes),
-        "total_bytes_estimate": round(statistics.mean(sizes) * len(source)) if sizes else None,
-        "width": _spread([seen["size"][0] for seen in good]),
-        "height": _spread([seen["size"][1] for seen in good]),
-        "formats": dict(collections.Counter(str(seen["format"]) for seen in good).most_common()),
-        "modes": dict(collections.Counter(seen["mode"] for seen in good).most_common()),
+        "total_bytes_estimate": round(sum(sizes) / len(sizes) * len(source)) if sizes else None,
+        "width": _spread(tally.widths),
+        "height": _spread(tally.heights),
+        "formats": dict(tally.formats.most_common()),
+        "modes": dict(tally.modes.most_common()),
         "labels": dict(labels.most_common()),
-        "smaller_than_crop": sum(min(seen["size"]) < image_size for seen in good),
-        "unreadable_count": len(bad),
-        "unreadable": bad[:_LISTED],
+        "smaller_than_crop": tally.smaller_than_crop,
+        "unreadable_count": tally.unreadable_count,
+        "unreadable": tally.unreadable,
     }
 
 
-def _spread(values: list[int]) -> dict[str, float] | None:
+def _spread(values: array) -> dict[str, float] | None:
     if not values:
         return None
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+    return {"min": min(values), "median": float(np.median(values)), "max": max(values)}
 
 
 def _images_per_second(samples: list, cropper: Cropper, masker: BlockMasker, seed: int) -> float:

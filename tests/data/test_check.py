@@ -59,6 +59,15 @@ def test_a_part_of_a_large_set(tmp_path):
     assert result["contact_sheet"] is None and result["cores_needed"] is None
 
 
+def test_only_the_first_hundred_unreadable_files_are_listed(tmp_path):
+    write_folder(tmp_path, 5)
+    for number in range(105):
+        (tmp_path / f"bad{number}.jpg").write_bytes(b"noise")
+    result = check(tmp_path)
+    assert (result["unreadable_count"], len(result["unreadable"])) == (105, 100)
+    assert "and 5 more" in told(result)
+
+
 def test_streams_datasets_and_mixes(tmp_path):
     write_shard(tmp_path / "s.tar", range(12))
     result = check(f"pipe:cat {tmp_path}/s.tar")
