@@ -25,7 +25,7 @@ except ImportError:  # not on this platform: two builders then do the work twice
     fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
-_RELEASE_EVERY = 16  # look-ups; each maps some seven neighbourhoods of up to 256 KB (measured)
+_RELEASE_EVERY = 8  # look-ups; each maps some seven neighbourhoods, up to 5 MB together (measured)
 _KNOWN_GROUPS = 100_000  # remembered while an index is written, to name each of them once
 _EXTENT = struct.Struct("<QQ")  # where a member's bytes start in its shard, and how many
 
