@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
-from eva_fast.kernels.gather_norm import gather_norm, row_offsets, strides_of
+from eva_fast.kernels.gather_norm import gather_norm, row_offsets, rows_of, strides_of
 from eva_fast.kernels.launch import triton_op
 from eva_fast.kernels.layer_norm_project import (
     normalised_product,
@@ -34,7 +34,7 @@ ROWS = 128  # rows a program of the second kernel adds up
 def masked_cosine_kernel(
     p_x, p_mask, p_w, p_c, p_weight, p_bias, p_target, p_mean, p_rstd, p_sums, M, K, s_image, s_row,
     s_target, D: tl.constexpr, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr,
+    BK: tl.constexpr, HAS_MASK: tl.constexpr,
 ):  # fmt: skip
     """One program: p.t, p.p, t.t over BN columns of BM rows -> sums [columns, 3, M]."""
     columns = tl.cdiv(C, BN)
@@ -42,7 +42,7 @@ def masked_cosine_kernel(
     o_m = tl.program_id(0) // columns * BM + tl.arange(0, BM)
     o_n = column * BN + tl.arange(0, BN)
     m_m = o_m < M
-    o_rows = row_offsets(o_m, p_mask, m_m, K, s_image, s_row, True)
+    o_rows = row_offsets(o_m, p_mask, m_m, K, s_image, s_row, HAS_MASK)
     acc = normalised_product(p_x, p_w, p_c, p_weight, p_mean, p_rstd, o_rows, o_m, m_m, o_n, D, C,
                              BM, BN, BK)  # fmt: skip
     acc += tl.load(p_bias + o_n, mask=o_n < C, other=0.0).to(tl.float32)[None, :]
@@ -78,7 +78,7 @@ def cosine_statistics_kernel(
 
 def fused_forward(x, mask, ln_w, ln_b, weight, bias, target, eps):
     """(loss, statistics [3, M]); no gathered, normalised or predicted row reaches memory."""
-    rows, predict = mask.numel(), weight.shape[0]
+    rows, predict = rows_of(x, mask), weight.shape[0]
     statistics = x.new_empty((3, rows), dtype=torch.float32)
     if rows:
         _, mean, rstd = gather_norm(x, mask, ln_w, ln_b, eps, write=False)
@@ -86,8 +86,9 @@ def fused_forward(x, mask, ln_w, ln_b, weight, bias, target, eps):
         columns = triton.cdiv(predict, config["BN"])
         sums = x.new_empty((columns, 3, rows), dtype=torch.float32)
         masked_cosine_kernel[(triton.cdiv(rows, config["BM"]) * columns,)](
-            x, mask, ln_w, ln_b, weight, bias, target, mean, rstd, sums, rows, mask.shape[1],
-            *strides_of(x), target.stride(0), D=x.shape[-1], C=predict, **config,
+            x, mask, ln_w, ln_b, weight, bias, target, mean, rstd, sums, rows,
+            1 if mask is None else mask.shape[1], *strides_of(x), target.stride(0),
+            D=x.shape[-1], C=predict, HAS_MASK=mask is not None, **config,
         )  # fmt: skip
         cosine_statistics_kernel[(triton.cdiv(rows, ROWS),)](
             sums, statistics, rows, columns, EPS=EPS, BLOCK=ROWS, num_warps=4
@@ -103,7 +104,7 @@ def composed_forward(x, mask, ln_w, ln_b, weight, bias, target, eps):
 
 @triton_op("masked_cosine_head")
 def _forward(x, mask, ln_w, ln_b, weight, bias, target, eps):
-    variant = choose_variant(mask.numel(), x.shape[-1], weight.shape[0], x.dtype, x.device)
+    variant = choose_variant(rows_of(x, mask), x.shape[-1], weight.shape[0], x.dtype, x.device)
     run = fused_forward if variant == "fused" else composed_forward
     return run(x, mask, ln_w, ln_b, weight, bias, target, eps)
 
@@ -124,7 +125,7 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
         "p_target": f"*{shape.dtype}", "s_target": shape.predict_dim, "p_sums": "*fp32",
         "p_statistics": "*fp32", "columns": columns,
     }  # fmt: skip
-    constants = {"D": shape.width, "C": shape.predict_dim, **config}
+    constants = {"D": shape.width, "C": shape.predict_dim, "HAS_MASK": True, **config}
     return [
         AotCase(masked_cosine_kernel, args, constants, warps, stages, True),
         AotCase(cosine_statistics_kernel, args, {"EPS": EPS, "BLOCK": ROWS}),

@@ -16,6 +16,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from eva_fast.model import head
 from eva_fast.model.branches import (
     AttentionWeights,
     Matrix,
@@ -23,13 +24,11 @@ from eva_fast.model.branches import (
     Stream,
     attention_branch,
     mlp_branch,
-    projection_branch,
 )
 from eva_fast.model.inputs import CLIP_MEAN, CLIP_STD, mask_indices
 from eva_fast.ops.add_layer_norm import add_layer_norm
 from eva_fast.ops.embed_tokens import embed_tokens
 from eva_fast.ops.linear import linear
-from eva_fast.ops.negative_cosine import negative_cosine
 from eva_fast.ops.patchify import patchify
 
 
@@ -205,34 +204,34 @@ def forward_features(model, images: Tensor, mask: Tensor | None = None) -> Tenso
         return add_layer_norm(*stream, model.norm.weight, model.norm.bias, model.norm.eps)[1]
 
 
+def _masked_tokens(model, images: Tensor, mask: Tensor, dtype) -> tuple[Stream, Tensor | None]:
+    """(residual stream of the masked tokens [B, K, D], the head's weight in `dtype` if copied)."""
+    indices = _indices(model, mask)
+    weights = _Weights(model, dtype)
+    x = _embed(model, weights, images, indices, dtype)
+    return _run_blocks(model, weights, x, indices), weights.copies.get(model.lm_head.weight)
+
+
 def predict(model, images: Tensor, mask: Tensor) -> Tensor:
     """Predictions of the masked patches, [M, C]. Arguments as `EvaViT.forward`."""
     device = images.device.type
     dtype = compute_dtype(model, device)
-    indices = _indices(model, mask)
     with _chosen_dtypes(device):
-        weights = _Weights(model, dtype)
-        x = _embed(model, weights, images, indices, dtype)
-        stream = _run_blocks(model, weights, x, indices)
-        head = model.lm_head
-        return projection_branch(
-            stream,
-            model.norm.weight,
-            model.norm.bias,
-            weights.matrix(head.weight),
-            head.bias,
-            model.norm.eps,
-        )
+        return head.project(model, *_masked_tokens(model, images, mask, dtype))
 
 
 def loss(model, images: Tensor, mask: Tensor, target: Tensor) -> Tensor:
     """-mean cos(prediction, target), a scalar. Arguments as `EvaViT.loss`."""
-    prediction = predict(model, images, mask)
-    if target.shape != prediction.shape:
-        raise ValueError(
-            f"target has shape {tuple(target.shape)}, the masked patches need "
-            f"{tuple(prediction.shape)} (masked rows, teacher dimension)"
-        )
-    if target.dtype == torch.float64 and prediction.dtype != torch.float64:
-        target = target.float()
-    return negative_cosine(prediction, target.detach())
+    device = images.device.type
+    dtype = compute_dtype(model, device)
+    with _chosen_dtypes(device):
+        stream, copy = _masked_tokens(model, images, mask, dtype)
+        expected = (stream.x.shape[:-1].numel(), model.lm_head.out_features)
+        if target.shape != expected:
+            raise ValueError(
+                f"target has shape {tuple(target.shape)}, the masked patches need {expected} "
+                "(masked rows, teacher dimension)"
+            )
+        if target.dtype == torch.float64 and stream.x.dtype != torch.float64:
+            target = target.float()
+        return head.loss(model, stream, copy, target.detach())

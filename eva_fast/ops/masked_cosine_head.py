@@ -3,16 +3,17 @@
     y_m = LayerNorm(x[b, 1 + mask[b, k]]),  p_m = W y_m + b,  m = b K + k
     loss = -1/M sum_m p_m . t_m / (max(|p_m|, e) max(|t_m|, e)),  e = 1e-8
 
-(Fang et al. 2022, EVA, section 2.1.) The forward keeps three scalars a row, cos, 1/|p| and 1/|t|,
-beside its inputs; fused in Triton it never writes gathered, normalised or predicted rows. The
-backward rebuilds them: dp as in `negative_cosine`, the rest as in `layer_norm_project`. No rows: the
-loss is 0.
+(Fang et al. 2022, EVA, section 2.1.) Without a mask row m is x[m], for rows that were gathered
+before, as after the student's trimmed last block. The forward keeps three scalars a row, cos, 1/|p|
+and 1/|t|, beside its inputs; fused in Triton it never writes gathered, normalised or predicted rows.
+The backward rebuilds them: dp as in `negative_cosine`, the rest as in `layer_norm_project`. No rows:
+the loss is 0.
 
 Two variants with the same numbers: "fused" as above, and "composed" from a gather+norm kernel, the
 library's GEMM and a row kernel. `choose_variant` picks; plain PyTorch is always composed.
 
-An implementation gets x [B, T, D] and target [M, C] with last stride 1, mask int32 [B, K]
-contiguous, ln_w, ln_b [D], W [C, D] contiguous and b [C] in x's dtype; and returns
+An implementation gets x [B, T, D], or [M, D] where mask is None, and target [M, C] with last stride
+1, mask int32 [B, K] contiguous, ln_w, ln_b [D], W [C, D] contiguous and b [C] in x's dtype; and returns
 (loss [], statistics [3, M]). The backward gets dloss [] and the statistics, and returns
 (dx, dln_w, dln_b, dW, db).
 """
@@ -26,6 +27,7 @@ from eva_fast.ops import dispatch
 from eva_fast.ops.checks import check, check_constant, statistics_dtype
 from eva_fast.ops.layer_norm_project import (
     check_projection,
+    contiguous,
     normalised,
     project_backward,
 )
@@ -86,7 +88,7 @@ def choose_variant(
 
 def reference(
     x: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     ln_w: Tensor,
     ln_b: Tensor,
     weight: Tensor,
@@ -101,7 +103,7 @@ def reference(
 @torch.library.custom_op("eva_fast::masked_cosine_head", mutates_args=())
 def _forward_op(
     x: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     ln_w: Tensor,
     ln_b: Tensor,
     weight: Tensor,
@@ -110,7 +112,7 @@ def _forward_op(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     weight, bias = weight.to(x.dtype).contiguous(), bias.to(x.dtype)
-    return dispatch.function(_OP, x)(x, mask.contiguous(), ln_w, ln_b, weight, bias, target, eps)
+    return dispatch.function(_OP, x)(x, contiguous(mask), ln_w, ln_b, weight, bias, target, eps)
 
 
 @_forward_op.register_fake
@@ -123,7 +125,7 @@ def _(x, mask, ln_w, ln_b, weight, bias, target, eps):
 def _backward_op(
     dloss: Tensor,
     x: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     ln_w: Tensor,
     ln_b: Tensor,
     weight: Tensor,
@@ -134,7 +136,7 @@ def _backward_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     implementation = dispatch.function(f"{_OP}_backward", x)
     dx, dln_w, dln_b, dweight, dbias = implementation(
-        dloss, x, mask.contiguous(), ln_w, ln_b, weight.to(x.dtype).contiguous(),
+        dloss, x, contiguous(mask), ln_w, ln_b, weight.to(x.dtype).contiguous(),
         bias.to(x.dtype), target, statistics, eps,
     )  # fmt: skip
     return dx, dln_w, dln_b, dweight.to(weight.dtype), dbias.to(bias.dtype)
@@ -147,7 +149,7 @@ def _(dloss, x, mask, ln_w, ln_b, weight, bias, target, statistics, eps):
 
 def masked_cosine_head_forward(
     x: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     ln_w: Tensor,
     ln_b: Tensor,
     weight: Tensor,
@@ -162,7 +164,7 @@ def masked_cosine_head_forward(
 def masked_cosine_head_backward(
     dloss: Tensor,
     x: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     ln_w: Tensor,
     ln_b: Tensor,
     weight: Tensor,
@@ -171,13 +173,13 @@ def masked_cosine_head_backward(
     statistics: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(dx [B, T, D], dln_w, dln_b, dweight, dbias) from the forward's inputs and statistics."""
+    """(dx as x, dln_w, dln_b, dweight, dbias) from the forward's inputs and statistics."""
     return _backward_op(dloss, x, mask, ln_w, ln_b, weight, bias, target, statistics, eps)
 
 
 def masked_cosine_head(
     x: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     ln_w: Tensor,
     ln_b: Tensor,
     weight: Tensor,
@@ -188,14 +190,13 @@ def masked_cosine_head(
     """-mean over the masked patches of cos(W LayerNorm(x) + b, target), a float32 scalar.
 
     x: [B, T, D] float32, bfloat16 or float16, last stride 1, CLS in row 0. mask: int32 [B, K], each
-    row ascending in [0, T - 1). ln_w, ln_b: [D], weight: [C, D], bias: [C], float32 or x's dtype.
-    target: [B K, C], any of these dtypes, no gradient. Gradients for all but mask and target.
-    Raises ValueError naming what does not fit.
+    row ascending in [0, T - 1); or x: [M, D], the masked rows alone, and mask None. ln_w, ln_b: [D],
+    weight: [C, D], bias: [C], float32 or x's dtype. target: [M, C], M = B K, any of these dtypes, no
+    gradient. Gradients for all but mask and target. Raises ValueError naming what does not fit.
     """
-    if mask is None:
-        raise ValueError(f"{_OP}: mask is None, expected int32 indices [B, K]")
     check_projection(_OP, x, mask, ln_w, ln_b, weight, bias)
-    check(_OP, "target", target, shape=(mask.numel(), weight.shape[0]), like=x)
+    rows = x.shape[0] if mask is None else mask.numel()
+    check(_OP, "target", target, shape=(rows, weight.shape[0]), like=x)
     check_constant(_OP, "target", target)
     return _forward_op(x, mask, ln_w, ln_b, weight, bias, target, eps)[0]
 

@@ -30,13 +30,23 @@ ROUNDS = 5
 Choices = dict[str, dict[str, Any]]
 
 
-def choose_kernels(step: Callable[[], Any], device: torch.device, what: dict[str, Any]) -> Choices:
+Runs = dict[str, Callable[[], Any]]
+
+
+def choose_kernels(
+    step: Callable[[], Any],
+    device: torch.device,
+    what: dict[str, Any],
+    parts: dict[str, Runs] | None = None,
+) -> Choices:
     """Chooses the implementation of every op that `step` runs, for the whole process.
 
     Args:
         step: one training step without the optimiser's update kept: forward and backward.
         device: where it runs.
         what: names the shapes, for the cache: the same values give the same choice.
+        parts: {op: {kind: forward and backward}} of ops that replace a part of the step, which
+            the step itself does not run.
 
     Returns {op: {"kind": the choice, "milliseconds": {kind: median of all its calls a step}}}.
     """
@@ -46,6 +56,8 @@ def choose_kernels(step: Callable[[], Any], device: torch.device, what: dict[str
         dispatch.set_kernels("auto")
         calls = _calls_of(step)
         found = {op: _race(op, list(calls[op].values()), device) for op in sorted(calls)}
+        for op, runs in (parts or {}).items():
+            found[op] = _fastest(_in_turns(runs, device))
         write_choices(path, found)
         log.info("kernels measured, kept in %s", path)
     else:
@@ -73,9 +85,8 @@ def measured_choice(
     path = cache_file(device, {**what, "among": names})
     entry = (read_choices(path) or {}).get(label)
     if entry is None or entry["kind"] not in names:
-        found = {name: s * 1e3 for name, s in seconds().items()}
-        kind = min(found, key=found.__getitem__) if found else names[0]
-        entry = {"kind": kind, "milliseconds": found}
+        found = seconds()
+        entry = _fastest(found) if found else {"kind": names[0], "milliseconds": {}}
         if found:
             write_choices(path, {**(read_choices(path) or {}), label: entry})
     timings = ", ".join(f"{name} {ms:.3f} ms" for name, ms in entry["milliseconds"].items())
@@ -159,8 +170,24 @@ def _race(op: str, calls: list[_Call], device: torch.device) -> dict[str, Any]:
                 total += call.count * _seconds(function, arguments, device)
             if turn:  # the first turn compiles and allocates
                 times[kind].append(total)
-    medians = {kind: statistics.median(values) * 1e3 for kind, values in times.items()}
-    return {"kind": min(medians, key=medians.__getitem__), "milliseconds": medians}
+    return _fastest({kind: statistics.median(values) for kind, values in times.items()})
+
+
+def _in_turns(runs: Runs, device: torch.device) -> dict[str, float]:
+    """Median seconds of each run."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(ROUNDS + 1):
+        for name, run in runs.items():
+            seconds = _seconds(run, (), device)
+            if turn:  # the first turn compiles and allocates
+                times[name].append(seconds)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _fastest(seconds: dict[str, float]) -> dict[str, Any]:
+    """An entry of `Choices`."""
+    kind = min(seconds, key=seconds.__getitem__)
+    return {"kind": kind, "milliseconds": {name: s * 1e3 for name, s in seconds.items()}}
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -1,13 +1,17 @@
 """Which kernels a run uses: forced, as measured for its shapes, or as its checkpoint says."""
 
+import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from eva_fast.model import EvaViT
+from eva_fast.model import EvaViT, head
+from eva_fast.model.branches import Stream
+from eva_fast.model.fused import compute_dtype, weight_copies
 from eva_fast.ops import FusedAdamW, dispatch
-from eva_fast.ops.measure import choose_kernels
+from eva_fast.ops.measure import Runs, choose_kernels
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +47,38 @@ def settle_kernels(
         found = choose_kernels(
             lambda: _one_step(model, optimizer, device, batch, masked),
             device,
-            _shapes(model, batch),
+            _shapes(model, batch, masked),
+            _heads(model, device, batch * masked),
         )
+        optimizer.zero_grad(set_to_none=True)
     return {op: entry["kind"] for op, entry in found.items()}
 
 
-def _shapes(model: EvaViT, batch: int) -> dict[str, Any]:
-    return {"sizes": str(model.sizes), "dtype": str(model.compute_dtype), "batch": batch}
+def _shapes(model: EvaViT, batch: int, masked: int) -> dict[str, Any]:
+    dtype = str(model.compute_dtype)
+    return {"sizes": str(model.sizes), "dtype": dtype, "batch": batch, "masked": masked}
+
+
+def _heads(model: EvaViT, device: torch.device, rows: int) -> dict[str, Runs]:
+    """The head and loss of `rows` masked patches, composed and fused, where there is a fused one."""
+    if dispatch.fused_kind(head.OP, device.type) != "triton":
+        return {}
+    dtype = compute_dtype(model, device.type)
+    x = torch.randn(rows, 1, model.sizes.embed_dim, dtype=dtype, device=device)
+    branch, bias = torch.randn_like(x), torch.randn_like(model.lm_head.weight[0])
+    stream = Stream(*(t.requires_grad_() for t in (x, branch, bias)))
+    copy = weight_copies(model, dtype).get(model.lm_head.weight)
+    target = torch.randn(rows, model.sizes.predict_dim, device=device)
+
+    def run(loss: Callable[..., torch.Tensor]) -> None:
+        loss(model, stream, copy, target).backward()
+
+    return {
+        head.OP: {
+            "torch": functools.partial(run, head.composed_loss),
+            "triton": functools.partial(run, head.fused_loss),
+        }
+    }
 
 
 def _one_step(

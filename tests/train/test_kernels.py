@@ -2,11 +2,13 @@
 
 import json
 import logging
+import time
 
 import pytest
 import torch
 
 import eva_fast
+from eva_fast.model import head
 from eva_fast.ops import dispatch, measure
 from eva_fast.train import make_optimizer
 from eva_fast.train.kernels import settle_kernels
@@ -73,8 +75,6 @@ def test_a_damaged_cache_is_measured_again(parts):
 
 def test_the_faster_one_is_taken(parts, monkeypatch):
     """A torch implementation that sleeps must lose, a fused one that sleeps too."""
-    import time
-
     slow = "torch" if dispatch.implementation("bias_gelu", "cpu") == "native" else None
     if slow is None:
         pytest.skip("no C++ library here: there is nothing to choose between")
@@ -103,3 +103,37 @@ def test_a_resumed_run_keeps_its_kernels(parts, monkeypatch):
 def test_forced(parts):
     assert settle(*parts, mode="torch") == {}
     assert dispatch.implementation("add_layer_norm", "cpu") == "torch"
+
+
+@pytest.mark.parametrize("faster", ["composed", "fused"])
+def test_the_head_is_measured_whole_where_there_is_a_fused_one(parts, monkeypatch, faster):
+    """As on a GPU: forward and backward of both ways, and the step takes the faster."""
+    found = dispatch.fused_kind
+    monkeypatch.setattr(
+        dispatch, "fused_kind", lambda op, device: "triton" if op == head.OP else found(op, device)
+    )
+    taken, real = [], head.composed_loss
+    for name in ("composed", "fused"):
+
+        def loss(*arguments, name=name):
+            taken.append(name)
+            return real(*arguments)
+
+        monkeypatch.setattr(head, f"{name}_loss", loss)
+
+    def seconds(function, arguments, device):
+        function(*arguments)
+        return 1.0 if taken[-1] == faster else 2.0
+
+    monkeypatch.setattr(measure, "_seconds", seconds)
+    model, optimizer = parts
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    chosen = settle(model, optimizer)
+    assert chosen[head.OP] == ("triton" if faster == "fused" else "torch")
+    assert set(taken) == {"composed", "fused"}
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    taken.clear()
+    mask = torch.arange(6, dtype=torch.int32).repeat(2, 1)
+    model.loss(torch.randn(2, 3, 32, 32), mask, torch.randn(12, 16))
+    assert taken == [faster]
