@@ -87,6 +87,13 @@ def test_a_run_leaves_what_it_promises(images, tmp_path):
     assert again.optim.steps == 12 and again.model.embed_dim == 32
 
 
+def test_a_run_says_that_the_kernels_are_not_built(images, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("eva_fast.native.available", lambda: False)
+    eva_fast.pretrain(data=images, out=tmp_path / "run", steps=1, **TINY)
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["cpp_kernels"] is False
+    assert "C++ kernels are not built" in caplog.text
+
+
 def test_same_seed_same_weights_other_seed_other_weights(images, tmp_path):
     def weights(name, **options):
         return load_file(

@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import nn
 
-from eva_fast import __version__
+from eva_fast import __version__, native
 from eva_fast.config import Config
 from eva_fast.train import checkpoint
 
@@ -72,10 +72,15 @@ def write_header(out: Path, config: Config, model: nn.Module, device: torch.devi
         "numpy": numpy.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "cpp_kernels": native.available(),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     (out / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
     log.info("%s", "  ".join(f"{k} {v}" for k, v in environment.items()))
+    if not native.available():
+        log.warning(
+            "the C++ kernels are not built, so the CPU's part is slower: see eva-fast doctor"
+        )
 
 
 def _git_sha() -> str | None:
