@@ -234,7 +234,8 @@ def _backward_torch(
     dbranch = dx if scale is None else _by_sample(dx, scale)
     y = nothing(dy)
     if want_y:
-        y = torch.addcmul(wide_bias, (wide - mean) * rstd, wide_weight).to(dy.dtype)
+        xhat = torch.sub(wide, mean).mul_(rstd)
+        y = torch.addcmul(wide_bias, xhat, wide_weight).to(dy.dtype)
     return (
         dx.to(dy.dtype),
         dbranch.to(dy.dtype) if scale is not None else nothing(dy),

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from eva_fast.ops import dispatch
 from eva_fast.ops.checks import check, dense_last, nothing, statistics_dtype
+from eva_fast.ops.masked_gather import token_rows
 
 _OP = "embed_tokens"
 
@@ -146,20 +147,35 @@ def embed_tokens(
 embed_tokens.reference = reference  # type: ignore[attr-defined]
 
 
+def _forward_torch(patches, mask, mask_token, cls_token, pos_embed, patch_bias):
+    compute = statistics_dtype(patches)
+    batch, count, width = patches.shape
+    out = patches.new_empty((batch, count + 1, width), dtype=compute)
+    if patch_bias is None:
+        out[:, 1:] = patches
+    else:
+        torch.add(patches.to(compute), patch_bias.to(compute), out=out[:, 1:])
+    if mask is not None:
+        out.flatten(0, 1)[token_rows(mask, count + 1)] = mask_token.to(compute)
+    out[:, 0] = cls_token
+    out += pos_embed
+    return out.to(patches.dtype)
+
+
 def _backward_torch(dout, mask, parameter_dtype, want_bias):
     compute = statistics_dtype(dout)
     dpos = dout.sum(0, dtype=compute)
-    dpatches = dout[:, 1:].to(compute)
+    dpatches = dout[:, 1:].to(compute, copy=True, memory_format=torch.contiguous_format)
     dmask_token = torch.zeros(dout.shape[-1], dtype=compute, device=dout.device)
     if mask is not None:
-        flags = _masked(mask, dpatches.shape[1])[:, :, None]
-        dmask_token = torch.where(flags, dpatches, 0).sum((0, 1))
-        dpatches = torch.where(flags, 0, dpatches)
+        rows, masked = dpatches.flatten(0, 1), token_rows(mask, dpatches.shape[1]) - 1
+        by_image = rows.index_select(0, masked).view(*mask.shape, dout.shape[-1]).sum(1)
+        dmask_token = by_image.sum(0)  # in two steps: short sums round little
+        rows.index_fill_(0, masked, 0)
     dbias = dpatches.sum((0, 1)).to(parameter_dtype) if want_bias else None
     empty = dout.new_empty((0,), dtype=parameter_dtype)
     return (
-        # dout[:, 1:] may come back as it is where there is no mask and nothing to convert
-        dpatches.to(dout.dtype).clone(memory_format=torch.contiguous_format),
+        dpatches.to(dout.dtype),
         dmask_token.to(parameter_dtype),
         dpos[0].to(parameter_dtype, copy=True),
         dpos.to(parameter_dtype),
@@ -167,7 +183,7 @@ def _backward_torch(dout, mask, parameter_dtype, want_bias):
     )
 
 
-dispatch.register(_OP, "torch", reference)
+dispatch.register(_OP, "torch", _forward_torch)
 dispatch.register(f"{_OP}_backward", "torch", _backward_torch)
 
 

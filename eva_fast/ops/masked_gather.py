@@ -69,14 +69,23 @@ def masked_gather(x: Tensor, mask: Tensor) -> Tensor:
 masked_gather.reference = reference  # type: ignore[attr-defined]
 
 
+def token_rows(mask: Tensor, tokens: int) -> Tensor:
+    """int64 [B K]: the rows 1 + mask of [B, T, D] as rows of [B T, D]."""
+    cls_rows = tokens * torch.arange(mask.shape[0], device=mask.device)
+    return (1 + mask + cls_rows[:, None]).flatten()
+
+
+def _forward_torch(x, mask):
+    return x.flatten(0, 1).index_select(0, token_rows(mask, x.shape[1]))
+
+
 def _backward_torch(dout, mask, tokens):
-    batch, count = mask.shape
-    dx = dout.new_zeros((batch, tokens, dout.shape[1]))
-    index = (mask.long() + 1)[:, :, None].expand(-1, -1, dout.shape[1])
-    return dx.scatter_(1, index, dout.reshape(batch, count, dout.shape[1]))
+    dx = dout.new_zeros((mask.shape[0], tokens, dout.shape[1]))
+    dx.flatten(0, 1).index_add_(0, token_rows(mask, tokens), dout)
+    return dx
 
 
-dispatch.register(_OP, "torch", reference)
+dispatch.register(_OP, "torch", _forward_torch)
 dispatch.register(f"{_OP}_backward", "torch", _backward_torch)
 
 
