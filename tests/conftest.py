@@ -58,9 +58,11 @@ def kernels(request):
     tensors are made meanwhile."""
     kind, device = request.param
     dispatch.set_kernels(kind)
-    torch.set_default_device(device)
+    if device != "cpu":
+        torch.set_default_device(device)
     yield kind
-    torch.set_default_device(None)
+    if device != "cpu":
+        torch.set_default_device(None)
     dispatch.set_kernels("auto")
 
 
@@ -81,7 +83,8 @@ def eva_micro(request, _eva_micro):
     if "kernels" in request.fixturenames:
         request.getfixturevalue("kernels")
     tensors, meta = _eva_micro
-    return {name: tensor.to(torch.get_default_device()) for name, tensor in tensors.items()}, meta
+    here = torch.empty(0).device
+    return {name: tensor.to(here) for name, tensor in tensors.items()}, meta
 
 
 @pytest.fixture(scope="session")
