@@ -7,6 +7,8 @@ Composed forward: gather and norm, the library's GEMM, the row kernel of `negati
 Both save the same three scalars a row; the backward rebuilds the rows with the library's GEMMs.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -104,9 +106,13 @@ def composed_forward(x, mask, ln_w, ln_b, weight, bias, target, eps):
 
 @triton_op("masked_cosine_head")
 def _forward(x, mask, ln_w, ln_b, weight, bias, target, eps):
-    variant = choose_variant(rows_of(x, mask), x.shape[-1], weight.shape[0], x.dtype, x.device)
-    run = fused_forward if variant == "fused" else composed_forward
-    return run(x, mask, ln_w, ln_b, weight, bias, target, eps)
+    arguments = (x, mask, ln_w, ln_b, weight, bias, target, eps)
+    runs = {
+        "fused": functools.partial(fused_forward, *arguments),
+        "composed": functools.partial(composed_forward, *arguments),
+    }
+    rows, predict = rows_of(x, mask), weight.shape[0]
+    return runs[choose_variant(rows, x.shape[-1], predict, x.dtype, x.device, runs)]()
 
 
 @triton_op("masked_cosine_head_backward")

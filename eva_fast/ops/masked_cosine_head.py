@@ -18,6 +18,7 @@ An implementation gets x [B, T, D], or [M, D] where mask is None, and target [M,
 (dx, dln_w, dln_b, dW, db).
 """
 
+import functools
 import logging
 
 import torch
@@ -32,6 +33,7 @@ from eva_fast.ops.layer_norm_project import (
     project_backward,
 )
 from eva_fast.ops.layer_norm_project import reference as _project
+from eva_fast.ops.measure import Runs, in_turns, measured_choice
 from eva_fast.ops.negative_cosine import (
     negative_cosine_backward,
     negative_cosine_forward,
@@ -41,7 +43,7 @@ from eva_fast.ops.negative_cosine import reference as _loss
 _OP = "masked_cosine_head"
 VARIANTS = ("fused", "composed")
 # Above this many multiply-adds the GEMM outweighs the memory traffic that fusing saves, and the
-# library's GEMM is the faster one. An estimate until `set_variant` is given a measured choice.
+# library's GEMM is the faster one: the estimate where nothing is measured.
 COMPOSED_FROM = 2**35
 
 logger = logging.getLogger(__name__)
@@ -54,8 +56,8 @@ def set_variant(
 ) -> None:
     """Fixes the variant that Triton runs: "fused", "composed", or "auto" to forget all choices.
 
-    With shape (rows M, width D, predict C) and dtype the choice holds for these alone: the hook for
-    a measured choice. Raises ValueError for an unknown variant.
+    With shape (rows M, width D, predict C) and dtype the choice holds for these alone. Raises
+    ValueError for an unknown variant.
     """
     global _forced
     if variant not in ("auto", *VARIANTS):
@@ -72,18 +74,33 @@ def set_variant(
 
 
 def choose_variant(
-    rows: int, width: int, predict: int, dtype: torch.dtype, device: torch.device
+    rows: int,
+    width: int,
+    predict: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    runs: Runs | None = None,
 ) -> str:
-    """ "fused" or "composed" for a head of M rows, D columns and C predicted values."""
+    """ "fused" or "composed" for a head of M rows, D columns and C predicted values.
+
+    runs: {variant: its forward}, timed on a GPU when a shape is met first, and kept on disk. Without
+    them, elsewhere and while a CUDA graph is captured it is an estimate.
+    """
     if _forced is not None:
         return _forced
-    chosen = _variants.get((rows, width, predict, dtype))
-    if chosen is None:
-        # full fp32 products do not run on the tensor cores in Triton: leave them to the library
-        slow = dtype == torch.float32 and device.type == "cuda"
-        chosen = "composed" if slow or rows * width * predict > COMPOSED_FROM else "fused"
-        _variants[rows, width, predict, dtype] = chosen
-    return chosen
+    key = (rows, width, predict, dtype)
+    if key in _variants:
+        return _variants[key]
+    if runs and device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        shape = f"{rows} rows, {width} to {predict}, {str(dtype).removeprefix('torch.')}"
+        _variants[key] = measured_choice(
+            f"{_OP} {shape}", list(VARIANTS), device, {"variants of": _OP},
+            functools.partial(in_turns, runs, device),
+        )  # fmt: skip
+        return _variants[key]
+    # full fp32 products do not run on the tensor cores in Triton: leave them to the library
+    slow = dtype == torch.float32 and device.type == "cuda"
+    return "composed" if slow or rows * width * predict > COMPOSED_FROM else "fused"
 
 
 def reference(

@@ -57,7 +57,7 @@ def choose_kernels(
         calls = _calls_of(step)
         found = {op: _race(op, list(calls[op].values()), device) for op in sorted(calls)}
         for op, runs in (parts or {}).items():
-            found[op] = _fastest(_in_turns(runs, device))
+            found[op] = _fastest(in_turns(runs, device))
         write_choices(path, found)
         log.info("kernels measured, kept in %s", path)
     else:
@@ -173,7 +173,7 @@ def _race(op: str, calls: list[_Call], device: torch.device) -> dict[str, Any]:
     return _fastest({kind: statistics.median(values) for kind, values in times.items()})
 
 
-def _in_turns(runs: Runs, device: torch.device) -> dict[str, float]:
+def in_turns(runs: Runs, device: torch.device) -> dict[str, float]:
     """Median seconds of each run."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(ROUNDS + 1):

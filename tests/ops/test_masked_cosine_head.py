@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from eva_fast.ops import measure
 from eva_fast.ops.masked_cosine_head import (
     VARIANTS,
     choose_variant,
@@ -177,6 +178,27 @@ def test_choice_of_variant():
     assert choose_variant(*small, torch.bfloat16, cpu) == "fused"
     with pytest.raises(ValueError, match="unknown variant 'quick'"):
         set_variant("quick")
+
+
+@pytest.mark.parametrize("faster", VARIANTS)
+def test_variant_is_measured_once_on_a_gpu(faster, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(measure, "fingerprint", lambda device: {"device": str(device)})
+    raced = []
+
+    def seconds(run, arguments, device):
+        raced.append(run())
+        return 1.0 if raced[-1] == faster else 2.0
+
+    monkeypatch.setattr(measure, "_seconds", seconds)
+    runs = {name: lambda name=name: name for name in VARIANTS}
+    head = (3360 * 128, 1408, 768, torch.bfloat16, torch.device("cuda"), runs)
+    assert choose_variant(*head) == faster and set(raced) == set(VARIANTS)
+    raced.clear()
+    set_variant("auto")  # as another process would start
+    assert choose_variant(*head) == faster and not raced
+    set_variant("auto")
 
 
 BAD = {
