@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from eva_fast import ops
-from eva_fast.model import create_model, fused
+from eva_fast.model import create_model, fused, head
+from eva_fast.model.branches import Stream
 from eva_fast.model.sizes import sizes_of
 from eva_fast.plan.reference import OfficialViT
 
@@ -209,6 +210,28 @@ def test_activations_kept_for_the_backward():
     plain = kept(official, lambda: official.loss(target, images, mask))
     found = kept(ours, lambda: fused.loss(ours, images, mask, target))
     assert found <= 0.45 * plain
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_both_heads_give_the_same(dtype):
+    """With a pending branch, its bias, drop-path's factors and, in bf16, a copy of the weight."""
+    torch.manual_seed(0)
+    model = create_model(**MICRO, kernels="auto", compute_dtype=dtype)
+    x, branch = (torch.randn(3, 5, 64, dtype=dtype).requires_grad_() for _ in range(2))
+    bias = torch.randn(64).requires_grad_()
+    stream = Stream(x, branch, bias, torch.tensor([0.0, 1.25, 1.25]))
+    copy_ = fused.weight_copies(model, dtype).get(model.lm_head.weight)
+    assert (copy_ is None) == (dtype == torch.float32)
+    target = torch.randn(15, MICRO["predict_dim"])
+    leaves = (x, branch, bias, *model.norm.parameters(), *model.lm_head.parameters())
+    found = []
+    for loss_of in (head.composed_loss, head.fused_loss):
+        loss = loss_of(model, stream, copy_, target)
+        found.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for a, b in zip(*found, strict=True):
+        assert a.dtype == b.dtype and a.norm() > 0
+        assert (a - b).norm() <= tolerance * a.norm()
 
 
 def test_compiled_equals_eager():
