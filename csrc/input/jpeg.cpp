@@ -2,7 +2,7 @@
 // skips the rows above it and the colour conversion of the columns beside it, stops below it, and
 // where the crop is large works at a half, a quarter or an eighth of the size.
 //
-// Everything unusual (CMYK, coarse chroma) or damaged is reported as not handled: the caller then
+// Everything unusual (CMYK, coarse chroma, endless scans) or damaged is reported as not handled: the caller then
 // asks Pillow, which judges it. Built only where libjpeg-turbo and its headers are found (setup.py).
 #include <algorithm>
 #include <cmath>
@@ -78,6 +78,21 @@ bool complete(const uint8_t* coded, size_t size) {
   return false;
 }
 
+// Each scan of a progressive JPEG passes over all pixels again, however few its bytes: hundreds of
+// them take minutes. Encoders write at most some dozens.
+bool few_scans(const uint8_t* coded, size_t size) {
+  constexpr int most = 500;
+  constexpr uint8_t start_of_scan = 0xda;
+  int scans = 1;  // its marker is read already
+  const uint8_t* const end = coded + size;
+  for (const uint8_t* at = coded; scans <= most; ++at) {
+    at = static_cast<const uint8_t*>(std::memchr(at, 0xff, size_t(end - at)));
+    if (!at || at + 1 >= end) return true;
+    scans += at[1] == start_of_scan;
+  }
+  return false;
+}
+
 // Whether the chroma has at least half of luma's rows and columns. Other layouts (4:1:1, 4:1:0) lose
 // too much colour when scaled, and libjpeg-turbo 2.1 makes wrong colours of a part of them.
 bool fine_chroma(const jpeg_decompress_struct& info) {
@@ -96,8 +111,10 @@ bool read_header(Decoder& d, const uint8_t* data, int64_t size) {
   if (jpeg_read_header(&d.info, TRUE) != JPEG_HEADER_OK) return false;
   const J_COLOR_SPACE space = d.info.jpeg_color_space;
   const bool known = space == JCS_GRAYSCALE || space == JCS_YCbCr || space == JCS_RGB;
-  return known && fine_chroma(d.info) &&
-         complete(d.info.src->next_input_byte, d.info.src->bytes_in_buffer);
+  const uint8_t* const coded = d.info.src->next_input_byte;
+  const size_t left = d.info.src->bytes_in_buffer;
+  return known && fine_chroma(d.info) && complete(coded, left) &&
+         (!d.info.progressive_mode || few_scans(coded, left));
 }
 
 // The pixels that a crop touches, and its corners among them: whole numbers unless scaled.

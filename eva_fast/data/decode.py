@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 ORIENTATION = 0x0112  # EXIF tag
+START_OF_SCAN = b"\xff\xda"
+MOST_SCANS = 500  # encoders write at most some dozens
 
 
 class BadImage(Exception):
@@ -26,6 +28,13 @@ def check_size(width: int, height: int) -> None:
         raise BadImage(f"{width}x{height} is above the limit of {limit} pixels")
     if width < 1 or height < 1:
         raise BadImage(f"no pixels ({width}x{height})")
+
+
+def check_scans(data: bytes) -> None:
+    """Raises BadImage for a JPEG of so many scans that decoding it would take minutes: each scan of
+    a progressive JPEG passes over all pixels again, however few its bytes."""
+    if data.startswith(b"\xff\xd8") and (scans := data.count(START_OF_SCAN)) > MOST_SCANS:
+        raise BadImage(f"{scans} scans are above the limit of {MOST_SCANS}")
 
 
 class Decoded(NamedTuple):
@@ -54,6 +63,7 @@ def decode(
     """
     if not data:
         raise BadImage("empty file")
+    check_scans(data)
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size

@@ -147,6 +147,12 @@ def jpeg_claiming(data, width, height):
     return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
 
 
+def with_scans(progressive, count):
+    """The last scan of a progressive JPEG, which refines it by one bit, written again and again."""
+    last = progressive.rindex(b"\xff\xda")
+    return progressive[:-2] + progressive[last:-2] * count + progressive[-2:]
+
+
 @functools.cache
 def bad_files():
     image = photographs()[1].crop((0, 0, 200, 150))
@@ -167,6 +173,7 @@ def bad_files():
         "jpeg cut, whole thumbnail in front": with_thumbnail[: len(with_thumbnail) * 2 // 3],
         "jpeg progressive cut": encode(image, progressive=True)[:1200],
         "jpeg bomb": jpeg_claiming(good, 60000, 60000),
+        "jpeg of too many scans": with_scans(encode(image, progressive=True), 600),
         "jpeg without height": jpeg_claiming(good, 200, 0),
         "png cut": png[: len(png) // 2],
         "png damaged": png[:400] + bytes(200) + png[600:],
