@@ -8,17 +8,9 @@ from pathlib import Path
 
 import torch
 
+from eva_fast import native
 from eva_fast.plan.cpu import measure_cpu
 from eva_fast.plan.devices import DEVICES
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M)
-        if found:
-            return found[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _run(*words: str) -> str | None:
@@ -52,9 +44,11 @@ def header() -> dict:
     gpu = torch.cuda.is_available()
     threads = torch.get_num_threads()
     return {
-        "device": torch.cuda.get_device_name() if gpu else f"{_cpu_name()}, {threads} threads",
+        "device": torch.cuda.get_device_name()
+        if gpu
+        else f"{native.cpu_name()}, {threads} threads",
         "kind": "cuda" if gpu else "cpu",
-        "cpu": _cpu_name(),
+        "cpu": native.cpu_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
         "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")

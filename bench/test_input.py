@@ -8,9 +8,9 @@ mask drawn by a Python loop. Ours is `Cropper` and `BlockMasker`: one uint8 crop
 indices; the normalisation happens on the device.
 
 The files are about 500x375 pixels and 100 KB, random crops of real photographs; the same pictures
-as progressive JPEGs, of which every coefficient has to be read first, are timed too. The ways take turns file by file, on one
-thread, and are charged the CPU time they take, so that other work on the machine counts little; a
-rate is of the median time, a ratio the median of the ratios within a pair.
+as progressive JPEGs, of which every coefficient has to be read first, are timed too. The ways take
+turns file by file, on one thread, and are charged the CPU time they take, so that other work on the
+machine counts little; a rate is of the median time, a ratio the median of the ratios within a pair.
 """
 
 import io

@@ -104,7 +104,7 @@ def render(report: dict[str, Any]) -> Group:
     attention.add_column("runs here")
     for name, obstacle in report["attention"].items():
         attention.add_row(name, "yes" if obstacle is None else f"[dim]no: it {obstacle}[/dim]")
-    return Group(machine, packages, ops, attention, *map(_measured, report["measured"][:3]))
+    return Group(machine, packages, ops, attention, *map(_measured, report["measured"][:8]))
 
 
 def _measured(entry: dict[str, Any]) -> Table:

@@ -131,8 +131,11 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
         "p_target": f"*{shape.dtype}", "s_target": shape.predict_dim, "p_sums": "*fp32",
         "p_statistics": "*fp32", "columns": columns,
     }  # fmt: skip
-    constants = {"D": shape.width, "C": shape.predict_dim, "HAS_MASK": True, **config}
+    constants = {"D": shape.width, "C": shape.predict_dim, **config}
     return [
-        AotCase(masked_cosine_kernel, args, constants, warps, stages, True),
+        *(  # the op on all tokens, and on the rows that a trimmed last block leaves
+            AotCase(masked_cosine_kernel, args, constants | {"HAS_MASK": mask}, warps, stages, True)
+            for mask in (True, False)
+        ),
         AotCase(cosine_statistics_kernel, args, {"EPS": EPS, "BLOCK": ROWS}),
     ]

@@ -53,8 +53,8 @@ def compute_dtype(model, device_type: str) -> torch.dtype:
 
 
 def _autocast_on(device_type: str) -> bool:
-    available = torch.amp.is_autocast_available(device_type)
-    return available and torch.is_autocast_enabled(device_type)
+    # "meta" has no autocast; torch.amp.is_autocast_available cannot be traced before PyTorch 2.14
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
 def _chosen_dtypes(device_type: str):

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from eva_fast import native
 from eva_fast.ops import dispatch
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def cache_file(device: torch.device, what: dict[str, Any]) -> Path:
 
 
 def fingerprint(device: torch.device) -> dict[str, Any]:
-    """What a timing depends on beside the shapes: device, threads and versions."""
+    """What a timing depends on beside the shapes: device, threads, versions, the C++ build."""
     import eva_fast
 
     libraries = {"torch": torch.__version__, "eva_fast": eva_fast.__version__}
@@ -116,9 +116,13 @@ def fingerprint(device: torch.device) -> dict[str, Any]:
 
         name = torch.cuda.get_device_name(device)
         return {"device": name, "triton": triton.__version__, **libraries}
-    threads = torch.get_num_threads()
-    isa = torch.backends.cpu.get_cpu_capability()
-    return {"device": platform.machine(), "isa": isa, "threads": threads, **libraries}
+    return {
+        "device": native.cpu_name(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "build": native.build(),
+        **libraries,
+    }
 
 
 def kept_choices() -> list[dict[str, Any]]:
