@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,19 +109,20 @@ def bench_state(request) -> State:
 
 @pytest.fixture
 def run_case(benchmark, bench_state):
-    """Runs a case: numbers always; timed in interleaved rounds with --benchmark. What
-    pytest-benchmark times itself, for its own table and files, is the eva_fast variant."""
+    """Runs the case that `make` sets up: numbers always; timed in interleaved rounds with
+    --benchmark. What pytest-benchmark times itself, for its own table and files, is the eva_fast
+    variant."""
 
-    def run(case: Case) -> None:
+    def run(make: Callable[[], Case]) -> None:
+        chosen = _choose_kernels(make()) if bench_state.timed else {}
+        torch.manual_seed(0)
+        case = make()
         benchmark.group = f"{case.subject} {case.mode}"
         ours = case.variants[OURS].call
         if not bench_state.timed:
             check_agreement(case)
             benchmark.pedantic(ours)
             return
-        # as in a run: the kernels that are faster here, for this very shape
-        what = {"bench": [case.subject, case.mode], "shape": case.shape}
-        chosen = choose_kernels(ours, torch.device(case.device), what)
         entry = {**measure(case, bench_state.settings), "kernels": chosen}
         bench_state.entries.append(entry)
         speedup = entry["variants"][OURS]["speedup"]
@@ -128,6 +130,14 @@ def run_case(benchmark, bench_state):
         benchmark.pedantic(ours, rounds=1 if not case.warm or bench_state.quick else 3)
 
     return run
+
+
+def _choose_kernels(case: Case) -> dict:
+    """As a run does: the faster kernels for this very shape run from now on. `case` is spent."""
+    if not case.weigh:  # its work is done elsewhere, or runs no op
+        return {}
+    what = {"bench": [case.subject, case.mode], "shape": case.shape}
+    return choose_kernels(case.variants[OURS].call, torch.device(case.device), what)
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -3,7 +3,6 @@
 import importlib
 
 import pytest
-import torch
 
 from bench.conftest import state_of
 from bench.kit import Kit
@@ -37,5 +36,5 @@ def pytest_generate_tests(metafunc):
 
 def test_op(name, mode, shape, bench_state, run_case):
     module = importlib.import_module(f"bench.ops.{name}")
-    torch.manual_seed(0)
-    run_case(module.subject(shape, mode, Kit(name, bench_state.timed, bench_state.quick)))
+    settings = bench_state.timed, bench_state.quick
+    run_case(lambda: module.subject(shape, mode, Kit(name, *settings)))

@@ -3,7 +3,6 @@
 import importlib
 
 import pytest
-import torch
 
 from bench.conftest import state_of
 from bench.kit import Kit
@@ -29,6 +28,5 @@ def pytest_generate_tests(metafunc):
 
 def test_subject(name, mode, shape, bench_state, run_case):
     module = importlib.import_module(f"bench.{name}")
-    torch.manual_seed(0)
-    kit = Kit(name, bench_state.timed, bench_state.quick, bench_state.official)
-    run_case(module.subject(shape, mode, kit))
+    settings = bench_state.timed, bench_state.quick, bench_state.official
+    run_case(lambda: module.subject(shape, mode, Kit(name, *settings)))
