@@ -92,7 +92,7 @@ class State:
     def settings(self) -> Settings:
         if self.quick:
             return Settings(seconds=0.7, rounds=15, least_rounds=3)
-        return Settings(seconds=4.0, rounds=40, least_rounds=5)
+        return Settings(seconds=4.0, rounds=40, least_rounds=9)
 
 
 _STATE = pytest.StashKey[State]()

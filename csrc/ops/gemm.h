@@ -3,7 +3,8 @@
 // The blocking is Goto's (Goto, van de Geijn: Anatomy of high-performance matrix multiplication,
 // 2008): B is packed once into panels of NR columns; a task packs MC rows of A into panels of MR
 // rows that stay in the L2 cache, and a micro-kernel keeps an MR x NR tile of C in registers.
-// Tasks are handed out one by one, so a core that is busy elsewhere delays nobody.
+// Tasks are handed out one by one, smaller ones towards the end, so that all cores finish together
+// even where one is busy elsewhere.
 #pragma once
 #include <omp.h>
 
@@ -17,7 +18,7 @@ constexpr int NV = 2;  // vectors across a tile
 constexpr int NR = NV * VL;
 constexpr int64_t KC = 384;  // depth of one pass: an A panel of it fits the L1 cache
 constexpr int64_t NC = 384;  // columns of B a task works on at a time: kc x NC fits L2
-constexpr int64_t MC_MAX = 72;
+constexpr int64_t MC = 72;   // rows of A in the largest task
 
 // Panels of W rows: panel[i / W][k][i % W] = source(i, k) for i < width, zero up to a multiple of W.
 // `along`: the source's rows are neighbours in memory and `stride` leads from k to k + 1; else its
@@ -152,6 +153,20 @@ static void multiply(int64_t m, int64_t n, int64_t depth, const float* a, int64_
   tiles(m, n, depth, work, packed_b, c, ldc, accumulate, nullptr);
 }
 
+// The next task: its first row in *start, its rows as result; 0 when all are taken. A task is half of
+// what is left for a thread, whole panels, at most MC rows.
+static inline int64_t take_rows(int64_t m, int threads, int64_t* taken, int64_t* start) {
+  int64_t first = __atomic_load_n(taken, __ATOMIC_RELAXED), rows;
+  do {
+    if (first >= m) return 0;
+    rows = ((m - first) / (2 * threads) + MR - 1) / MR * MR;
+    rows = lesser(m - first, rows < MR ? MR : lesser(rows, MC));
+  } while (!__atomic_compare_exchange_n(taken, &first, first + rows, true, __ATOMIC_RELAXED,
+                                        __ATOMIC_RELAXED));
+  *start = first;
+  return rows;
+}
+
 // A: element (i, k) at a[i * a_row + k * a_column], one of the two strides being 1; B likewise.
 static void gemm(int64_t m, int64_t n, int64_t depth, const float* a, int64_t a_row,
                  int64_t a_column, const float* b, int64_t b_row, int64_t b_column, float* c,
@@ -165,23 +180,19 @@ static void gemm(int64_t m, int64_t n, int64_t depth, const float* a, int64_t a_
   const int64_t passes = (depth + KC - 1) / KC;
   const int64_t kc = (depth + passes - 1) / passes;
   const int64_t panels = (n + NR - 1) / NR;
-  int64_t mc = (m / threads / 6 + MR - 1) / MR * MR;
-  mc = mc < MR ? MR : mc > MC_MAX ? MC_MAX : mc;
-  const int64_t tasks = (m + mc - 1) / mc;
+  int64_t taken = 0;  // rows of A that some task has
   // Blocks of B: pass after pass, in each all panels of kc x NR.
   float* packed_b = (float*)__builtin_assume_aligned(scratch(panels * NR * depth + 16 * NR), 64);
 #pragma omp parallel num_threads(threads) if (m * n * depth > 100000)
   {
-    float* packed_a = thread_scratch(MC_MAX * KC + 64);
+    float* packed_a = thread_scratch(MC * KC + 64);
 #pragma omp for schedule(dynamic, 4)
     for (int64_t item = 0; item < passes * panels; ++item) {
       const int64_t k0 = item / panels * kc, kd = lesser(kc, depth - k0), j0 = item % panels * NR;
       pack<NR>(packed_b + panels * NR * k0 + j0 * kd, b + k0 * b_row + j0 * b_column,
                b_column == 1 ? b_row : b_column, b_column == 1, lesser(NR, n - j0), kd);
     }
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < tasks; ++task) {
-      const int64_t i0 = task * mc, rows = lesser(mc, m - i0);
+    for (int64_t i0, rows; (rows = take_rows(m, threads, &taken, &i0)) > 0;)
       for (int64_t k0 = 0; k0 < depth; k0 += kc) {
         const int64_t kd = lesser(kc, depth - k0);
         pack<MR>(packed_a, a + i0 * a_row + k0 * a_column, a_row == 1 ? a_column : a_row,
@@ -191,7 +202,6 @@ static void gemm(int64_t m, int64_t n, int64_t depth, const float* a, int64_t a_
                 c + i0 * ldc + j0, ldc, accumulate || k0 > 0,
                 bias && k0 == 0 ? bias + j0 : nullptr);
       }
-    }
   }
 }
 
