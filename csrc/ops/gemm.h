@@ -19,6 +19,7 @@ constexpr int NR = NV * VL;
 constexpr int64_t KC = 384;  // depth of one pass: an A panel of it fits the L1 cache
 constexpr int64_t NC = 384;  // columns of B a task works on at a time: kc x NC fits L2
 constexpr int64_t MC = 72;   // rows of A in the largest task
+constexpr int64_t PACKED_FLOATS = 1 << 20;  // of packed B at a time
 
 // Panels of W rows: panel[i / W][k][i % W] = source(i, k) for i < width, zero up to a multiple of W.
 // `along`: the source's rows are neighbours in memory and `stride` leads from k to k + 1; else its
@@ -180,28 +181,41 @@ static void gemm(int64_t m, int64_t n, int64_t depth, const float* a, int64_t a_
   const int64_t passes = (depth + KC - 1) / KC;
   const int64_t kc = (depth + passes - 1) / passes;
   const int64_t panels = (n + NR - 1) / NR;
+  // As many passes at a time as leave packed B in a cache: it is read anew for every task.
+  const int64_t pass_floats = panels * NR * kc;
+  int64_t span = kc * (PACKED_FLOATS / pass_floats > 0 ? PACKED_FLOATS / pass_floats : 1);
+  span = lesser(span, depth);
+  float* packed_b = (float*)__builtin_assume_aligned(scratch(panels * NR * span + 16 * NR), 64);
   int64_t taken = 0;  // rows of A that some task has
-  // Blocks of B: pass after pass, in each all panels of kc x NR.
-  float* packed_b = (float*)__builtin_assume_aligned(scratch(panels * NR * depth + 16 * NR), 64);
 #pragma omp parallel num_threads(threads) if (m * n * depth > 100000)
   {
     float* packed_a = thread_scratch(MC * KC + 64);
+    for (int64_t from = 0; from < depth; from += span) {
+      const int64_t to = lesser(from + span, depth), blocks = (to - from + kc - 1) / kc;
+      // Blocks of B: pass after pass, in each all panels of kc x NR.
 #pragma omp for schedule(dynamic, 4)
-    for (int64_t item = 0; item < passes * panels; ++item) {
-      const int64_t k0 = item / panels * kc, kd = lesser(kc, depth - k0), j0 = item % panels * NR;
-      pack<NR>(packed_b + panels * NR * k0 + j0 * kd, b + k0 * b_row + j0 * b_column,
-               b_column == 1 ? b_row : b_column, b_column == 1, lesser(NR, n - j0), kd);
-    }
-    for (int64_t i0, rows; (rows = take_rows(m, threads, &taken, &i0)) > 0;)
-      for (int64_t k0 = 0; k0 < depth; k0 += kc) {
-        const int64_t kd = lesser(kc, depth - k0);
-        pack<MR>(packed_a, a + i0 * a_row + k0 * a_column, a_row == 1 ? a_column : a_row,
-                 a_row == 1, rows, kd);
-        for (int64_t j0 = 0; j0 < n; j0 += NC)
-          tiles(rows, lesser(NC, n - j0), kd, packed_a, packed_b + panels * NR * k0 + j0 * kd,
-                c + i0 * ldc + j0, ldc, accumulate || k0 > 0,
-                bias && k0 == 0 ? bias + j0 : nullptr);
+      for (int64_t item = 0; item < blocks * panels; ++item) {
+        const int64_t k0 = from + item / panels * kc, kd = lesser(kc, to - k0);
+        const int64_t j0 = item % panels * NR;
+        pack<NR>(packed_b + panels * NR * (k0 - from) + j0 * kd, b + k0 * b_row + j0 * b_column,
+                 b_column == 1 ? b_row : b_column, b_column == 1, lesser(NR, n - j0), kd);
       }
+      for (int64_t i0, rows; (rows = take_rows(m, threads, &taken, &i0)) > 0;)
+        for (int64_t k0 = from; k0 < to; k0 += kc) {
+          const int64_t kd = lesser(kc, to - k0);
+          pack<MR>(packed_a, a + i0 * a_row + k0 * a_column, a_row == 1 ? a_column : a_row,
+                   a_row == 1, rows, kd);
+          for (int64_t j0 = 0; j0 < n; j0 += NC)
+            tiles(rows, lesser(NC, n - j0), kd, packed_a,
+                  packed_b + panels * NR * (k0 - from) + j0 * kd, c + i0 * ldc + j0, ldc,
+                  accumulate || k0 > 0, bias && k0 == 0 ? bias + j0 : nullptr);
+        }
+      if (to < depth) {
+#pragma omp barrier
+#pragma omp single
+        taken = 0;
+      }
+    }
   }
 }
 
