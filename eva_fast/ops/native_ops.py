@@ -1,14 +1,11 @@
-"""The C++ kernels of csrc/ops as implementations of the ops, through ctypes.
+"""The C++ kernels of csrc/ops as implementations of the ops (`native_calls` says how they are called).
 
-A kernel is a plain function of pointers, sizes and strides; it is compiled for several instruction
-sets and looked up by name for the one in use. Parameters reach the kernels as float32 vectors and
-their gradients come back so; activations keep their dtype. Importing this module registers the
-`native` implementations; float64 never gets here.
+Parameters reach the kernels as float32 vectors and their gradients come back so; activations keep
+their dtype. Importing this module registers the `native` implementations; float64 never gets here.
 """
 
 import ctypes
-import functools
-from ctypes import c_double, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import c_int64, c_void_p
 from typing import Any
 
 import torch
@@ -18,104 +15,31 @@ from eva_fast import native
 from eva_fast.ops import dispatch
 from eva_fast.ops.checks import nothing
 from eva_fast.ops.gemm_choice import fastest_gemm
+from eva_fast.ops.native_calls import (
+    CODES,
+    AdamTensor,
+    at,
+    empty,
+    isa,
+    kernel,
+    row_stride,
+    vector,
+)
 from eva_fast.ops.negative_cosine import EPS
 from eva_fast.ops.packed_attention import backward_chosen, forward_chosen
-
-ISA_NAMES = ("baseline", "avx2", "avx512")
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_I, _L, _P, _F, _D = c_int, c_int64, c_void_p, c_float, c_double
-_ARGUMENTS: dict[str, list[Any]] = {
-    "add_layer_norm": [_I, _L, _L, _P, _L, _P, _L, _P, _P, _L, _P, _P, _F, *[_P] * 4, _I],
-    "add_layer_norm_backward": [_I, _L, _L, *[_P, _L] * 3, *[_P] * 5, _L, *[_P] * 4, _I, _I],
-    "adamw": [_P, _L, _P, _D, _D, _D, _P, _I],
-    "sum_of_squares": [_P, _L, _P, _I],
-    "attention": [_L] * 5 + [_P] * 5 + [_F, _I],
-    "attention_backward": [_L] * 5 + [_P] * 9 + [_F, _I],
-    "bias_gelu": [_I, _I, _L, _L, _P, _L, _P, _P, _I],
-    "bias_gelu_backward": [_I, _I, _L, _L, _P, _L, _P, _L, *[_P] * 4, _I],
-    "embed_tokens": [_I, _L, _L, _L, _P, _L, _L, _P, _L, *[_P] * 5, _I],
-    "embed_tokens_backward": [_I, _L, _L, _L, _P, _L, _L, _P, _L, *[_P] * 3, _I],
-    "gemm": [_L, _L, _L, *[_P, _L, _L] * 2, _P, _L, _P, _I, _I],
-    "masked_gather": [_L, _L, _L, _P, _L, _L, _P, _P, _I],
-    "masked_gather_backward": [_L, _L, _L, _L, _P, _L, _P, _P, _I],
-    "negative_cosine": [_I, _I, _L, _L, _P, _L, _P, _L, _F, _P, _P, _I],
-    "negative_cosine_backward": [_I, _I, _L, _L, _P, _L, _P, _L, _P, _F, _P, _P, _I],
-    "patchify": [_I, _L, _L, _L, _L, _P, _P, _P, _I],
-}
-
-
-class _AdamTensor(ctypes.Structure):
-    """One tensor of the optimiser's list, as csrc/ops/adamw.h has it."""
-
-    _fields_ = (
-        ("size", c_int64),
-        ("param", c_void_p),
-        ("exp_avg", c_void_p),
-        ("exp_avg_sq", c_void_p),
-        ("grad", c_void_p),
-        ("copy", c_void_p),
-        ("step", c_void_p),
-        ("grad_type", c_int32),
-        ("copy_type", c_int32),
-        ("weight_decay", c_double),
-    )
-
-
-@functools.cache
-def _kernel(name: str):
-    library = native.library()
-    assert library is not None  # registered only where the library is there
-    library.eva_kernel.restype = c_void_p
-    library.eva_kernel.argtypes = [ctypes.c_char_p]
-    return ctypes.CFUNCTYPE(None, *_ARGUMENTS[name])(library.eva_kernel(name.encode()))
-
-
-def set_isa(isa: str | None) -> str:
-    """Chooses the instruction set of all kernels: "baseline", "avx2", "avx512" or None for the
-    widest. Returns the one in use, which is never more than this CPU runs."""
-    if isa is not None and isa not in ISA_NAMES:
-        raise ValueError(f"unknown instruction set {isa!r}: choose from {ISA_NAMES}")
-    library = native.library()
-    if library is None:
-        raise ValueError("the C++ kernels are not built: there is no instruction set to choose")
-    _kernel.cache_clear()
-    return ISA_NAMES[library.eva_set_isa(-1 if isa is None else ISA_NAMES.index(isa))]
-
-
-def isa() -> str:
-    """The instruction set in use."""
-    library = native.library()
-    return ISA_NAMES[library.eva_isa()] if library is not None else "none"
-
-
-def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _vector(tensor: Tensor | None) -> Tensor | None:
-    """A parameter as dense float32."""
-    return None if tensor is None else tensor.float().contiguous()
-
-
-def _stride(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.stride(0)
-
-
-def _empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty(shape, dtype=dtype or like.dtype)
 
 
 def _add_layer_norm(x, branch, branch_bias, scale, weight, bias, eps):
     rows, width = x.shape
-    total = _empty(x, rows, width) if branch is not None else None
-    y = _empty(x, rows, width)
+    total = empty(x, rows, width) if branch is not None else None
+    y = empty(x, rows, width)
     mean, rstd = torch.empty(rows), torch.empty(rows)
-    branch_bias, weight, bias = _vector(branch_bias), _vector(weight), _vector(bias)
-    scale = _vector(scale)
-    _kernel("add_layer_norm")(
-        _CODES[x.dtype], rows, width, _at(x), _stride(x), _at(branch), _stride(branch),
-        _at(branch_bias), _at(scale), rows // len(scale) if scale is not None else 1, _at(weight),
-        _at(bias), eps, _at(total), _at(y), _at(mean), _at(rstd),
+    branch_bias, weight, bias = vector(branch_bias), vector(weight), vector(bias)
+    scale = vector(scale)
+    kernel("add_layer_norm")(
+        CODES[x.dtype], rows, width, at(x), row_stride(x), at(branch), row_stride(branch),
+        at(branch_bias), at(scale), rows // len(scale) if scale is not None else 1, at(weight),
+        at(bias), eps, at(total), at(y), at(mean), at(rstd),
         torch.get_num_threads(),
     )  # fmt: skip
     return total if total is not None else nothing(x), y, mean, rstd
@@ -125,16 +49,16 @@ def _add_layer_norm_backward(
     dy, dresidual, total, mean, rstd, weight, bias, scale, want_y, want_branch_bias
 ):
     rows, width = dy.shape
-    dx = _empty(dy, rows, width)
-    dbranch = _empty(dy, rows, width) if scale is not None else None
-    y = _empty(dy, rows, width) if want_y else None
+    dx = empty(dy, rows, width)
+    dbranch = empty(dy, rows, width) if scale is not None else None
+    y = empty(dy, rows, width) if want_y else None
     sums = torch.empty(3 if want_branch_bias else 2, width)
     dtype = weight.dtype
-    weight, bias, scale = _vector(weight), _vector(bias), _vector(scale)
-    _kernel("add_layer_norm_backward")(
-        _CODES[dy.dtype], rows, width, _at(dy), _stride(dy), _at(dresidual), _stride(dresidual),
-        _at(total), _stride(total), _at(mean), _at(rstd), _at(weight), _at(bias), _at(scale),
-        rows // len(scale) if scale is not None else 1, _at(dx), _at(dbranch), _at(y), _at(sums),
+    weight, bias, scale = vector(weight), vector(bias), vector(scale)
+    kernel("add_layer_norm_backward")(
+        CODES[dy.dtype], rows, width, at(dy), row_stride(dy), at(dresidual), row_stride(dresidual),
+        at(total), row_stride(total), at(mean), at(rstd), at(weight), at(bias), at(scale),
+        rows // len(scale) if scale is not None else 1, at(dx), at(dbranch), at(y), at(sums),
         int(want_branch_bias), torch.get_num_threads(),
     )  # fmt: skip
     dweight, dbias, *rest = (row.to(dtype, copy=True) for row in sums)
@@ -150,25 +74,25 @@ def _add_layer_norm_backward(
 
 def _bias_gelu(h, bias, kind):
     rows, width = h.shape
-    out = _empty(h, rows, width)
-    bias = _vector(bias)
-    _kernel("bias_gelu")(
-        _CODES[h.dtype], int(kind == "quick"), rows, width, _at(h), _stride(h), _at(bias),
-        _at(out), torch.get_num_threads(),
+    out = empty(h, rows, width)
+    bias = vector(bias)
+    kernel("bias_gelu")(
+        CODES[h.dtype], int(kind == "quick"), rows, width, at(h), row_stride(h), at(bias),
+        at(out), torch.get_num_threads(),
     )  # fmt: skip
     return out
 
 
 def _bias_gelu_backward(dg, h, bias, kind, want_g, want_bias):
     rows, width = h.shape
-    dh = _empty(h, rows, width)
-    g = _empty(h, rows, width) if want_g else None
+    dh = empty(h, rows, width)
+    g = empty(h, rows, width) if want_g else None
     dbias = torch.empty(width) if want_bias else None
     dtype = h.dtype if bias is None else bias.dtype
-    bias = _vector(bias)
-    _kernel("bias_gelu_backward")(
-        _CODES[h.dtype], int(kind == "quick"), rows, width, _at(dg), _stride(dg), _at(h),
-        _stride(h), _at(bias), _at(dh), _at(g), _at(dbias), torch.get_num_threads(),
+    bias = vector(bias)
+    kernel("bias_gelu_backward")(
+        CODES[h.dtype], int(kind == "quick"), rows, width, at(dg), row_stride(dg), at(h),
+        row_stride(h), at(bias), at(dh), at(g), at(dbias), torch.get_num_threads(),
     )  # fmt: skip
     return (
         dh,
@@ -189,11 +113,11 @@ def _check_indices(op: str, mask: Tensor | None, patches: int) -> None:
 def _embed_tokens(patches, mask, mask_token, cls_token, pos_embed, patch_bias):
     batch, count, width = patches.shape
     _check_indices("embed_tokens", mask, count)
-    out = _empty(patches, batch, count + 1, width)
-    vectors = [_vector(t) for t in (mask_token, cls_token, pos_embed, patch_bias)]
-    _kernel("embed_tokens")(
-        _CODES[patches.dtype], batch, count, width, _at(patches), *patches.stride()[:2], _at(mask),
-        0 if mask is None else mask.shape[1], *map(_at, vectors), _at(out),
+    out = empty(patches, batch, count + 1, width)
+    vectors = [vector(t) for t in (mask_token, cls_token, pos_embed, patch_bias)]
+    kernel("embed_tokens")(
+        CODES[patches.dtype], batch, count, width, at(patches), *patches.stride()[:2], at(mask),
+        0 if mask is None else mask.shape[1], *map(at, vectors), at(out),
         torch.get_num_threads(),
     )  # fmt: skip
     return out
@@ -202,11 +126,11 @@ def _embed_tokens(patches, mask, mask_token, cls_token, pos_embed, patch_bias):
 def _embed_tokens_backward(dout, mask, parameter_dtype, want_bias):
     batch, tokens, width = dout.shape
     _check_indices("embed_tokens", mask, tokens - 1)
-    dpatches = _empty(dout, batch, tokens - 1, width)
+    dpatches = empty(dout, batch, tokens - 1, width)
     sums, dpos = torch.empty(2, width), torch.empty(tokens, width)
-    _kernel("embed_tokens_backward")(
-        _CODES[dout.dtype], batch, tokens - 1, width, _at(dout), *dout.stride()[:2], _at(mask),
-        0 if mask is None else mask.shape[1], _at(dpatches), _at(sums), _at(dpos),
+    kernel("embed_tokens_backward")(
+        CODES[dout.dtype], batch, tokens - 1, width, at(dout), *dout.stride()[:2], at(mask),
+        0 if mask is None else mask.shape[1], at(dpatches), at(sums), at(dpos),
         torch.get_num_threads(),
     )  # fmt: skip
     dmask_token, dbias = (row.to(parameter_dtype, copy=True) for row in sums)
@@ -222,11 +146,11 @@ def _embed_tokens_backward(dout, mask, parameter_dtype, want_bias):
 def _masked_gather(x, mask):
     batch, count = mask.shape
     _check_indices("masked_gather", mask, x.shape[1] - 1)
-    out = _empty(x, batch * count, x.shape[2])
+    out = empty(x, batch * count, x.shape[2])
     size = x.element_size()
-    _kernel("masked_gather")(
-        batch, count, size * x.shape[2], _at(x), size * x.stride(0), size * x.stride(1),
-        _at(mask), _at(out), torch.get_num_threads(),
+    kernel("masked_gather")(
+        batch, count, size * x.shape[2], at(x), size * x.stride(0), size * x.stride(1),
+        at(mask), at(out), torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -234,11 +158,11 @@ def _masked_gather(x, mask):
 def _masked_gather_backward(dout, mask, tokens):
     batch, count = mask.shape
     _check_indices("masked_gather", mask, tokens - 1)
-    dx = _empty(dout, batch, tokens, dout.shape[1])
+    dx = empty(dout, batch, tokens, dout.shape[1])
     size = dout.element_size()
-    _kernel("masked_gather_backward")(
-        batch, tokens, count, size * dout.shape[1], _at(dout), size * dout.stride(0), _at(mask),
-        _at(dx), torch.get_num_threads(),
+    kernel("masked_gather_backward")(
+        batch, tokens, count, size * dout.shape[1], at(dout), size * dout.stride(0), at(mask),
+        at(dx), torch.get_num_threads(),
     )  # fmt: skip
     return dx
 
@@ -246,20 +170,20 @@ def _masked_gather_backward(dout, mask, tokens):
 def _negative_cosine(p, t):
     rows, width = p.shape
     loss, statistics = torch.empty(()), torch.empty(3, rows)
-    _kernel("negative_cosine")(
-        _CODES[p.dtype], _CODES[t.dtype], rows, width, _at(p), _stride(p), _at(t), _stride(t), EPS,
-        _at(loss), _at(statistics), torch.get_num_threads(),
+    kernel("negative_cosine")(
+        CODES[p.dtype], CODES[t.dtype], rows, width, at(p), row_stride(p), at(t), row_stride(t), EPS,
+        at(loss), at(statistics), torch.get_num_threads(),
     )  # fmt: skip
     return loss, statistics
 
 
 def _negative_cosine_backward(dloss, p, t, statistics):
     rows, width = p.shape
-    dp = _empty(p, rows, width)
+    dp = empty(p, rows, width)
     dloss = dloss.float()
-    _kernel("negative_cosine_backward")(
-        _CODES[p.dtype], _CODES[t.dtype], rows, width, _at(p), _stride(p), _at(t), _stride(t),
-        _at(statistics), EPS, _at(dloss), _at(dp), torch.get_num_threads(),
+    kernel("negative_cosine_backward")(
+        CODES[p.dtype], CODES[t.dtype], rows, width, at(p), row_stride(p), at(t), row_stride(t),
+        at(statistics), EPS, at(dloss), at(dp), torch.get_num_threads(),
     )  # fmt: skip
     return dp
 
@@ -270,8 +194,8 @@ def _patchify(images, patch_size, mean, std, dtype):
     # every byte of every channel once, by the same arithmetic as the reference
     shift, scale = (torch.tensor(v, dtype=torch.float32)[:, None] for v in (mean, std))
     table = ((torch.arange(256) / 255 - shift) / scale).contiguous()
-    _kernel("patchify")(
-        _CODES[dtype], batch, height, width, patch_size, _at(images), _at(table), _at(out),
+    kernel("patchify")(
+        CODES[dtype], batch, height, width, patch_size, at(images), at(table), at(out),
         torch.get_num_threads(),
     )  # fmt: skip
     return out
@@ -281,17 +205,17 @@ def _adamw(
     params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays, lr, beta1, beta2, eps,
     grad_scale,
 ):  # fmt: skip
-    table = (_AdamTensor * len(params))()
+    table = (AdamTensor * len(params))()
     for i, p in enumerate(params):
         copy = copies[i] if copies else None
-        table[i] = _AdamTensor(
-            p.numel(), _at(p), _at(exp_avgs[i]), _at(exp_avg_sqs[i]), _at(grads[i]), _at(copy),
-            _at(steps[i]), _CODES[grads[i].dtype], 0 if copy is None else _CODES[copy.dtype],
+        table[i] = AdamTensor(
+            p.numel(), at(p), at(exp_avgs[i]), at(exp_avg_sqs[i]), at(grads[i]), at(copy),
+            at(steps[i]), CODES[grads[i].dtype], 0 if copy is None else CODES[copy.dtype],
             weight_decays[i],
         )  # fmt: skip
-    lr, grad_scale = lr.float(), _vector(grad_scale)
-    _kernel("adamw")(
-        ctypes.byref(table), len(params), _at(lr), beta1, beta2, eps, _at(grad_scale),
+    lr, grad_scale = lr.float(), vector(grad_scale)
+    kernel("adamw")(
+        ctypes.byref(table), len(params), at(lr), beta1, beta2, eps, at(grad_scale),
         torch.get_num_threads(),
     )  # fmt: skip
 
@@ -318,8 +242,8 @@ def _attention(q, k, v, scale, backend):
         return forward_chosen(q, k, v, scale, backend)
     batch, queries, heads, width = q.shape
     out, lse = torch.empty(q.shape), torch.empty(batch, heads, queries)
-    _kernel("attention")(
-        batch, heads, queries, k.shape[1], width, *map(_heads, (q, k, v, out)), _at(lse), scale,
+    kernel("attention")(
+        batch, heads, queries, k.shape[1], width, *map(_heads, (q, k, v, out)), at(lse), scale,
         torch.get_num_threads(),
     )  # fmt: skip
     return out, lse
@@ -331,8 +255,8 @@ def _attention_backward(dout, q, k, v, out, lse, scale, dq, dk, dv, again, backe
         return
     batch, queries, heads, width = q.shape
     again = again if out is None else None
-    _kernel("attention_backward")(
-        batch, heads, queries, k.shape[1], width, *map(_heads, (dout, q, k, v)), _at(lse),
+    kernel("attention_backward")(
+        batch, heads, queries, k.shape[1], width, *map(_heads, (dout, q, k, v)), at(lse),
         *map(_heads, (dq, dk, dv, again)), scale, torch.get_num_threads(),
     )  # fmt: skip
 
@@ -358,11 +282,11 @@ def _gemm(a, b, bias):
         return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
     a, b = _dense(a), _dense(b)
     rows, columns = a.shape[0], b.shape[1]
-    out = _empty(a, rows, columns)
-    bias = _vector(bias)
-    _kernel("gemm")(
-        rows, columns, a.shape[1], _at(a), *_strides(a), _at(b), *_strides(b), _at(out), columns,
-        _at(bias), 0, torch.get_num_threads(),
+    out = empty(a, rows, columns)
+    bias = vector(bias)
+    kernel("gemm")(
+        rows, columns, a.shape[1], at(a), *_strides(a), at(b), *_strides(b), at(out), columns,
+        at(bias), 0, torch.get_num_threads(),
     )  # fmt: skip
     return out
 

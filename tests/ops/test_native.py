@@ -5,7 +5,7 @@ import torch
 
 from eva_fast import native, ops
 from eva_fast.model.inputs import CLIP_MEAN, CLIP_STD
-from eva_fast.ops import dispatch, native_ops
+from eva_fast.ops import dispatch, native_calls
 from eva_fast.ops.embed_tokens import embed_tokens_backward
 from eva_fast.ops.linear import linear, matmul, weight_gradient
 from eva_fast.ops.masked_gather import masked_gather_backward
@@ -31,16 +31,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=native_ops.ISA_NAMES)
+@pytest.fixture(params=native_calls.ISA_NAMES)
 def isa(request):
     """Forces the C++ kernels for one instruction set."""
-    if native_ops.set_isa(request.param) != request.param:
-        native_ops.set_isa(None)
+    if native_calls.set_isa(request.param) != request.param:
+        native_calls.set_isa(None)
         pytest.skip(f"this CPU does not run {request.param}")
     dispatch.set_kernels("native")
     yield request.param
     dispatch.set_kernels("auto")
-    native_ops.set_isa(None)
+    native_calls.set_isa(None)
 
 
 def norm_inputs(dtype):
@@ -259,7 +259,7 @@ def test_attention_and_gemm_are_well_formed_ops():
 
 def test_unknown_instruction_set():
     with pytest.raises(ValueError, match="unknown instruction set 'sse9': choose from"):
-        native_ops.set_isa("sse9")
+        native_calls.set_isa("sse9")
 
 
 def test_nothing_to_do(isa):
