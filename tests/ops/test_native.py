@@ -124,8 +124,12 @@ def test_patchify_is_exact_for_every_byte_value(isa):
         )
 
 
-# rows, columns, depth: below a tile, edges of tiles, several passes of depth and blocks of columns
-PRODUCTS = [(1, 1, 1), (7, 5, 9), (13, 33, 64), (130, 66, 391), (50, 790, 20), (257, 60, 1600)]
+# rows, columns, depth: below a tile, edges of tiles, several passes of depth and blocks of columns;
+# the last B is more than what is packed at a time, and its last part is smaller
+PRODUCTS = [
+    (1, 1, 1), (7, 5, 9), (13, 33, 64), (130, 66, 391), (50, 790, 20), (257, 60, 1600),
+    (30, 1500, 1601),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("size", PRODUCTS, ids=str)
@@ -173,8 +177,10 @@ def test_gemm_of_nothing(isa, size):
     torch.testing.assert_close(found, bias.expand(rows, columns))
 
 
-def test_gemm_gives_the_same_bits_with_any_number_of_threads():
-    a, b = torch.randn(300, 500), torch.randn(500, 70)
+@pytest.mark.parametrize("size", [(300, 70, 500), (400, 1500, 1601)], ids=str)
+def test_gemm_gives_the_same_bits_with_any_number_of_threads(size):
+    rows, columns, depth = size
+    a, b = torch.randn(rows, depth), torch.randn(depth, columns)
     dispatch.set_kernels("native")
     before = torch.get_num_threads()
     try:
