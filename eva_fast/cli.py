@@ -1,7 +1,8 @@
 """`eva-fast`: pretrain, eval, export, plan, profile, doctor, data check, bench report.
 
 Exit status: 0 done (also when a signal stopped a run after its checkpoint), 1 the run failed,
-2 wrong use, 130 interrupted before training or a second time.
+2 wrong use, 130 interrupted before training or a second time. A fault of the program keeps its
+traceback.
 """
 
 import json as json_module
@@ -14,6 +15,7 @@ import tyro
 from rich.console import Console
 
 from eva_fast.config import Config
+from eva_fast.errors import MissingFileError, RunError, UsageError
 
 app = tyro.extras.SubcommandApp()
 data_app = tyro.extras.SubcommandApp()
@@ -217,7 +219,7 @@ def bench_report(results: tuple[Path, ...] = (), out: Path = Path("bench/results
 
     found = list(results) or sorted(out.glob("*.json"))
     if not found:
-        raise FileNotFoundError(f"no result files in {out}: run pytest bench/ --benchmark first")
+        raise MissingFileError(f"no result files in {out}: run pytest bench/ --benchmark first")
     for path in write_report(found, out):
         print(path)
 
@@ -242,7 +244,7 @@ def _words(argv: list[str]) -> tuple[list[str], Config]:
         if word == "--config":
             path = next(words, None)
             if path is None:
-                raise ValueError("--config needs a YAML file")
+                raise UsageError("--config needs a YAML file")
         elif word.startswith("--config="):
             path = word.removeprefix("--config=")
         else:
@@ -258,10 +260,10 @@ def main(argv: list[str] | None = None) -> None:
         for command in (pretrain, profile):  # flags win over the file: it gives their defaults
             command.__defaults__ = (start, *(command.__defaults__ or ())[1:])
         app.cli(prog="eva-fast", description=__doc__.split("\n\n")[0], args=words)
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:
+    except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

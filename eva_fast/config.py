@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from tyro.constructors import PrimitiveConstructorSpec
 
+from eva_fast.errors import MissingFileError, UsageError
+
 # On the command line text; from Python also a dataset, a list of folders or a teacher module.
 TextOrObject = Annotated[
     Any,
@@ -32,7 +34,7 @@ BUILTIN_EPOCHS = 4
 
 def _require(ok: bool, message: str) -> None:
     if not ok:
-        raise ValueError(message)
+        raise UsageError(message)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,7 +234,7 @@ class Config:
             if name not in _HOME:
                 near = difflib.get_close_matches(name, _HOME, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_HOME)}"
-                raise ValueError(f"unknown option {name!r}; {hint}")
+                raise UsageError(f"unknown option {name!r}; {hint}")
             group, option = _HOME[name]
             groups.setdefault(group, {})[name] = _fit(name, option.type, value)
         parts: Any = dataclasses.fields(cls)
@@ -244,11 +246,11 @@ class Config:
         try:
             options = yaml.safe_load(Path(path).read_text()) or {}
         except OSError as error:
-            raise FileNotFoundError(f"cannot read the configuration {path}: {error}") from None
+            raise MissingFileError(f"cannot read the configuration {path}: {error}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not YAML: {error}") from None
+            raise UsageError(f"{path} is not YAML: {error}") from None
         if not isinstance(options, dict):
-            raise ValueError(f"{path} must hold lines of `option: value`")
+            raise UsageError(f"{path} must hold lines of `option: value`")
         return cls.from_options({**options, **over})
 
     def options(self) -> dict[str, Any]:
@@ -299,9 +301,9 @@ def _fit(name: str, kind: Any, value: Any) -> Any:
         choices = kind.__args__
         if value in choices:
             return value
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     wanted = getattr(kind, "__name__", None) or str(kind)
-    raise ValueError(f"{name} must be of type {wanted}, got {value!r}")
+    raise UsageError(f"{name} must be of type {wanted}, got {value!r}")
 
 
 # Where each flat name lives: {"lr": ("optim", <field lr>), ...}

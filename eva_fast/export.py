@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.evaluate.students import find_weights, load_student
 from eva_fast.model import create_model, sizes_of
 from eva_fast.model.export import save_weights
@@ -27,7 +28,7 @@ def export_weights(source: Path | str, out: Path | str) -> Path:
     if folder is None and source.is_dir() and not (source / "model.safetensors").is_file():
         folder = checkpoint.newest(source / "checkpoints")
         if folder is None:
-            raise FileNotFoundError(f"{source} holds neither final weights nor a whole checkpoint")
+            raise MissingFileError(f"{source} holds neither final weights nor a whole checkpoint")
     if folder is None:
         model = load_student(find_weights(source), torch.device("cpu"))
     else:
@@ -40,7 +41,7 @@ def _of_checkpoint(folder: Path):
     """The student of a checkpoint. Its prediction width is the teacher's, known from the tensors."""
     fault = checkpoint.fault_of(folder)
     if fault is not None:
-        raise ValueError(f"checkpoint {folder} is damaged: {fault}")
+        raise UsageError(f"checkpoint {folder} is damaged: {fault}")
     options = checkpoint.read_state(folder)["options"]
     predict_dim = checkpoint.names_in(folder)["model.lm_head.weight"].size[0]
     chosen = {name: options[name] for name in _SIZES}

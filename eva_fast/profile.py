@@ -20,6 +20,7 @@ from rich.table import Table
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from eva_fast.config import Config
+from eva_fast.errors import UsageError
 
 TRACE, MEMORY, SUMMARY = "trace.json", "memory.png", "profile.json"
 
@@ -112,12 +113,12 @@ def profile(
     """
     for name, value in (("steps", steps), ("warmup", warmup), ("watched", watched)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise UsageError(f"{name} must be at least 1, got {value}")
     # The profiler's library reports each start and stop on stderr otherwise.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     folder = out or Path("runs") / f"profile-{time.strftime('%Y%m%d-%H%M%S')}"
     if (folder / SUMMARY).exists():
-        raise ValueError(f"{folder} already holds a profile; choose another out")
+        raise UsageError(f"{folder} already holds a profile; choose another out")
     folder.mkdir(parents=True, exist_ok=True)
 
     from eva_fast.pretrain import run

@@ -7,6 +7,7 @@ import yaml
 
 from eva_fast import cli
 from eva_fast.config import Config
+from eva_fast.errors import UsageError
 
 
 def run(capsys, *words):
@@ -59,7 +60,7 @@ def test_flags_win_over_the_file(tmp_path, capsys, monkeypatch, command):
 
     def stop(config, **_):
         seen.append(config)
-        raise ValueError("enough seen")
+        raise UsageError("enough seen")
 
     monkeypatch.setattr("eva_fast.profile.profile", stop)
     monkeypatch.setattr(sys.modules["eva_fast.pretrain"], "run", stop)
@@ -72,6 +73,17 @@ def test_flags_win_over_the_file(tmp_path, capsys, monkeypatch, command):
     assert (config.run.resume, str(config.run.out)) == ("auto", "there")
     run(capsys, command)  # what one call read from a file is gone in the next
     assert seen[1] == Config()
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    """A ValueError that is nobody's wrong use is a bug: exit status and message must not hide it."""
+
+    def planted(_):
+        raise ValueError("planted")
+
+    monkeypatch.setattr(sys.modules["eva_fast.pretrain"], "run", planted)
+    with pytest.raises(ValueError, match="planted"):
+        cli.main(["pretrain"])
 
 
 def test_an_interrupt_is_no_traceback(capsys, monkeypatch):

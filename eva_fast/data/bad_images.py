@@ -7,6 +7,8 @@ import math
 import os
 from pathlib import Path
 
+from eva_fast.errors import RunError, UsageError
+
 try:
     import fcntl
 except ImportError:  # not on this platform: one process a run is then assumed
@@ -26,7 +28,7 @@ class BadImages:
 
     def __init__(self, path: str | os.PathLike | None, limit: float, epoch_size: int):
         if not 0 <= limit <= 1:
-            raise ValueError(f"max_bad_fraction must be between 0 and 1, got {limit}")
+            raise UsageError(f"max_bad_fraction must be between 0 and 1, got {limit}")
         self.path = Path(path) if path is not None else None
         self.limit = limit
         self.epoch_size = epoch_size
@@ -74,7 +76,7 @@ class BadImages:
             expected += 2 * math.sqrt(expected * (1 - self.limit))
         if self.bad > expected:
             where = f" (listed in {self.path})" if self.path else ""
-            raise RuntimeError(
+            raise RunError(
                 f"{self.bad} of {self.tried} images could not be read{where}: more than the "
                 f"{self.limit:.0%} that max_bad_fraction allows. "
                 "`eva-fast data check` lists what is wrong with a data set."

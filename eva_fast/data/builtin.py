@@ -7,6 +7,7 @@ their origin and clipart/pack.py for how they were packed.
 from pathlib import Path
 
 from eva_fast.data.shards import MemorySource
+from eva_fast.errors import MissingFileError, UsageError
 
 FOLDER = Path(__file__).parent / "clipart"
 SPLITS = ("train", "val")
@@ -15,10 +16,8 @@ SPLITS = ("train", "val")
 def open_builtin(split: str = "train") -> MemorySource:
     """The drawings of `split`: 1,603 to train on, 551 to validate."""
     if split not in SPLITS:
-        raise ValueError(f"the built-in data has the splits {' and '.join(SPLITS)}, not {split!r}")
+        raise UsageError(f"the built-in data has the splits {' and '.join(SPLITS)}, not {split!r}")
     shards = sorted(str(path) for path in FOLDER.glob(f"{split}-*.tar.gz"))
     if not shards:
-        raise FileNotFoundError(
-            f"the built-in images are missing from {FOLDER}: reinstall eva_fast"
-        )
+        raise MissingFileError(f"the built-in images are missing from {FOLDER}: reinstall eva_fast")
     return MemorySource(shards)

@@ -28,6 +28,7 @@ from eva_fast.data.source import MixedSource, Source
 from eva_fast.data.sources import open_source
 from eva_fast.data.streamfeed import has_stream
 from eva_fast.data.streams import ShardStream
+from eva_fast.errors import UsageError
 
 __all__ = ["check", "render"]
 
@@ -65,13 +66,13 @@ def check(
     Raises what `open_source` raises, and ValueError for numbers that make no sense.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1 image, got {limit}")
+        raise UsageError(f"limit must be at least 1 image, got {limit}")
     if patch_size < 1 or image_size < 1 or image_size % patch_size:
-        raise ValueError(f"image_size {image_size} must be a multiple of patch_size {patch_size}")
+        raise UsageError(f"image_size {image_size} must be a multiple of patch_size {patch_size}")
     if gpu_images_per_second is not None and not gpu_images_per_second > 0:
-        raise ValueError(f"gpu_images_per_second must be above 0, got {gpu_images_per_second}")
+        raise UsageError(f"gpu_images_per_second must be above 0, got {gpu_images_per_second}")
     if contact_sheet is not None and Path(contact_sheet).is_dir():
-        raise ValueError(f"contact_sheet must be a file to write, {contact_sheet} is a folder")
+        raise UsageError(f"contact_sheet must be a file to write, {contact_sheet} is a folder")
     source = open_source(data, split)
     samples = _samples(source, limit, seed)
     side = image_size // patch_size
@@ -91,7 +92,7 @@ def check(
                     good.append(sample)
             show(tally.checked)
     if not tally.checked:
-        raise ValueError("no image found in the data")
+        raise UsageError("no image found in the data")
     result = _summary(source, tally)
     rate = _images_per_second(good, cropper, masker, seed) if good else 0.0
     result["images_per_second_per_core"] = round(rate, 1)

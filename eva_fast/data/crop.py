@@ -10,6 +10,7 @@ from PIL import Image
 from eva_fast.data.decode import check_size, decode, open_image
 from eva_fast.data.jpeg import jpeg_crop, jpeg_info, resize
 from eva_fast.data.seeds import MASK64, mix64
+from eva_fast.errors import UsageError
 
 STREAM = 0x63726F705F666C70  # sets the crop's draws apart from the mask's, for the same seed
 # A JPEG decoded at a reduced DCT scale keeps at least this many times the pixels a side that the
@@ -51,13 +52,13 @@ class Cropper:
         flip: float = 0.5,
     ) -> None:
         if size < 1:
-            raise ValueError(f"crop size must be at least 1 pixel, got {size}")
+            raise UsageError(f"crop size must be at least 1 pixel, got {size}")
         if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"scale must be 0 < low <= high <= 1, got {tuple(scale)}")
+            raise UsageError(f"scale must be 0 < low <= high <= 1, got {tuple(scale)}")
         if not 0 < ratio[0] <= ratio[1]:
-            raise ValueError(f"ratio must be 0 < low <= high, got {tuple(ratio)}")
+            raise UsageError(f"ratio must be 0 < low <= high, got {tuple(ratio)}")
         if not 0 <= flip <= 1:
-            raise ValueError(f"flip must be a probability, got {flip}")
+            raise UsageError(f"flip must be a probability, got {flip}")
         self.size = int(size)
         self.scale = (float(scale[0]), float(scale[1]))
         self.ratio = (float(ratio[0]), float(ratio[1]))
@@ -83,7 +84,7 @@ class Cropper:
         if out is None:
             out = np.empty(shape, dtype=np.uint8)
         elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
-            raise ValueError(f"out must be C-contiguous uint8 {shape}, got {out.dtype} {out.shape}")
+            raise UsageError(f"out must be C-contiguous uint8 {shape}, got {out.dtype} {out.shape}")
         if isinstance(data, (bytes, bytearray, memoryview)):
             self._from_file(bytes(data), seed, out)
         elif isinstance(data, Image.Image):
@@ -198,7 +199,7 @@ def _tensor_pixels(tensor: torch.Tensor) -> np.ndarray:
     if tensor.ndim == 2:
         tensor = tensor[None]
     if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
-        raise ValueError(
+        raise UsageError(
             "an image tensor must be uint8 [3, H, W], [1, H, W] or [H, W], got "
             f"{tensor.dtype} {list(tensor.shape)}"
         )

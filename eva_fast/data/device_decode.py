@@ -18,6 +18,7 @@ from torch import Tensor
 from eva_fast.data.crop import Box
 from eva_fast.data.decode import BadImage, decode
 from eva_fast.data.maker import Bad, Rows
+from eva_fast.errors import RunError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class DeviceDecoder:
         try:
             self._decode([_sample()])
         except Exception as error:  # a missing library, driver or build option
-            raise ValueError(
+            raise UsageError(
                 'decode="gpu" needs an NVIDIA GPU and a torchvision built with nvJPEG: '
                 f'{" ".join(str(error).split())[:200]}. decode="cpu" works everywhere'
             ) from error
@@ -96,7 +97,7 @@ class DeviceDecoder:
                 images[d.row] = crop.to(self.device)
         good = [row for row in range(len(rows.ids)) if row not in bad]
         if not good:
-            raise RuntimeError(f"no image of a batch could be decoded: {next(iter(bad.values()))}")
+            raise RunError(f"no image of a batch could be decoded: {next(iter(bad.values()))}")
         for row in bad:
             other = min(good, key=lambda g: abs(g - row))
             images[row] = images[other]

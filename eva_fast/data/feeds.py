@@ -5,6 +5,7 @@ from typing import Any, Protocol
 from eva_fast.data.maker import Maker, Outcome, Rows
 from eva_fast.data.order import Order, Part
 from eva_fast.data.source import Source
+from eva_fast.errors import UsageError
 
 
 class Run(Protocol):
@@ -44,7 +45,7 @@ def check_same(state: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raises ValueError where a saved state was taken from other data, or with another seed."""
     for key, value in expected.items():
         if state.get(key) != value:
-            raise ValueError(
+            raise UsageError(
                 f"the saved data position has {key} {state.get(key)!r}, this run has {value!r}: "
                 "it can only go on with the same data, weights and seed"
             )

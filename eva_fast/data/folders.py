@@ -11,6 +11,7 @@ from pathlib import Path
 
 from eva_fast.data.index import Entries, Index, cached_index
 from eva_fast.data.source import Source
+from eva_fast.errors import MissingFileError, UsageError
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
@@ -63,7 +64,7 @@ def open_folder(folder: Path) -> FileSource:
 
     index = cached_index(["folder", str(root)], unchanged, lambda: _walk(root), str(folder))
     if not len(index):
-        raise ValueError(
+        raise UsageError(
             f"no image found in {folder}: it and its subfolders hold no file that ends in one of "
             + ", ".join(SUFFIXES)
         )
@@ -147,12 +148,12 @@ def open_list(file: Path) -> FileSource:
         ["list", str(file)], lambda _, stored: stored == signature, build, file.name
     )
     if not len(index):
-        raise ValueError(f"no image found in {file}: the list names no path")
+        raise UsageError(f"no image found in {file}: the list names no path")
     source = FileSource(file.parent, index)
     step = max(1, len(source) // _CHECKED_PATHS)
     missing = [p for p in map(source.path, range(0, len(source), step)) if not os.path.exists(p)]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{len(missing)} of the paths in {file} do not exist, the first is {missing[0]} "
             "(paths in a list are relative to the list's own folder)"
         )

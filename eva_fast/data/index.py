@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from eva_fast.data.progress import progress
+from eva_fast.errors import UsageError
 
 try:
     import fcntl
@@ -142,7 +143,7 @@ def cached_index(
         root.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=root).close()
     except OSError as error:
-        raise ValueError(
+        raise UsageError(
             f"the cache folder {root} cannot be written ({error}): set XDG_CACHE_HOME to another"
         ) from error
     folder = root / f"index-{digest}"

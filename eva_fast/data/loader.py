@@ -20,6 +20,7 @@ from eva_fast.data.maker import Maker
 from eva_fast.data.masks import BlockMasker
 from eva_fast.data.source import Source
 from eva_fast.data.streamfeed import StreamFeed, has_stream
+from eva_fast.errors import UsageError
 
 
 def build_loader(
@@ -63,30 +64,30 @@ def build_loader(
     Raises ValueError for settings that do not fit together.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        raise UsageError(f"batch_size must be at least 1, got {batch_size}")
     if workers < 0:
-        raise ValueError(f"workers must be 0 or more, got {workers}")
+        raise UsageError(f"workers must be 0 or more, got {workers}")
     if not 0 <= rank < world:
-        raise ValueError(f"rank must be between 0 and world - 1, got rank {rank} of {world}")
+        raise UsageError(f"rank must be between 0 and world - 1, got rank {rank} of {world}")
     if image_size < 1 or patch_size < 1 or image_size % patch_size:
-        raise ValueError(
+        raise UsageError(
             f"image_size {image_size} must be a multiple of patch_size {patch_size}: "
             f"{max(1, round(image_size / max(1, patch_size))) * patch_size} would be"
         )
     side = image_size // patch_size
     if (mask_ratio is None) == (mask_count is None):
-        raise ValueError("give one of mask_ratio and mask_count")
+        raise UsageError("give one of mask_ratio and mask_count")
     if mask_count is None:
         assert mask_ratio is not None
         if not 0 < mask_ratio <= 1:
-            raise ValueError(f"mask_ratio must be above 0 and at most 1, got {mask_ratio}")
+            raise UsageError(f"mask_ratio must be above 0 and at most 1, got {mask_ratio}")
         mask_count = max(1, round(mask_ratio * side * side))
     cropper = Cropper(image_size, scale, ratio, flip)
     device = torch.device(device if device is not None else "cpu")
     if decode not in ("cpu", "gpu"):
-        raise ValueError(f'decode must be "cpu" or "gpu", got {decode!r}')
+        raise UsageError(f'decode must be "cpu" or "gpu", got {decode!r}')
     if decode == "gpu" and device.type != "cuda":
-        raise ValueError(f'decode="gpu" needs an NVIDIA GPU, and the batches go to {device}')
+        raise UsageError(f'decode="gpu" needs an NVIDIA GPU, and the batches go to {device}')
     decoder = DeviceDecoder(device, image_size) if decode == "gpu" else None
     masker = BlockMasker((side, side), mask_count, min_block)
     maker = Maker(cropper, masker, seed, defers=decoder is not None)

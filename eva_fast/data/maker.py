@@ -13,6 +13,7 @@ from eva_fast.data.masks import BlockMasker
 from eva_fast.data.order import Order
 from eva_fast.data.seeds import sample_seed, sample_seeds
 from eva_fast.data.source import Picture, Source
+from eva_fast.errors import RunError
 
 GIVE_UP_AFTER = 100  # bad images in a row
 
@@ -73,7 +74,7 @@ class Maker:
             while not self._crop(rows, row, image_id, view, source.read, source.name, outcome):
                 skipped += 1
                 if skipped >= min(GIVE_UP_AFTER, len(order)):
-                    raise RuntimeError(_none_readable(skipped, outcome))
+                    raise RunError(_none_readable(skipped, outcome))
                 following = np.array([(first + row + skipped) % len(order)])
                 image_id, view = (int(x[0]) for x in order.samples(epoch, following))
         self._masks(rows)
@@ -94,7 +95,7 @@ class Maker:
                 if self._crop(rows, row, image_id, view, read, say, outcome):
                     break
             else:
-                raise RuntimeError(_none_readable(count, outcome))
+                raise RunError(_none_readable(count, outcome))
         self._masks(rows)
         return outcome
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from eva_fast import native
+from eva_fast.errors import UsageError
 
 # csrc/input/masks.cpp has the same constants and arithmetic: change both together.
 STREAM = np.uint64(0x6D61736B5F626C6B)
@@ -79,16 +80,16 @@ class BlockMasker:
     ) -> None:
         height, width = (int(n) for n in grid)
         if height < 1 or width < 1 or height * width > MAX_PATCHES:
-            raise ValueError(
+            raise UsageError(
                 f"grid must have 1 to {MAX_PATCHES} patches, got {height} rows x {width} columns"
             )
         if not 1 <= count <= height * width:
-            raise ValueError(
+            raise UsageError(
                 f"count of masked patches must be 1 to {height * width} on a {height}x{width} grid,"
                 f" got {count}"
             )
         if not 1 <= min_block <= MAX_PATCHES:
-            raise ValueError(f"min_block must be 1 to {MAX_PATCHES} patches, got {min_block}")
+            raise UsageError(f"min_block must be 1 to {MAX_PATCHES} patches, got {min_block}")
         self.grid = (height, width)
         self.count = int(count)
         self.min_block = int(min_block)
@@ -98,7 +99,7 @@ class BlockMasker:
     def __call__(self, batch: int) -> torch.Tensor:
         """The next `batch` masks of the sequence: bool [batch, rows, columns], True is masked."""
         if batch < 0:
-            raise ValueError(f"batch must not be negative, got {batch}")
+            raise UsageError(f"batch must not be negative, got {batch}")
         with np.errstate(over="ignore"):
             first = np.uint64(self.seed % (1 << 64)) + np.uint64(self._drawn) * GOLDEN
             seeds = _mix(first + np.arange(1, batch + 1, dtype=np.uint64) * GOLDEN)
@@ -115,7 +116,7 @@ class BlockMasker:
         """
         seeds = np.ascontiguousarray(np.atleast_1d(seeds), dtype=np.uint64)
         if seeds.ndim != 1:
-            raise ValueError(f"seeds must be one-dimensional, got shape {seeds.shape}")
+            raise UsageError(f"seeds must be one-dimensional, got shape {seeds.shape}")
         library = native.library()
         return self._indices_numpy(seeds) if library is None else self._indices_native(seeds)
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from eva_fast.data.crop import Cropper
 from eva_fast.data.masks import BlockMasker
+from eva_fast.errors import UsageError
 
 
 def sample_from_bytes(
@@ -29,7 +30,7 @@ def sample_from_bytes(
     Raises BadImage where the file cannot be decoded and ValueError for bad sizes.
     """
     if patch < 1 or size % patch or size < patch:
-        raise ValueError(f"size must be a multiple of patch, got size {size} and patch {patch}")
+        raise UsageError(f"size must be a multiple of patch, got size {size} and patch {patch}")
     side = size // patch
     if count is None:
         count = max(1, round(side * side * 105 / 256))

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from eva_fast.data.folders import SUFFIXES
 from eva_fast.data.index import Entries, Index, cached_index
 from eva_fast.data.source import Source
+from eva_fast.errors import MissingFileError, UsageError
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _IN_MEMORY_BYTES = 64 << 20
@@ -33,7 +34,7 @@ def expand_braces(pattern: str) -> list[str]:
     start = pattern.find("{")
     if start < 0:
         if "}" in pattern:
-            raise ValueError(f"unmatched brace in {pattern!r}")
+            raise UsageError(f"unmatched brace in {pattern!r}")
         return [pattern]
     depth, commas = 0, [start]
     for i in range(start, len(pattern)):
@@ -43,13 +44,13 @@ def expand_braces(pattern: str) -> list[str]:
         if depth == 0:
             break
     else:
-        raise ValueError(f"unmatched brace in {pattern!r}")
+        raise UsageError(f"unmatched brace in {pattern!r}")
     head, body, tail = pattern[:start], pattern[start + 1 : i], pattern[i + 1 :]
     numbers = _RANGE.match(body)
     if numbers:
         low, high = numbers.groups()
         if int(low) > int(high):
-            raise ValueError(f"the range {{{body}}} in {pattern!r} runs backwards")
+            raise UsageError(f"the range {{{body}}} in {pattern!r} runs backwards")
         width = len(low) if low.startswith("0") or len(low) == len(high) else 0
         choices = [str(n).zfill(width) for n in range(int(low), int(high) + 1)]
     elif len(commas) > 1:
@@ -57,7 +58,7 @@ def expand_braces(pattern: str) -> list[str]:
         choices = [pattern[a + 1 : b] for a, b in itertools.pairwise(bounds)]
         choices = [deep for choice in choices for deep in expand_braces(choice)]
     else:
-        raise ValueError(
+        raise UsageError(
             f"{{{body}}} in {pattern!r} is neither a range {{00..12}} nor a list {{a,b}}"
         )
     tails = expand_braces(tail)
@@ -97,7 +98,7 @@ def _explained(shard: str) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise ValueError(f"the shard {shard} is not a whole tar file: {error}") from None
+        raise UsageError(f"the shard {shard} is not a whole tar file: {error}") from None
 
 
 class ShardSource(Source):
@@ -158,7 +159,7 @@ class MemorySource(Source):
                         self._names.append(f"{shard}/{member.name}")
                         self._data.append(file.read())
             if len(self._data) == before:
-                raise ValueError(f"no image found in the shard {shard}")
+                raise UsageError(f"no image found in the shard {shard}")
 
     def __len__(self) -> int:
         return len(self._data)
@@ -187,7 +188,7 @@ def open_shards(names: list[str]) -> Source:
         return StreamSource(names)
     missing = [name for name in names if not os.path.isfile(name)]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{len(missing)} of {len(names)} shards do not exist, the first is {missing[0]}"
         )
     if any(map(is_compressed, names)):
@@ -223,5 +224,5 @@ def _members(paths: list[str]) -> Entries:
                     found += 1
                     yield os.fsencode(member.name), (member.offset_data, member.size)
         if not found:
-            raise ValueError(f"no image found in the shard {path}")
+            raise UsageError(f"no image found in the shard {path}")
     return stamps

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from eva_fast.data.order import Part
+from eva_fast.errors import UsageError
 
 Picture = bytes | Image.Image | torch.Tensor
 
@@ -54,9 +55,9 @@ class MixedSource(Source):
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None):
         if not sources:
-            raise ValueError("a list of data sources must not be empty")
+            raise UsageError("a list of data sources must not be empty")
         if weights is not None and (min(weights) <= 0 or len(weights) != len(sources)):
-            raise ValueError(f"every source of a mix needs a weight above 0, got {list(weights)}")
+            raise UsageError(f"every source of a mix needs a weight above 0, got {list(weights)}")
         self.sources = list(sources)
         self.weights = list(weights) if weights is not None else None
         self._ends = list(itertools.accumulate(len(source) for source in sources))
@@ -111,7 +112,7 @@ class DatasetSource(Source):
     def __init__(self, dataset: Any):
         self.dataset = dataset
         if not len(dataset):
-            raise ValueError(f"no image found: the dataset {type(dataset).__name__} is empty")
+            raise UsageError(f"no image found: the dataset {type(dataset).__name__} is empty")
         self._picture(dataset[0])
 
     def __len__(self) -> int:

@@ -9,6 +9,7 @@ from eva_fast.data.builtin import open_builtin
 from eva_fast.data.folders import open_folder, open_list
 from eva_fast.data.shards import expand_braces, is_shard, open_shards
 from eva_fast.data.source import DatasetSource, MixedSource, Source
+from eva_fast.errors import MissingFileError, UsageError
 
 KINDS = """data can be
   a folder of images, nested or flat           /data/images
@@ -68,7 +69,7 @@ def _is_weighted(item: Any) -> bool:
 def _mix(pairs: list[tuple[Source, float | None]]) -> Source:
     weights = [weight for _, weight in pairs if weight is not None]
     if weights and len(weights) != len(pairs):
-        raise ValueError("either every source of a mix has a weight, or none has")
+        raise UsageError("either every source of a mix has a weight, or none has")
     if len(pairs) == 1 and not weights:
         return pairs[0][0]
     return MixedSource([source for source, _ in pairs], weights or None)
@@ -76,7 +77,7 @@ def _mix(pairs: list[tuple[Source, float | None]]) -> Source:
 
 def _open_text(text: str, split: str) -> Source:
     if not text.strip():
-        raise ValueError(f"no data given; {KINDS}")
+        raise UsageError(f"no data given; {KINDS}")
     text = os.path.expanduser(text)
     if os.path.exists(text):
         return _open_path(Path(text), split)
@@ -100,7 +101,7 @@ def _open_text(text: str, split: str) -> Source:
         return open_shards(names)
     if names != [text] or re.search(r"[*?\[]", text):
         return open_shards(_glob(names))
-    raise FileNotFoundError(f"{text} does not exist; {KINDS}")
+    raise MissingFileError(f"{text} does not exist; {KINDS}")
 
 
 def _open_path(path: Path, split: str) -> Source:
@@ -111,7 +112,7 @@ def _open_path(path: Path, split: str) -> Source:
         return open_shards([str(path)])
     if path.suffix.lower() in (".txt", ".lst", ".list"):
         return open_list(path)
-    raise ValueError(f"{path} is neither a folder, nor a .tar shard, nor a .txt list; {KINDS}")
+    raise UsageError(f"{path} is neither a folder, nor a .tar shard, nor a .txt list; {KINDS}")
 
 
 def _glob(names: list[str]) -> list[str]:
@@ -122,7 +123,7 @@ def _glob(names: list[str]) -> list[str]:
         if re.search(r"[*?\[]", name):
             matches = sorted(glob.glob(name, recursive=True))
             if not matches:
-                raise FileNotFoundError(f"no file matches {name}")
+                raise MissingFileError(f"no file matches {name}")
             found += matches
         else:
             found.append(name)
@@ -138,5 +139,5 @@ def _split_outside_braces(text: str) -> list[str]:
             start = i + 1
     parts.append(text[start:])
     if not all(part.strip() for part in parts):
-        raise ValueError(f"an empty name in the list of data sources {text!r}")
+        raise UsageError(f"an empty name in the list of data sources {text!r}")
     return [part.strip() for part in parts]

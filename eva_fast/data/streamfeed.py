@@ -12,6 +12,7 @@ from eva_fast.data.order import Order
 from eva_fast.data.source import MixedSource, Source
 from eva_fast.data.streams import Sample, ShardStream, StreamSource
 from eva_fast.data.workers import Chunks
+from eva_fast.errors import UsageError
 
 _AT_ONCE = 64
 
@@ -74,7 +75,7 @@ class StreamFeed:
         self.sources = source.sources if isinstance(source, MixedSource) else [source]
         nested = [s for s in self.sources if isinstance(s, MixedSource) and has_stream(s)]
         if nested:
-            raise ValueError(
+            raise UsageError(
                 "a mix that holds streams cannot be part of another mix: list them all"
             )
         given = source.weights if isinstance(source, MixedSource) else None

@@ -23,6 +23,7 @@ from eva_fast.data.order import permute
 from eva_fast.data.seeds import mix64
 from eva_fast.data.shards import StrictInfo, is_compressed, is_image
 from eva_fast.data.source import Source
+from eva_fast.errors import MissingFileError, UsageError
 
 LANES = 4  # shards a rank reads at a time
 _ATTEMPTS = 3  # to read a shard, ...
@@ -78,11 +79,9 @@ def open_stream(shard: str) -> Iterator[BinaryIO]:
             try:
                 file = stack.enter_context(fsspec.open(shard, "rb"))
             except ImportError as error:  # the file system of this protocol is a package of its own
-                raise ValueError(f"cannot open {shard}: {error}") from None
+                raise UsageError(f"cannot open {shard}: {error}") from None
             except FileNotFoundError as error:  # so fsspec calls every refusal of a web server
-                raise FileNotFoundError(
-                    f"cannot open {shard}: {error.__cause__ or error}"
-                ) from None
+                raise MissingFileError(f"cannot open {shard}: {error.__cause__ or error}") from None
             yield file
         return
     with _output_of(shard.removeprefix("pipe:")) as file:
@@ -113,7 +112,7 @@ def _output_of(command: str) -> Iterator[BinaryIO]:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
         if code:
-            raise ValueError(f"the command `{command}` ended with exit code {code}") from None
+            raise UsageError(f"the command `{command}` ended with exit code {code}") from None
 
 
 def read_shard(
@@ -143,7 +142,7 @@ def read_shard(
                 raise
             damaged = isinstance(error, (tarfile.TarError, EOFError, zlib.error))
             what = "is not a whole tar file" if damaged else "cannot be read"
-            raise ValueError(f"the shard {shard} {what}: {error}") from None
+            raise UsageError(f"the shard {shard} {what}: {error}") from None
 
 
 def _members(shard: str, skip: int, part: int, parts: int) -> Iterator[tuple[int, str, bytes]]:
@@ -164,7 +163,7 @@ def _members(shard: str, skip: int, part: int, parts: int) -> Iterator[tuple[int
                 yield number, f"{shard}/{member.name}", content.read()
             number += 1
         if not number:
-            raise ValueError(f"no image found in the shard {shard}")
+            raise UsageError(f"no image found in the shard {shard}")
 
 
 class ShardStream:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eva_fast.data.maker import Bad, Outcome
+from eva_fast.errors import RunError, UsageError
 
 _TICKET = struct.Struct("<q")
 _PART = struct.Struct("<HI?")  # of a message: its bytes, who sends it, whether it is the last one
@@ -125,8 +126,7 @@ class WorkerPool:
         except (BrokenPipeError, EOFError):
             pass  # the trainer, or the process that reads for this one, is gone
         except BaseException as error:
-            plain = (RuntimeError, ValueError, FileNotFoundError)
-            named = "" if isinstance(error, plain) else f"{type(error).__name__}: "
+            named = "" if isinstance(error, (UsageError, RunError)) else f"{type(error).__name__}: "
             text = f"{named}{error}"
             with contextlib.suppress(OSError):
                 self._send(Failed(text[:1000], traceback.format_exc()[-2000:]))
@@ -190,9 +190,9 @@ class WorkerPool:
         found = self._parse()
         for message in found:
             if isinstance(message, Failed):
-                raise RuntimeError(f"{message.message}\n\nIn a data worker:\n{message.trace}")
+                raise RunError(f"{message.message}\n\nIn a data worker:\n{message.trace}")
         if dead:
-            raise RuntimeError(_obituary(dead[0]))
+            raise RunError(_obituary(dead[0]))
         return found
 
     def _parse(self) -> list[Any]:

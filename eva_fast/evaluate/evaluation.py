@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eva_fast.device import choose_device
+from eva_fast.errors import UsageError
 from eva_fast.evaluate.probes import PROBES, require_sklearn
 from eva_fast.evaluate.splits import Split, open_splits
 from eva_fast.evaluate.students import find_weights, load_student, random_student, run_config
@@ -112,7 +113,7 @@ def _check_probes(probes: Sequence[str]) -> tuple[str, ...]:
     unknown = [name for name in names if name not in PROBES]
     if unknown or not names:
         what = f"unknown probe {unknown[0]!r}" if unknown else "no probe is named"
-        raise ValueError(f"{what}; possible are {', '.join(PROBES)}")
+        raise UsageError(f"{what}; possible are {', '.join(PROBES)}")
     if "linear" in names:
         require_sklearn()
     return names
@@ -170,7 +171,7 @@ def _features(
             found[name].append(extract(images).float().cpu())
         labels.append(label)
     if not labels:
-        raise ValueError(f"none of the {len(split)} images could be read")
+        raise UsageError(f"none of the {len(split)} images could be read")
     return {name: torch.cat(rows) for name, rows in found.items()}, torch.cat(labels)
 
 
@@ -179,7 +180,7 @@ def _write(path: Path, result: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")
     except OSError as error:
-        raise ValueError(
+        raise UsageError(
             f"cannot write the result to {path}: {error}; choose another out="
         ) from None
     log.info("wrote %s", path)

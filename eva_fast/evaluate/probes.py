@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eva_fast.errors import UsageError
+
 NEIGHBOURS, TEMPERATURE = 5, 0.07
 # Strong regularisation: few images, many features. The same for all features that are compared.
 INVERSE_REGULARISATION, ITERATIONS = 0.02, 1000
@@ -53,7 +55,7 @@ def require_sklearn() -> None:
     try:
         import sklearn  # noqa: F401
     except ImportError:
-        raise ValueError(
+        raise UsageError(
             "the linear probe needs scikit-learn: pip install 'eva-fast[eval]', or use only knn"
         ) from None
 

@@ -16,6 +16,7 @@ from eva_fast.data import open_source
 from eva_fast.data.crop import Cropper
 from eva_fast.data.decode import BadImage
 from eva_fast.data.source import Source
+from eva_fast.errors import UsageError
 
 log = logging.getLogger(__name__)
 VALIDATION_SHARE = 0.25
@@ -80,13 +81,13 @@ def open_splits(data: Any) -> tuple[Split, Split]:
             for part in (~for_val, for_val)
         )
         if not len(val):
-            raise ValueError(f"{data} has one image a class: nothing is left for validation")
+            raise UsageError(f"{data} has one image a class: nothing is left for validation")
         return train, val
     known = [_labels(source, data) for source in sources]
     classes = _classes(known[0].values(), data)
     strange = sorted(set(known[1].values()) - set(classes))
     if strange:
-        raise ValueError(
+        raise UsageError(
             f"val of {data} has classes that train lacks: {', '.join(strange[:5])}; "
             f"train has {', '.join(classes[:20])}"
         )
@@ -111,7 +112,7 @@ def _labels(source: Source, data: Any) -> dict[int, str]:
     """Class of every image that has one, by number, in order."""
     found = {i: label for i in range(len(source)) if (label := source.label(i)) is not None}
     if not found:
-        raise ValueError(
+        raise UsageError(
             f"the images of {data} have no classes: evaluation needs a folder a class, "
             "or train/ and val/ with such folders"
         )
@@ -124,7 +125,7 @@ def _labels(source: Source, data: Any) -> dict[int, str]:
 def _classes(labels: Any, data: Any) -> list[str]:
     classes = sorted(set(labels))
     if len(classes) < 2:
-        raise ValueError(
+        raise UsageError(
             f"all images of {data} are of one class ({classes[0]}): a probe needs at least two"
         )
     return classes

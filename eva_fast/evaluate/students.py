@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import yaml
 
+from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.model import EvaViT, ModelSizes, create_model, sizes_of
 from eva_fast.model.export import SIZE_NAMES, infer_sizes, load_weights
 
@@ -21,13 +22,13 @@ def find_weights(run_or_weights: str | Path) -> Path:
     path = Path(run_or_weights)
     if path.is_dir():
         if not (path / WEIGHTS).is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path} holds no {WEIGHTS}: it is not a run's folder, or the run has not ended "
                 "(`eva-fast export RUN --out FILE` takes the weights of its newest checkpoint)"
             )
         return path / WEIGHTS
     if not path.is_file():
-        raise FileNotFoundError(f"there is no run folder or weight file {path}")
+        raise MissingFileError(f"there is no run folder or weight file {path}")
     return path
 
 
@@ -39,7 +40,7 @@ def run_config(weights: Path) -> dict[str, Any]:
     try:
         options = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
+        raise UsageError(f"cannot read {path}: {error}") from None
     return options if isinstance(options, dict) else {}
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.model.sizes import ModelSizes
 from eva_fast.model.vit import EvaViT
 
@@ -42,7 +43,7 @@ def save_weights(
     tensors = model.official_state_dict()
     for name, value in (weights or {}).items():
         if name not in tensors or tensors[name].shape != value.shape:
-            raise ValueError(f"{name} {tuple(value.shape)} is not a parameter of this model")
+            raise UsageError(f"{name} {tuple(value.shape)} is not a parameter of this model")
         tensors[name] = value.detach().float().cpu().clone()
     # one entry: safetensors writes several in random order, and equal weights should be equal files
     metadata = {"sizes": json.dumps(asdict(model.sizes))}
@@ -70,7 +71,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no weight file {path}")
+        raise MissingFileError(f"there is no weight file {path}")
     metadata: dict[str, str] = {}
     try:
         if path.suffix == ".safetensors":
@@ -82,17 +83,17 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch's own message advises to run whatever is in the file
-        raise ValueError(
+        raise UsageError(
             f"{path} is not a readable weight file: neither safetensors nor a state dict of tensors "
             "saved by torch.save. Pickled Python objects are never loaded: that runs code"
         ) from None
     except (SafetensorError, OSError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a readable weight file: {error}") from None
+        raise UsageError(f"{path} is not a readable weight file: {error}") from None
     for wrapper in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not isinstance(state.get("pos_embed"), Tensor):
-        raise ValueError(
+        raise UsageError(
             f"{path} does not hold an EVA-01 ViT: official or timm naming with pos_embed, "
             "patch_embed.proj.weight, blocks.0.attn.qkv.weight, ... is expected"
         )
@@ -110,16 +111,16 @@ def infer_sizes(
         patches = state["pos_embed"].shape[1] - 1
         hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
     except (KeyError, ValueError) as error:
-        raise ValueError(f"these are not the weights of an EVA-01 ViT: {error}") from None
+        raise UsageError(f"these are not the weights of an EVA-01 ViT: {error}") from None
     side = round(patches**0.5)
     if side * side != patches:
-        raise ValueError(f"pos_embed has {patches} patches, which is not a square grid")
+        raise UsageError(f"pos_embed has {patches} patches, which is not a square grid")
     numbers = [int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k))]
     head = state.get("lm_head.weight")
     known = (metadata or {}).get("num_heads")
     width = GIANT_HEAD_WIDTH if dim == GIANT_WIDTH else HEAD_WIDTH
     if known is None and dim % width:
-        raise ValueError(
+        raise UsageError(
             f"the number of attention heads cannot be told from the shapes (width {dim} is not a "
             f"multiple of {width}); put the run's config.yaml beside the file, or num_heads into "
             "its metadata"

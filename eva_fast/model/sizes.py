@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass, fields, replace
 
+from eva_fast.errors import UsageError
+
 # Width, depth, heads, MLP hidden. g is EVA-01's giant; the others are the common ViT sizes.
 PRESETS = {
     "ti": (192, 12, 3, 768),
@@ -39,13 +41,13 @@ class ModelSizes:
         for f in fields(self):
             value = getattr(self, f.name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{f.name} must be a whole number of at least 1, got {value!r}")
+                raise UsageError(f"{f.name} must be a whole number of at least 1, got {value!r}")
         if self.img_size % self.patch_size:
-            raise ValueError(
+            raise UsageError(
                 f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}"
             )
         if self.embed_dim % self.num_heads:
-            raise ValueError(
+            raise UsageError(
                 f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}"
             )
 
@@ -70,14 +72,14 @@ def sizes_of(name: str | None, **overrides: int | None) -> ModelSizes:
     if name is None:
         missing = [f.name for f in fields(ModelSizes) if f.name not in chosen]
         if missing:
-            raise ValueError(
+            raise UsageError(
                 f"without a model name these sizes are needed too: {', '.join(missing)}"
             )
         return ModelSizes(**chosen)
     match = _NAME.fullmatch(name)
     size = match and LONG.get(match["size"], match["size"])
     if not match or size not in PRESETS:
-        raise ValueError(
+        raise UsageError(
             f"unknown model {name!r}: write eva_SIZE_patchP_R (or vit_...) with SIZE one of "
             f"{', '.join(PRESETS)} or {', '.join(LONG)}, P the patch and R the image side in pixels, "
             "for example eva_g_patch14_224; or give every size by keyword"

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from eva_fast.errors import UsageError
+
 OURS = "eva_fast"
 # Okabe and Ito's palette: told apart without colour vision too.
 COLORS = {
@@ -20,7 +22,7 @@ def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise ValueError(
+        raise UsageError(
             f"plots need matplotlib ({error}): pip install 'eva-fast[bench]'"
         ) from None
     matplotlib.use("Agg")

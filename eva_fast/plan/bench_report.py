@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from eva_fast.errors import MissingFileError, UsageError
+
 OURS = "eva_fast"
 BASELINES = ("reference", "tuned")
 HEADER_FIELDS = (
@@ -56,12 +58,12 @@ def merge(
 def read_results(path: Path) -> dict:
     """A results file. FileNotFoundError or ValueError says what is wrong with it."""
     if not path.is_file():
-        raise FileNotFoundError(f"no results file {path}: run pytest bench/ --benchmark first")
+        raise MissingFileError(f"no results file {path}: run pytest bench/ --benchmark first")
     try:
         data = json.loads(path.read_text())
         data["machine"]["device"], data["entries"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a results file of pytest bench/: {error!r}") from None
+        raise UsageError(f"{path} is not a results file of pytest bench/: {error!r}") from None
     return data
 
 

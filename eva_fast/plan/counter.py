@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from eva_fast.errors import UsageError
 from eva_fast.model.sizes import ModelSizes
 from eva_fast.plan import formulas
 from eva_fast.plan.students import FORMULATIONS, build, check_formulation
@@ -259,10 +260,10 @@ def count_step(
     """
     check_formulation(formulation)
     if batch < 1:
-        raise ValueError(f"batch must be at least 1 image, got {batch}")
+        raise UsageError(f"batch must be at least 1 image, got {batch}")
     masked = default_masked(sizes) if masked is None else masked
     if not 1 <= masked <= sizes.num_patches:
-        raise ValueError(f"masked must be 1 to {sizes.num_patches} patches an image, got {masked}")
+        raise UsageError(f"masked must be 1 to {sizes.num_patches} patches an image, got {masked}")
     student = build(formulation, sizes, batch, masked, dtype, device)
     recorder = Recorder(masked * batch)
     kept = 0
@@ -284,7 +285,7 @@ def count_step_at(formulation: str, sizes: ModelSizes, batch: int, **options) ->
     along the line through both, which is exact because every size is affine in the batch."""
     two, three = (count_step(formulation, sizes, b, **options) for b in (2, 3))
     if batch < 1:
-        raise ValueError(f"batch must be at least 1 image, got {batch}")
+        raise UsageError(f"batch must be at least 1 image, got {batch}")
 
     def line(a: int, b: int) -> int:
         return a + (batch - 2) * (b - a)

@@ -10,6 +10,8 @@ from math import exp, log
 
 import torch
 
+from eva_fast.errors import UsageError
+
 GB = 1e9
 GIB = 2**30
 
@@ -134,5 +136,5 @@ def device(name: str, formulation: str = "tuned") -> Device:
         return measure_cpu(torch.get_num_threads(), own=formulation == "eva_fast")
     if key not in DEVICES:
         known = ", ".join(["cpu", *DEVICES, *ALIASES])
-        raise ValueError(f"unknown device {name!r}: one of {known}")
+        raise UsageError(f"unknown device {name!r}: one of {known}")
     return DEVICES[key]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from eva_fast.errors import UsageError
 from eva_fast.model.sizes import ModelSizes, sizes_of
 from eva_fast.plan.counter import StepCount, count_step_at
 from eva_fast.plan.devices import Device
@@ -69,7 +70,7 @@ def estimate(
     "full" weights and gradients too (FSDP: two blocks gathered at a time). `saved_bytes` replaces
     the counted activations, e.g. with checkpointing."""
     if sharding not in SHARDING:
-        raise ValueError(f"unknown sharding {sharding!r}: one of {', '.join(SHARDING)}")
+        raise UsageError(f"unknown sharding {sharding!r}: one of {', '.join(SHARDING)}")
     parameters = parameter_count(count.sizes)
     item = count.dtype.itemsize
     states = gpus if sharding != "none" else 1

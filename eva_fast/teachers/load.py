@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.teachers import hub
 from eva_fast.teachers.backbone import load_timm, timm_teacher, torchvision_teacher
 from eva_fast.teachers.base import Teacher, check_grid
@@ -64,7 +65,7 @@ def load_teacher(
     family, _, rest = name.partition("/")
     if name == "hog":
         if cells is None:
-            raise ValueError("teacher 'hog' needs grid=(rows, columns) of the student's patches")
+            raise UsageError("teacher 'hog' needs grid=(rows, columns) of the student's patches")
         teacher: Teacher = HogTeacher(cells, whiten)
     elif name and Path(name).exists():
         teacher = _from_path(name, Path(name), cells, whiten)
@@ -75,9 +76,9 @@ def load_teacher(
         }[family]  # fmt: skip
         teacher = load(name, rest, cells, whiten)
     elif os.sep in name or Path(name).suffix in (".pt", ".pth", ".bin", ".safetensors"):
-        raise FileNotFoundError(f"teacher {name!r} does not exist; {POSSIBLE}")
+        raise MissingFileError(f"teacher {name!r} does not exist; {POSSIBLE}")
     else:
-        raise ValueError(f"unknown teacher {name!r}; {POSSIBLE}")
+        raise UsageError(f"unknown teacher {name!r}; {POSSIBLE}")
     teacher = teacher.freeze(device, dtype)
     logger.info("teacher %s", teacher.extra_repr())
     return teacher
@@ -118,14 +119,14 @@ def _open_clip(name: str, rest: str, grid: Grid, whiten: bool) -> Teacher:
         open_clip = hub.library("open_clip", "open_clip_torch", name)
         tags = open_clip.list_pretrained_tags_by_model(model)
         known = f"of {model}: {', '.join(tags)}" if tags else "are listed by open_clip"
-        raise ValueError(f"teacher {name!r} needs a tag, open_clip/MODEL:TAG; tags {known}")
+        raise UsageError(f"teacher {name!r} needs a tag, open_clip/MODEL:TAG; tags {known}")
     weights, hints = hub.open_clip_weights(model, tag, name)
     return _clip(name, weights, hints, grid, whiten)
 
 
 def _hugging_face(name: str, rest: str, grid: Grid, whiten: bool) -> Teacher:
     if len([part for part in rest.split("/") if part]) != 2:
-        raise ValueError(f"teacher {name!r}: a Hugging Face model is named hf/ORG/NAME")
+        raise UsageError(f"teacher {name!r}: a Hugging Face model is named hf/ORG/NAME")
     return _from_path(name, hub.hub_folder(rest, name), grid, whiten)
 
 
@@ -178,7 +179,7 @@ def _timm_file(
             model.partition(".")[0], **{**(options or {}), "num_classes": 0}
         )
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"timm cannot build {model} with {options}: {error}") from error
+        raise UsageError(f"timm cannot build {model} with {options}: {error}") from error
     load_timm(network, weights, model)
     return timm_teacher(name, network, grid, whiten)
 

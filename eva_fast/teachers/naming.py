@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eva_fast.errors import UsageError
 from eva_fast.teachers.clip import ClipConfig, ClipTower
 from eva_fast.teachers.weights import Weights
 
@@ -86,7 +87,7 @@ def read_clip(weights: Weights, hints: Mapping[str, Any]) -> tuple[ClipConfig, d
     sources = {"openai": _from_openai, "hf": _from_hf, "timm": _from_timm}[scheme](weights, prefix)
     for name in ("conv1.weight", "class_embedding", "positional_embedding"):
         if name not in sources:
-            raise ValueError(f"{weights.path}: the CLIP image tower lacks {name!r}")
+            raise UsageError(f"{weights.path}: the CLIP image tower lacks {name!r}")
     state = {}
     for name, (parts, transposed) in sources.items():
         tensor = weights[parts[0]] if len(parts) == 1 else torch.cat([weights[p] for p in parts])
@@ -126,7 +127,7 @@ def _from_hf(weights: Weights, prefix: str) -> dict[str, Source]:
             start = f"{prefix}encoder.layers.{match[1]}."
             parts = tuple(f"{start}{part}.{match[3]}" for part in _HF_QKV)
             if missing := [part for part in parts if part not in weights]:
-                raise ValueError(f"{weights.path}: missing {', '.join(missing)}")
+                raise UsageError(f"{weights.path}: missing {', '.join(missing)}")
             out[f"transformer.resblocks.{match[1]}.attn.in_proj_{match[3]}"] = parts, False
         elif prefix:
             out[key] = (name,), False
@@ -164,7 +165,7 @@ def _config(
 ) -> ClipConfig:
     conv = state["conv1.weight"]
     if conv.ndim != 4 or conv.shape[1] != 3 or conv.shape[2] != conv.shape[3]:
-        raise ValueError(
+        raise UsageError(
             f"{weights.path}: the patch convolution is {list(conv.shape)}, not [width,3,patch,patch]"
         )
     width, patch = conv.shape[0], conv.shape[2]
@@ -192,7 +193,7 @@ def _config(
             **{key: hints[key] for key in ("eps", "mean", "std") if hints.get(key) is not None},
         )
     except ValueError as error:
-        raise ValueError(f"{weights.path}: {error}") from error
+        raise UsageError(f"{weights.path}: {error}") from error
 
 
 def _heads(hint: Any, width: int, layers: int) -> int:
@@ -201,7 +202,7 @@ def _heads(hint: Any, width: int, layers: int) -> int:
     if (width, layers) in _HEADS:
         return _HEADS[width, layers]
     if width % 64:
-        raise ValueError(
+        raise UsageError(
             f"the number of heads is unknown: width {width} is no multiple of 64; give it in "
             "config.json (num_attention_heads) or open_clip_config.json (head_width) beside the "
             "weights, or as `heads` in safetensors metadata"
@@ -233,7 +234,7 @@ def _native_grid(patches: int, patch: int, hints: Mapping[str, Any]) -> tuple[in
             return grid  # else the configuration speaks of another resolution than these weights
     side = math.isqrt(patches)
     if side * side != patches or patches == 0:
-        raise ValueError(f"a position embedding for {patches} patches is not of a square image")
+        raise UsageError(f"a position embedding for {patches} patches is not of a square image")
     return side, side
 
 
@@ -253,7 +254,7 @@ def _check(weights: Weights, config: ClipConfig, state: dict[str, Tensor]) -> No
         if names
     ]
     if faults:
-        raise ValueError(
+        raise UsageError(
             f"{weights.path} does not fit a CLIP image tower of width {config.width} and "
             f"{config.layers} layers ({'; '.join(faults)})"
         )

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.teachers.torchscript import is_torchscript, read_torchscript
 
 FORMATS = (
@@ -66,7 +67,7 @@ def read_weights(path: Path) -> Weights:
         ValueError: damaged, truncated, wrong hash, no tensors, or objects that are not tensors.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"weight file {path} does not exist")
+        raise MissingFileError(f"weight file {path} does not exist")
     check_hash(path)
     with path.open("rb") as file:
         start = file.read(16)
@@ -79,13 +80,13 @@ def read_weights(path: Path) -> Weights:
             if script:
                 tensors, hints = read_torchscript(path)
                 if not tensors:
-                    raise ValueError(f"{path} holds no tensors")
+                    raise UsageError(f"{path} holds no tensors")
                 return Weights(path, "torchscript", tensors, hints)
         return _read_torch(path, mmap=start[:4] == b"PK\x03\x04")
     except pickle.UnpicklingError as error:
         if start[:1] not in (b"P", b"\x80") or "truncated" in str(error):
             raise damaged(path, error) from error
-        raise ValueError(
+        raise UsageError(
             f"{path} holds pickled Python objects besides tensors, which are never loaded because "
             f"loading runs code ({_first_line(error)}); save its state dict as safetensors"
         ) from error
@@ -113,7 +114,7 @@ def check_hash(path: Path) -> None:
         while block := file.read(1 << 22):
             digest.update(block)
     if not digest.hexdigest().startswith(match[1]):
-        raise ValueError(
+        raise UsageError(
             f"{path} is not what its name says: sha256 starts with "
             f"{digest.hexdigest()[: len(match[1])]}, the name ends in {match[1]}. The file is "
             "damaged or another one; rename it if that ending is no hash"
@@ -129,7 +130,7 @@ def _read_safetensors(path: Path) -> Weights:
     names = file.keys()
     tensors = {name: partial(file.get_tensor, name) for name in names}
     if not tensors:
-        raise ValueError(f"{path} holds no tensors")
+        raise UsageError(f"{path} holds no tensors")
     return Weights(path, "safetensors", tensors, file.metadata())
 
 
@@ -144,5 +145,5 @@ def _read_torch(path: Path, mmap: bool) -> Weights:
             if isinstance(name, str) and isinstance(value, Tensor):
                 tensors[name] = value.detach
     if not tensors:
-        raise ValueError(f"{path} holds no state dict: no tensor with a name in it")
+        raise UsageError(f"{path} holds no state dict: no tensor with a name in it")
     return Weights(path, "torch", tensors)

@@ -19,6 +19,8 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from eva_fast.errors import RunError, UsageError
+
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -71,7 +73,7 @@ def save(root: Path, step: int, tensors: dict[str, Any], state: dict[str, Any], 
     try:
         _write(final, step, tensors, state)
     except (CheckpointException, OSError) as error:  # the former is no Exception
-        raise RuntimeError(f"checkpoint {final} cannot be written: {_reason(error)}") from error
+        raise RunError(f"checkpoint {final} cannot be written: {_reason(error)}") from error
     for old in steps_in(root)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -141,4 +143,4 @@ def load(folder: Path, tensors: dict[str, Any]) -> None:
         with _one_process():
             dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
     except (CheckpointException, RuntimeError, KeyError, ValueError) as error:
-        raise ValueError(f"checkpoint {folder} does not fit this run: {_reason(error)}") from None
+        raise UsageError(f"checkpoint {folder} does not fit this run: {_reason(error)}") from None

@@ -15,6 +15,7 @@ from torch import nn
 
 from eva_fast import __version__, native
 from eva_fast.config import Config
+from eva_fast.errors import UsageError
 from eva_fast.train import checkpoint
 
 log = logging.getLogger(__name__)
@@ -37,11 +38,11 @@ def open_folder(config: Config) -> tuple[Path, Path | None]:
         out.mkdir(parents=True, exist_ok=True)
         (out / "pictures").mkdir(exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot write to out={out}: {error}") from None
+        raise UsageError(f"cannot write to out={out}: {error}") from None
     found = checkpoint.newest(out / "checkpoints")
     if config.run.resume == "never":
         if found is not None or _has_lines(out / "metrics.jsonl"):
-            raise ValueError(
+            raise UsageError(
                 f"{out} already holds a run; resume='auto' goes on with it, another out= starts anew"
             )
         return out, None
@@ -50,7 +51,7 @@ def open_folder(config: Config) -> tuple[Path, Path | None]:
         other = [k for k in now if k not in MAY_CHANGE and before.get(k, now[k]) != now[k]]
         if other:
             changes = ", ".join(f"{k}: {before[k]!r} -> {now[k]!r}" for k in other)
-            raise ValueError(
+            raise UsageError(
                 f"{out} was started with other options ({changes}); give the same ones to go on "
                 "with it, or another out="
             )

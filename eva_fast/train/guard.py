@@ -8,13 +8,14 @@ import math
 import torch
 from torch import Tensor
 
+from eva_fast.errors import RunError
 from eva_fast.ops import FusedAdamW
 
 MAX_STREAK = 10
 GROWTH_STEPS = 2000
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 

@@ -11,6 +11,7 @@ import torch
 
 from eva_fast.config import BUILTIN_EPOCHS, EVA_EPOCHS, Config
 from eva_fast.device import choose_device
+from eva_fast.errors import UsageError
 from eva_fast.model import ModelSizes, sizes_of
 from eva_fast.ops.dispatch import usable
 from eva_fast.train.telemetry import require_tensorboard
@@ -37,7 +38,7 @@ def student_sizes(config: Config) -> ModelSizes:
 def device_and_dtype(config: Config) -> tuple[torch.device, torch.dtype]:
     """Where the run computes, and in what the student's blocks do."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
+        raise UsageError(
             "a run is one process and one device; started by torchrun with several, the processes "
             "would write over each other. Start it without torchrun"
         )
@@ -52,13 +53,13 @@ def check_run(config: Config, device: torch.device) -> None:
     """ValueError for what the run asks for and cannot have here: kernels, a decoder, a library, a
     folder to go on in."""
     if config.run.resume == "auto" and config.run.out is None:
-        raise ValueError("resume='auto' needs out=, the folder of the run to go on with")
+        raise UsageError("resume='auto' needs out=, the folder of the run to go on with")
     if config.data.decode == "gpu" and device.type != "cuda":
-        raise ValueError(f"decode='gpu' needs an NVIDIA GPU, and the run is on {device}")
+        raise UsageError(f"decode='gpu' needs an NVIDIA GPU, and the run is on {device}")
     kernels = config.run.kernels
     if kernels != "auto" and not usable(kernels, device.type):
         needs = {"native": "a CPU and the built C++ library", "triton": "an NVIDIA GPU"}[kernels]
-        raise ValueError(
+        raise UsageError(
             f"kernels={kernels!r} needs {needs}, and the run is on {device}; 'auto' and 'torch' "
             "run everywhere, `eva-fast doctor` shows what is installed"
         )
@@ -69,15 +70,15 @@ def check_run(config: Config, device: torch.device) -> None:
 def check_teacher(config: Config, teacher: Any, grid: tuple[int, int]) -> None:
     """ValueError for a teacher module that cannot teach this student."""
     if not hasattr(teacher, "dim"):
-        raise ValueError(
+        raise UsageError(
             "a teacher module needs `dim`, its feature width, and to be called as "
             "teacher(images, mask=None) -> [B,N,dim] or [masked rows,dim]"
         )
     if config.teacher.whiten and not hasattr(teacher, "calibrate"):
-        raise ValueError("whiten=True needs a teacher of load_teacher, or one with `calibrate`")
+        raise UsageError("whiten=True needs a teacher of load_teacher, or one with `calibrate`")
     own = getattr(teacher, "grid", grid)
     if tuple(own) != grid:
-        raise ValueError(
+        raise UsageError(
             f"the teacher's patches are a {own[0]}x{own[1]} grid, the student's {grid[0]}x{grid[1]}: "
             f"load_teacher(..., grid={grid}) makes one that fits"
         )
@@ -103,9 +104,9 @@ def sample_options(config: Config, sizes: ModelSizes) -> dict[str, Any]:
     count = max(1, round(patches * 105 / 256)) if count is None else count
     block = max(1, round(patches / 16)) if block is None else block
     if not 0 < count < patches:
-        raise ValueError(f"mask_count must be between 1 and {patches - 1} here, got {count}")
+        raise UsageError(f"mask_count must be between 1 and {patches - 1} here, got {count}")
     if not 0 < block <= patches:
-        raise ValueError(f"mask_min_block must be between 1 and {patches} here, got {block}")
+        raise UsageError(f"mask_min_block must be between 1 and {patches} here, got {block}")
     return dict(
         image_size=sizes.img_size,
         patch_size=sizes.patch_size,

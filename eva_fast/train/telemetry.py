@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from eva_fast.errors import UsageError
+
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -104,7 +106,7 @@ def require_tensorboard():
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ValueError(
+        raise UsageError(
             "track=True needs TensorBoard: pip install 'eva-fast[track]', or leave it off"
         ) from None
     return SummaryWriter
