@@ -6,7 +6,7 @@ import torch
 
 from eva_fast import native
 from eva_fast.data.masks import BlockMasker
-from tests.conftest import GOLDEN
+from tests.golden.mask_stats import edges
 
 GRIDS = [
     ((16, 16), 105, 16),
@@ -26,21 +26,6 @@ grids = pytest.mark.parametrize(
 
 def seeds(n, start=0):
     return np.random.default_rng(start).integers(0, 2**64, n, dtype=np.uint64)
-
-
-def edges(masks):
-    """Borders between masked and unmasked neighbours, a mask."""
-    rows = (masks[:, 1:] != masks[:, :-1]).sum((1, 2))
-    return rows + (masks[:, :, 1:] != masks[:, :, :-1]).sum((1, 2))
-
-
-def test_statistics_are_the_official_generators():
-    official = np.load(GOLDEN / "mask_stats_16x16.npz")
-    masks = BlockMasker(seed=1)(20_000).numpy()
-    correlation = np.corrcoef(masks.mean(0).ravel(), official["mean_map"].ravel())[0, 1]
-    assert correlation >= 0.995
-    assert abs(edges(masks).mean() / official["edge_mean"] - 1) < 0.02
-    assert abs(edges(masks).std() / official["edge_std"] - 1) < 0.05
 
 
 @grids
