@@ -7,8 +7,8 @@ from bench.kit import Kit
 from bench.official import official_code
 from bench.shapes import Shape
 from eva_fast.model import EvaViT
-from eva_fast.model.fused import keep_copies
-from eva_fast.model.inputs import normalise
+from eva_fast.layers import keep_copies
+from eva_fast.layers.inputs import normalise
 from eva_fast.ops import FusedAdamW, gradient_scale
 from eva_fast.plan import reference as plain
 
@@ -29,7 +29,7 @@ def fused_step(model, optimizer, images, mask, target):
 
 def fused_optimizer(model: EvaViT, dtype: torch.dtype) -> FusedAdamW:
     """One pass over float32 masters, which also writes the copies that 16-bit GEMMs read."""
-    copies = keep_copies(model, dtype) if dtype != torch.float32 else None
+    copies = keep_copies(model, dtype)
     groups = plain.parameter_groups(model)
     return FusedAdamW(groups, lr=1e-3, betas=plain.BETAS, eps=plain.EPS, copies=copies)
 

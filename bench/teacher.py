@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from bench.harness import Case, Variant
 from bench.kit import Kit
 from bench.shapes import Shape
-from eva_fast.model.inputs import normalise
+from eva_fast.layers.inputs import normalise
 from eva_fast.teachers.clip import ClipConfig, ClipTeacher, ClipTower
 
 MODES = ("forward",)

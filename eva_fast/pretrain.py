@@ -72,9 +72,9 @@ def run(config: Config) -> PretrainResult:
     import torch
 
     from eva_fast.data import build_loader, open_source
+    from eva_fast.layers import drop_copies, keep_copies
     from eva_fast.model import create_model
     from eva_fast.model.export import load_weights, save_weights
-    from eva_fast.model.fused import keep_copies
     from eva_fast.teachers import load_teacher
     from eva_fast.train import Plan, Session, checkpoint, make_optimizer, train
     from eva_fast.train.examples import Examples
@@ -145,7 +145,7 @@ def run(config: Config) -> PretrainResult:
                 optim.betas,
                 optim.eps,
                 optim.weight_decay,
-                copies=keep_copies(student, compute_dtype) if student.fused else None,
+                copies=keep_copies(student, compute_dtype),
             ),
             guard=Guard(device, scaled=compute_dtype == torch.float16),
             device=device,
@@ -191,7 +191,7 @@ def run(config: Config) -> PretrainResult:
     finally:
         loader.close()
 
-    student.eval()
+    drop_copies(student.eval())
     save_weights(student, out / "model.safetensors")
     if session.ema is not None:
         save_weights(student, out / "model_ema.safetensors", session.ema.weights)

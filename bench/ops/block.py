@@ -7,15 +7,7 @@ import torch
 from bench.harness import MODES, Case, differentiable
 from bench.kit import Kit
 from bench.shapes import Shape
-from eva_fast.model.branches import (
-    AttentionWeights,
-    Matrix,
-    MlpWeights,
-    Stream,
-    attention_branch,
-    mlp_branch,
-)
-from eva_fast.model.vit import Block as StudentBlock
+from eva_fast.layers import Block as StudentBlock
 from eva_fast.plan.reference import EPS, Block, CastLayerNorm, OfficialAttention, TunedAttention
 
 __all__ = ["MODES", "subject"]
@@ -48,41 +40,6 @@ def _timm(shape: Shape, state: dict, parameters: dict[str, list[torch.Tensor]]):
     return make
 
 
-def _fused(block: StudentBlock):
-    """The block as its two fused branches, the last residual addition done plainly."""
-    attn, mlp = block.attn, block.mlp
-    mlp_weights = MlpWeights(
-        norm_weight=block.norm2.weight,
-        norm_bias=block.norm2.bias,
-        fc1=Matrix(mlp.fc1.weight),
-        fc1_bias=mlp.fc1.bias,
-        fc2=Matrix(mlp.fc2.weight),
-        fc2_bias=mlp.fc2.bias,
-        eps=block.norm2.eps,
-    )
-    zeros = torch.zeros_like(attn.q_bias)
-
-    def run(x):
-        with torch.no_grad():
-            packed = torch.cat((attn.q_bias, zeros, attn.v_bias))
-        weights = AttentionWeights(
-            norm_weight=block.norm1.weight,
-            norm_bias=block.norm1.bias,
-            qkv=Matrix(attn.qkv.weight),
-            q_bias=attn.q_bias,
-            v_bias=attn.v_bias,
-            packed_bias=packed,
-            proj=Matrix(attn.proj.weight),
-            proj_bias=attn.proj.bias,
-            num_heads=attn.num_heads,
-            eps=block.norm1.eps,
-        )
-        stream = mlp_branch(attention_branch(Stream(x), weights), mlp_weights)
-        return stream.x + (stream.branch + stream.bias)
-
-    return run
-
-
 def subject(shape: Shape, mode: str, kit: Kit) -> Case:
     sizes = shape.sizes
     torch.manual_seed(0)
@@ -113,7 +70,7 @@ def subject(shape: Shape, mode: str, kit: Kit) -> Case:
     }
     kit.add("reference", official)
     kit.add("tuned", tuned_forward)
-    kit.add("eva_fast", _fused(ours))
+    kit.add("eva_fast", lambda x: ours(x).added())
     kit.add_compiled(official)
     kit.add_library("timm", "timm.models.eva", _timm(shape, state, parameters), needs_gpu=False)
     return differentiable(

@@ -5,7 +5,7 @@ import torch
 from bench.harness import Case, differentiable
 from bench.kit import Kit
 from bench.shapes import Shape
-from eva_fast.model.inputs import CLIP_MEAN, CLIP_STD
+from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD
 from eva_fast.ops import patchify
 
 MODES = ("forward",)

@@ -1,19 +1,16 @@
 """EVA-01's initial values (baaivision/EVA, EVA-01/eva/modeling_pretrain.py; the facts, own code)."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    from eva_fast.model.vit import EvaViT
 
 STD = 0.015
 
 
 @torch.no_grad()
-def init_weights(model: "EvaViT") -> None:
+def init_weights(model: nn.Module) -> None:
     """Fills `model` as EVA-01 does, from torch's global random state.
 
     Matrices, the patch convolution, `pos_embed`, `cls_token` and `mask_token`: normal with std
@@ -26,7 +23,7 @@ def init_weights(model: "EvaViT") -> None:
         else:
             is_norm_weight = "norm" in name and name.endswith("weight")
             nn.init.constant_(parameter, 1.0 if is_norm_weight else 0.0)
-    block: Any
-    for i, block in enumerate(model.blocks, start=1):
+    blocks: Any = model.blocks
+    for i, block in enumerate(blocks, start=1):
         block.attn.proj.weight.div_(math.sqrt(2 * i))
         block.mlp.fc2.weight.div_(math.sqrt(2 * i))

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eva_fast.ops import copies as kept
 from eva_fast.ops import dispatch
 from eva_fast.ops.checks import FLOATS
 
@@ -140,7 +141,7 @@ class FusedAdamW(torch.optim.AdamW):
     """torch.optim.AdamW in one pass over memory; its state dict and torch's are interchangeable.
 
     Parameters are float32 masters. copies: {parameter: tensor of the compute dtype} that each step
-    rewrites. `step(grad_scale=...)` takes the factor of `gradient_scale`. Groups with the same
+    rewrites, and notes as current (`eva_fast.ops.copies`). `step(grad_scale=...)` takes the factor of `gradient_scale`. Groups with the same
     lr, betas and eps run in one call. For a captured CUDA graph give lr as a tensor on the device.
     Sharded parameters (DTensor) are updated shard by shard.
     """
@@ -195,6 +196,9 @@ class FusedAdamW(torch.optim.AdamW):
             eps,
             grad_scale,
         )
+        for p in params:
+            if p in self.copies:
+                kept.note(self.copies[p], p)
 
     def _state(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]

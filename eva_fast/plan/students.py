@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from eva_fast.errors import UsageError
+from eva_fast.layers import keep_copies
 from eva_fast.model import EvaViT
 from eva_fast.model.sizes import ModelSizes
 from eva_fast.plan.reference import OfficialViT, TunedViT
@@ -46,6 +47,7 @@ def build(
         if formulation == "eva_fast":
             kernels = "triton" if device == "cuda" else "native"
             model = EvaViT(sizes, kernels=kernels).to(dtype)
+            keep_copies(model, dtype)  # as a run does, whose optimiser writes them
             raw = torch.empty(batch, 3, side, side, dtype=torch.uint8)
             indices = torch.empty(batch, masked, dtype=torch.int32)
             return MetaStudent(model, lambda: model.loss(raw, indices, target))

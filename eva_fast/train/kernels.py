@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
+from eva_fast.layers import Stream
 from eva_fast.model import EvaViT, head
-from eva_fast.model.branches import Stream
-from eva_fast.model.fused import compute_dtype, weight_copies
 from eva_fast.ops import FusedAdamW, dispatch
 from eva_fast.ops.measure import Runs, choose_kernels
 
@@ -63,15 +62,14 @@ def _heads(model: EvaViT, device: torch.device, rows: int) -> dict[str, Runs]:
     """The head and loss of `rows` masked patches, composed and fused, where there is a fused one."""
     if dispatch.fused_kind(head.OP, device.type) != "triton":
         return {}
-    dtype = compute_dtype(model, device.type)
+    dtype = model.precision.dtype(model.pos_embed.dtype, device.type)
     x = torch.randn(rows, 1, model.sizes.embed_dim, dtype=dtype, device=device)
     branch, bias = torch.randn_like(x), torch.randn_like(model.lm_head.weight[0])
     stream = Stream(*(t.requires_grad_() for t in (x, branch, bias)))
-    copy = weight_copies(model, dtype).get(model.lm_head.weight)
     target = torch.randn(rows, model.sizes.predict_dim, device=device)
 
     def run(loss: Callable[..., torch.Tensor]) -> None:
-        loss(model, stream, copy, target).backward()
+        loss(model.lm_head, stream, model.norm, target).backward()
 
     return {
         head.OP: {

@@ -34,7 +34,7 @@ def make_optimizer(
     """AdamW over `model` in two groups, decayed and not, in one pass over memory (`ops.adamw`).
 
     `copies` maps parameters to 16-bit tensors that every step rewrites
-    (`model.fused.keep_copies`). Its state dict and torch.optim.AdamW's are interchangeable.
+    (`eva_fast.layers.keep_copies`). Its state dict and torch.optim.AdamW's are interchangeable.
     """
     parameters = dict(model.named_parameters())
     decay, no_decay = decay_groups(model)

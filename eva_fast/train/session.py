@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from eva_fast.model import EvaViT
-from eva_fast.model.fused import refresh_copies
 from eva_fast.ops import FusedAdamW
 from eva_fast.teachers import Teacher
 from eva_fast.train import checkpoint
@@ -68,7 +67,6 @@ class Session:
         )
         for group, chosen in zip(self.optimizer.param_groups, settings):
             group.update(chosen)
-        refresh_copies(self.model)
         self.guard.state.copy_(tensors["guard"])
         self.window.copy_(tensors["window"])
         if self.ema is not None:

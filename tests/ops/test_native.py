@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eva_fast import native, ops
-from eva_fast.model.inputs import CLIP_MEAN, CLIP_STD
+from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD
 from eva_fast.ops import dispatch, native_calls
 from eva_fast.ops.embed_tokens import embed_tokens_backward
 from eva_fast.ops.linear import linear, matmul, weight_gradient

@@ -1,4 +1,4 @@
-"""What the student accepts: images as bytes or normalised floats, masks as booleans or indices."""
+"""What networks accept: images as bytes or normalised floats, masks as booleans or indices."""
 
 import torch
 from torch import Tensor
@@ -18,17 +18,18 @@ def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def mask_indices(mask: Tensor, patches: int) -> Tensor:
-    """Masked patches as ascending int64 [B,K].
+    """Masked patches as indices [B,K], ascending.
 
-    `mask` is integer [B,K] (taken as it is, no host synchronisation) or bool [B,N] or [B,h,w],
-    every row with the same number of True, at least one. ValueError for anything else.
+    `mask` is int32 or int64 [B,K] (taken as it is, no host synchronisation), or bool [B,N] or
+    [B,h,w] with the same number of True in every row, at least one, which gives int64. ValueError
+    for anything else.
     """
     if mask.dtype in (torch.int32, torch.int64):
         if mask.ndim != 2 or mask.shape[1] == 0:
             raise ValueError(
                 f"mask indices must be [B,K] with K at least 1, got shape {tuple(mask.shape)}"
             )
-        return mask.long()
+        return mask
     if mask.dtype != torch.bool:
         raise ValueError(f"mask must be bool or int32/int64 indices, got {mask.dtype}")
     flat = mask.flatten(1)
@@ -41,3 +42,8 @@ def mask_indices(mask: Tensor, patches: int) -> Tensor:
             f"{int(counts.min())} to {int(counts.max())}"
         )
     return flat.nonzero()[:, 1].view(len(flat), -1)
+
+
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows int [B,K] of x [B,T,D] -> [B,K,D], in plain PyTorch."""
+    return x.gather(1, rows.long().unsqueeze(-1).expand(-1, -1, x.shape[-1]))

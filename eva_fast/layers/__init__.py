@@ -1,0 +1,40 @@
+"""Layers of vision transformers whose `forward` is the fused path, and the same in plain PyTorch.
+
+    stream       what flows through the blocks: a residual and a branch that is yet to be added
+    linear       a weight and its copy in the compute dtype
+    add_norm     the pending addition and the norm, the start of every branch
+    attention    norm, qkv, attention, projection       masked_tail: of some tokens only
+    mlp          norm, fc1, GELU, fc2
+    block        the two, with drop-path
+    patch_embed  images to tokens
+    projection   the final norm and a Linear
+    precision    the dtype that products run in
+    inputs       images and masks as they are accepted
+    plain        the reference of all of them
+
+They use `eva_fast.ops` alone. Parameters have the names of the official code.
+"""
+
+from eva_fast.layers.add_norm import LayerNorm
+from eva_fast.layers.attention import Attention
+from eva_fast.layers.block import Block
+from eva_fast.layers.linear import Linear, drop_copies, keep_copies
+from eva_fast.layers.mlp import Mlp
+from eva_fast.layers.patch_embed import PatchEmbed
+from eva_fast.layers.precision import Precision
+from eva_fast.layers.projection import Projection
+from eva_fast.layers.stream import Stream
+
+__all__ = [
+    "Attention",
+    "Block",
+    "LayerNorm",
+    "Linear",
+    "Mlp",
+    "PatchEmbed",
+    "Precision",
+    "Projection",
+    "Stream",
+    "drop_copies",
+    "keep_copies",
+]

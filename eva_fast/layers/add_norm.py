@@ -1,0 +1,54 @@
+"""The start of every branch: the pending addition and the norm, forward and backward.
+
+    x' = x + scale (branch + bias),  y = LN(x')
+
+Only x' and the row statistics are kept. The backward gives dx, the column sums that are the pending
+bias's gradient, and y once more for the weight gradient of the GEMM behind the norm.
+"""
+
+from torch import Tensor, nn
+
+from eva_fast.layers.stream import Stream, as_stream
+from eva_fast.ops.add_layer_norm import (
+    add_layer_norm,
+    add_layer_norm_backward,
+    add_layer_norm_forward,
+)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm of a stream, the pending branch added in the same pass: Stream or [B, T, D] ->
+    [B, T, D]. Statistics and parameters are float32 (EVA-01)."""
+
+    def forward(self, stream: Stream | Tensor) -> Tensor:
+        return add_layer_norm(*as_stream(stream), self.weight, self.bias, self.eps)[1]
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """[..., D] as [M, D]."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def add_norm(ctx, x, branch, bias, scale, norm_weight, norm_bias, eps):
+    """(x', y, mean, rstd) in a branch's forward; x' is a view of x where nothing is added."""
+    ctx.has_branch = branch is not None
+    ctx.pending_bias_dtype = None if bias is None else bias.dtype
+    total, y, mean, rstd = add_layer_norm_forward(
+        x, branch, bias, scale, norm_weight, norm_bias, eps
+    )
+    return total.view_as(total), y, mean, rstd
+
+
+def add_norm_backward(ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale):
+    """((gradients of x, branch, bias, scale, norm weight, norm bias), y)."""
+    has_bias = ctx.pending_bias_dtype is not None
+    dx, dbranch, y, dweight, dbias, dpending = add_layer_norm_backward(
+        dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale, True, has_bias
+    )
+    pending = (
+        dx,
+        dbranch if ctx.has_branch else None,
+        dpending.to(ctx.pending_bias_dtype) if has_bias else None,
+        None,
+    )
+    return (*pending, dweight, dbias), y

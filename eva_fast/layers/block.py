@@ -1,0 +1,37 @@
+"""A pre-norm transformer block whose forward is the fused path."""
+
+from torch import Tensor, nn
+
+from eva_fast.layers.add_norm import LayerNorm
+from eva_fast.layers.attention import Attention
+from eva_fast.layers.mlp import Mlp
+from eva_fast.layers.stream import Stream, as_stream, drop_path_scale, leaving
+
+LAYER_NORM_EPS = 1e-6
+
+
+class Block(nn.Module):
+    """x + drop_path(attn(norm1(x))), then x + drop_path(mlp(norm2(x))), on streams.
+
+    The second addition stays pending in the stream that comes out, for the next block's norm;
+    `block(x).added()` is the whole block. It reads its own parameters alone, so that it can be
+    sharded, compiled and checkpointed by itself. The norms are not called: their parameters go to
+    the branches.
+    """
+
+    def __init__(self, dim: int, num_heads: int, hidden: int, drop_path: float):
+        super().__init__()
+        self.norm1 = LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(dim, hidden)
+        self.drop_path = drop_path
+
+    def forward(self, stream: Stream | Tensor, tokens: Tensor | None = None) -> Stream:
+        """[B, T, D], or a stream of it, to a stream of [B, T, D]. With `tokens`, int32 [B, K] rows
+        of x (CLS is row 0), only those come out, [B, K, D], with the values of the full block."""
+        stream = self._dropped(self.attn(as_stream(stream), self.norm1, tokens))
+        return leaving(self, self._dropped(self.mlp(stream, self.norm2)))
+
+    def _dropped(self, stream: Stream) -> Stream:
+        return stream._replace(scale=drop_path_scale(self.drop_path, self.training, stream.x))

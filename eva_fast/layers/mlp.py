@@ -1,0 +1,107 @@
+"""The MLP as one branch with its own backward: norm, fc1, GELU, fc2.
+
+    x' = x + scale (branch + bias);  y = LN(x');  h = y W1^T;  g = gelu(h + b1)
+    result: x', g W2^T  (bias pending)
+
+It keeps the residual stream, the row statistics and h; the backward's GELU op gives dh, b1's
+gradient and g once more for the weight gradient.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from eva_fast.layers.add_norm import add_norm, add_norm_backward, rows_of
+from eva_fast.layers.linear import Linear, Matrix
+from eva_fast.layers.stream import Stream, leaving
+from eva_fast.ops.bias_gelu import bias_gelu_backward, bias_gelu_forward
+from eva_fast.ops.linear import matmul, weight_gradient
+
+
+@dataclass(frozen=True, slots=True)
+class MlpWeights:
+    """Parameters of an MLP branch."""
+
+    norm_weight: Tensor
+    norm_bias: Tensor
+    fc1: Matrix
+    fc1_bias: Tensor
+    fc2: Matrix
+    fc2_bias: Tensor
+    eps: float
+    kind: str = "erf"
+    """The GELU: "erf" (exact) or "quick" (CLIP's)."""
+
+
+class _MlpBranch(torch.autograd.Function):
+    """Linear, GELU, Linear."""
+
+    @staticmethod
+    def forward(
+        ctx, x, branch, branch_bias, scale, norm_weight, norm_bias, fc1_weight, fc1_bias,
+        fc2_weight, fc1_copy, fc2_copy, eps, kind,
+    ):  # fmt: skip
+        fc1_used = fc1_weight if fc1_copy is None else fc1_copy
+        fc2_used = fc2_weight if fc2_copy is None else fc2_copy
+        total, y, mean, rstd = add_norm(
+            ctx, x, branch, branch_bias, scale, norm_weight, norm_bias, eps
+        )
+        h = matmul(rows_of(y), fc1_used.t())
+        result = matmul(bias_gelu_forward(h, fc1_bias, kind), fc2_used.t())
+        ctx.save_for_backward(
+            total, mean, rstd, h, fc1_bias, scale, norm_weight, norm_bias, fc1_used, fc2_used
+        )
+        ctx.weight_dtypes = fc1_weight.dtype, fc2_weight.dtype
+        ctx.kind = kind
+        return total, result.view(*total.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, dtotal, dresult):
+        total, mean, rstd, h, fc1_bias, scale, norm_weight, norm_bias, w1, w2 = ctx.saved_tensors
+        dresult = rows_of(dresult)
+        dg = matmul(dresult, w2)
+        dh, g, dfc1_bias = bias_gelu_backward(dg, h, fc1_bias, ctx.kind, want_g=True)
+        dw2 = weight_gradient(dresult, g, ctx.weight_dtypes[1])
+        dy = matmul(dh, w1).view(total.shape)
+        pending, y = add_norm_backward(
+            ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale
+        )
+        dw1 = weight_gradient(dh, rows_of(y), ctx.weight_dtypes[0])
+        return *pending, dw1, dfc1_bias, dw2, None, None, None, None
+
+
+def mlp_branch(stream: Stream, weights: MlpWeights) -> Stream:
+    """Adds what is pending in `stream` and runs norm, fc1, GELU and fc2.
+
+    Returns (x', fc2 without bias, its bias). The caller sets the drop-path scale.
+    """
+    w = weights
+    x, branch = _MlpBranch.apply(
+        *stream, w.norm_weight, w.norm_bias, w.fc1.weight, w.fc1_bias, w.fc2.weight, w.fc1.copy,
+        w.fc2.copy, w.eps, w.kind,
+    )  # fmt: skip
+    return Stream(x, branch, w.fc2_bias)
+
+
+class Mlp(nn.Module):
+    """Linear, exact (erf) GELU, Linear, with the norm before them: `mlp(stream, norm) -> Stream`."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
+
+    def forward(self, stream: Stream, norm: nn.LayerNorm) -> Stream:
+        """`mlp_branch` with this module's parameters."""
+        dtype = stream.x.dtype
+        weights = MlpWeights(
+            norm_weight=norm.weight,
+            norm_bias=norm.bias,
+            fc1=self.fc1.matrix(dtype),
+            fc1_bias=self.fc1.bias,
+            fc2=self.fc2.matrix(dtype),
+            fc2_bias=self.fc2.bias,
+            eps=norm.eps,
+        )
+        return leaving(self, mlp_branch(stream, weights))

@@ -1,0 +1,147 @@
+"""The same layers in plain PyTorch: the reference for the fused ones, and what kernels="torch" runs.
+
+Parameter names are the fused layers', and so are the arguments, so that a network is built of the
+one or the other. Blocks hand on tokens [B, T, D] with nothing pending.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eva_fast.layers.inputs import normalise, take_rows
+from eva_fast.layers.stream import drop_path_scale
+
+LAYER_NORM_EPS = 1e-6
+
+
+class Precision:
+    """16-bit arithmetic by autocast."""
+
+    def __init__(self, chosen: torch.dtype):
+        self.chosen = chosen
+
+    def dtype(self, parameters: torch.dtype, device_type: str) -> torch.dtype:
+        """What the images are brought to: the parameters' dtype, from which autocast casts."""
+        return parameters
+
+    def region(self, device_type: str) -> torch.autocast:
+        enabled = self.chosen in (torch.bfloat16, torch.float16)
+        return torch.autocast(device_type, dtype=self.chosen if enabled else None, enabled=enabled)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm with float32 statistics and parameters (EVA-01), result in x's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype:
+            return super().forward(x)
+        y = F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps)
+        return y.to(x.dtype)
+
+
+def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    """x + scale * branch, the residual connection."""
+    return x + (branch if scale is None else branch * scale.view(-1, 1, 1).to(branch.dtype))
+
+
+class PatchEmbed(nn.Module):
+    """Patch convolution, mask token, CLS and positions: [B, 3, H, W] -> [B, N + 1, D]."""
+
+    def __init__(self, patch_size: int, embed_dim: int):
+        super().__init__()
+        self.proj = nn.Conv2d(3, embed_dim, patch_size, patch_size)
+
+    def forward(
+        self,
+        images: Tensor,
+        masked: Tensor | None,
+        mask_token: Tensor,
+        cls_token: Tensor,
+        pos_embed: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        x = self.proj(normalise(images, dtype)).flatten(2).transpose(1, 2)
+        if masked is not None:
+            rows = masked.long().unsqueeze(-1).expand(-1, -1, x.shape[-1])
+            x = x.scatter(1, rows, mask_token.to(x.dtype).expand_as(rows))
+        x = torch.cat([cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+        return x + pos_embed.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with q and v biases and none for k, as in BEiT and EVA."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """x [B,T,D] -> [B,T,D]; with `tokens` int [B,K] only those rows ask: [B,K,D]."""
+        batch, _, dim = x.shape
+        if tokens is None:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+            q, k, v = F.linear(x, self.qkv.weight, bias).chunk(3, dim=-1)
+        else:
+            q_weight, k_weight, v_weight = self.qkv.weight.chunk(3)
+            q = F.linear(take_rows(x, tokens), q_weight, self.q_bias)
+            k, v = F.linear(x, k_weight), F.linear(x, v_weight, self.v_bias)
+        q, k, v = (
+            t.view(batch, -1, self.num_heads, self.head_dim).transpose(1, 2) for t in (q, k, v)
+        )
+        out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return self.proj(out.transpose(1, 2).reshape(batch, -1, dim))
+
+
+class Mlp(nn.Module):
+    """Linear, exact (erf) GELU, Linear."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """x + drop_path(attn(norm1(x))), then x + drop_path(mlp(norm2(x)))."""
+
+    def __init__(self, dim: int, num_heads: int, hidden: int, drop_path: float):
+        super().__init__()
+        self.norm1 = LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(dim, hidden)
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """[B,T,D] -> [B,T,D]; with `tokens`, int [B,K] rows of x (CLS is row 0), only those come
+        out, the same values as the full block gives them: all of the keys and values, nothing else
+        of the other tokens."""
+        y = self.attn(self.norm1(x), tokens)
+        if tokens is not None:
+            x = take_rows(x, tokens)
+        x = add_branch(x, y, drop_path_scale(self.drop_path, self.training, x))
+        y = self.mlp(self.norm2(x))
+        return add_branch(x, y, drop_path_scale(self.drop_path, self.training, x))
+
+
+class Head(nn.Linear):
+    """The Linear after the final norm, and EVA's loss."""
+
+    def project(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """This Linear of `norm(x)`: [rows, C] of x [B, K, D]."""
+        return self(norm(x)).flatten(0, -2)
+
+    def loss(self, x: Tensor, norm: nn.LayerNorm, target: Tensor) -> Tensor:
+        """-mean cos(prediction, target), float32 (float64 for a float64 network)."""
+        prediction = self.project(x, norm)
+        dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
+        return -F.cosine_similarity(prediction.to(dtype), target.to(dtype), dim=-1).mean()

@@ -1,0 +1,57 @@
+"""What flows through the blocks: a residual stream and a branch that is yet to be added to it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from eva_fast.layers.linear import is_sharded
+from eva_fast.ops.checks import statistics_dtype
+
+
+class Stream(NamedTuple):
+    """A residual stream and a branch that is yet to be added: x + scale (branch + bias)."""
+
+    x: Tensor
+    """[B, T, D], the residual before the addition."""
+    branch: Tensor | None = None
+    """[B, T, D], or None: nothing to add."""
+    bias: Tensor | None = None
+    """[D], the bias of the branch's last GEMM."""
+    scale: Tensor | None = None
+    """float32 [B], drop-path's factor of each sample; None: 1."""
+
+    def added(self) -> Tensor:
+        """The sum in plain PyTorch, rounded once, for whoever wants it without the next norm."""
+        x, branch, bias, scale = self
+        if branch is None:
+            return x
+        compute = statistics_dtype(x)
+        update = branch.to(compute)
+        if bias is not None:
+            update = update + bias.to(compute)
+        if scale is not None:
+            update = update * scale.to(compute)[:, None, None]
+        return (x.to(compute) + update).to(x.dtype)
+
+
+def as_stream(x: Stream | Tensor) -> Stream:
+    """Tokens [B, T, D] as a stream with nothing pending."""
+    return Stream(x) if isinstance(x, Tensor) else x
+
+
+def drop_path_scale(rate: float, training: bool, x: Tensor) -> Tensor | None:
+    """Per-sample factor of a residual branch, float32 [B]: 0 with probability `rate`, else
+    1/(1-rate). None where nothing is dropped (Huang et al. 2016, scaled as in timm)."""
+    if rate == 0.0 or not training:
+        return None
+    keep = torch.empty(x.shape[0], device=x.device, dtype=torch.float32).bernoulli_(1 - rate)
+    return keep.div_(1 - rate)
+
+
+def leaving(unit: nn.Module, stream: Stream) -> Stream:
+    """The stream as it leaves `unit`. Its pending bias is a parameter of the unit: where FSDP2 takes
+    the unit's memory back after the forward, the bias leaves as a copy."""
+    if is_sharded(unit) and stream.bias is not None:
+        return stream._replace(bias=stream.bias.clone())
+    return stream
