@@ -6,9 +6,9 @@ from bench.harness import Case, Variant
 from bench.kit import Kit
 from bench.official import official_code
 from bench.shapes import Shape
-from eva_fast.model import EvaViT
 from eva_fast.layers import keep_copies
 from eva_fast.layers.inputs import normalise
+from eva_fast.model import EvaViT
 from eva_fast.ops import FusedAdamW, gradient_scale
 from eva_fast.plan import reference as plain
 

@@ -135,9 +135,7 @@ class Attention(KeepsCopies, nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = Linear(dim, dim)
 
-    def forward(
-        self, stream: Stream, norm: nn.LayerNorm, tokens: Tensor | None = None
-    ) -> Stream:
+    def forward(self, stream: Stream, norm: nn.LayerNorm, tokens: Tensor | None = None) -> Stream:
         """`attention_branch` with this module's parameters."""
         dtype = stream.x.dtype
         weights = AttentionWeights(

@@ -27,7 +27,8 @@ def mask_indices(mask: Tensor, patches: int) -> Tensor:
     if mask.dtype in (torch.int32, torch.int64):
         if mask.ndim != 2 or mask.shape[1] == 0:
             raise ValueError(
-                f"mask indices must be [B,K] with K at least 1, got shape {tuple(mask.shape)}"
+                "mask indices must be [B,K] with K at least 1 (every image has at least one masked "
+                f"patch), got shape {tuple(mask.shape)}"
             )
         return mask
     if mask.dtype != torch.bool:

@@ -10,7 +10,7 @@ Under torch.compile, for sharded parameters and for parameters that were swapped
 the kept copies are left alone and the weight is rounded in the call.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ class Matrix(NamedTuple):
 class KeepsCopies:
     """A module that can keep copies of some of its parameters in the dtype it computes in."""
 
+    _kept: Any = None
+
     def keep_copies(self, dtype: torch.dtype) -> dict[Tensor, Tensor]:
         """Makes and keeps the copies; {parameter: copy}, empty where none is needed."""
         raise NotImplementedError
@@ -44,8 +46,6 @@ class KeepsCopies:
     def __getstate__(self):
         # A copied or pickled module has parameters of its own: it starts without copies.
         return {k: v for k, v in self.__dict__.items() if k != "_kept"}
-
-    _kept = None
 
 
 class RoundedWeight(KeepsCopies):

@@ -35,7 +35,9 @@ class _ProjectionBranch(torch.autograd.Function):
         total, mean, rstd, scale, norm_weight, norm_bias, weight = ctx.saved_tensors
         dout = rows_of(dout)
         dy = matmul(dout, weight).view(total.shape)
-        pending, y = add_norm_backward(ctx, dy, None, total, mean, rstd, norm_weight, norm_bias, scale)
+        pending, y = add_norm_backward(
+            ctx, dy, None, total, mean, rstd, norm_weight, norm_bias, scale
+        )
         dweight = weight_gradient(dout, rows_of(y), ctx.weight_dtype)
         dbias = None if ctx.bias_dtype is None else dout.sum(0, dtype=ctx.bias_dtype)
         return *pending, dweight, dbias, None, None

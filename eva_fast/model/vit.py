@@ -117,9 +117,7 @@ class EvaViT(nn.Module):
         """What leaves the last block, a `Stream` or [B,T,D]: all tokens, or those of `rows` int32
         [B,K] alone, where CLS is row 0."""
         self._check_images(images)
-        x = self.patch_embed(
-            images, masked, self.mask_token, self.cls_token, self.pos_embed, dtype
-        )
+        x = self.patch_embed(images, masked, self.mask_token, self.cls_token, self.pos_embed, dtype)
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x)

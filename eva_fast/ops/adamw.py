@@ -141,8 +141,9 @@ class FusedAdamW(torch.optim.AdamW):
     """torch.optim.AdamW in one pass over memory; its state dict and torch's are interchangeable.
 
     Parameters are float32 masters. copies: {parameter: tensor of the compute dtype} that each step
-    rewrites, and notes as current (`eva_fast.ops.copies`). `step(grad_scale=...)` takes the factor of `gradient_scale`. Groups with the same
-    lr, betas and eps run in one call. For a captured CUDA graph give lr as a tensor on the device.
+    rewrites, and notes as current (`eva_fast.ops.copies`). `step(grad_scale=...)` takes the factor
+    of `gradient_scale`. Groups with the same lr, betas and eps run in one call. For a captured CUDA
+    graph give lr as a tensor on the device.
     Sharded parameters (DTensor) are updated shard by shard.
     """
 

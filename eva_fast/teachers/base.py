@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eva_fast.errors import UsageError
+from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD, mask_indices, take_rows
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -184,40 +183,24 @@ def patch_index(mask: Tensor | None, batch: int, grid: tuple[int, int]) -> Tenso
     patches = grid[0] * grid[1]
     if mask is None:
         return None
-    if mask.dtype == torch.bool:
-        if mask.shape not in ((batch, patches), (batch, *grid)):
-            raise ValueError(
-                f"a bool mask for {batch} images on a {grid[0]}x{grid[1]} grid is "
-                f"[{batch},{patches}], not {list(mask.shape)}"
-            )
-        mask = mask.reshape(batch, patches)
-        counts = mask.sum(1)
-        if not bool((counts == counts[0]).all()) or int(counts[0]) == 0:
-            raise ValueError(
-                "every image must have the same number of masked patches, at least one; "
-                f"got {counts.min().item()} to {counts.max().item()}"
-            )
-        return mask.nonzero()[:, 1].view(batch, -1)
-    if mask.dtype not in (torch.int32, torch.int64) or mask.ndim != 2 or mask.shape[0] != batch:
+    shapes = ((batch, patches), (batch, *grid)) if mask.dtype == torch.bool else (mask.shape,)
+    if mask.shape[:1] != (batch,) or mask.shape not in shapes:
         raise ValueError(
-            f"a mask is bool [{batch},{patches}] or int32 [{batch},K], "
-            f"not {mask.dtype} {list(mask.shape)}"
+            f"a mask for {batch} images on a {grid[0]}x{grid[1]} grid is bool [{batch},{patches}] "
+            f"or int32 [{batch},K], not {mask.dtype} {list(mask.shape)}"
         )
-    if mask.shape[1] == 0:
-        raise ValueError("a mask must name at least one patch an image")
+    index = mask_indices(mask, patches).long()
     # Reading values of a tensor on a GPU would stall the step, so only the CPU is checked.
-    if mask.device.type == "cpu" and not 0 <= int(mask.min()) <= int(mask.max()) < patches:
+    if mask.device.type == "cpu" and not 0 <= int(index.min()) <= int(index.max()) < patches:
         raise ValueError(
-            f"mask indices must lie in 0..{patches - 1}, got {mask.min()} to {mask.max()}"
+            f"mask indices must lie in 0..{patches - 1}, got {index.min()} to {index.max()}"
         )
-    return mask.long()
+    return index
 
 
 def select_patches(features: Tensor, index: Tensor | None) -> Tensor:
     """[B,N,C] -> [B,K,C], the patches index[B,K]; all of them without an index."""
-    if index is None:
-        return features
-    return features.gather(1, index.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
+    return features if index is None else take_rows(features, index)
 
 
 def check_grid(grid: int | Iterable[int] | None) -> tuple[int, int] | None:

@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eva_fast.errors import UsageError
+from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD
+from eva_fast.layers.patch_embed import patch_rows
 from eva_fast.ops.patchify import patchify
-from eva_fast.teachers.base import CLIP_MEAN, CLIP_STD, Teacher, select_patches
-from eva_fast.teachers.clip_fused import patch_rows, tower_features
+from eva_fast.teachers.base import Teacher, select_patches
+from eva_fast.teachers.clip_fused import tower_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +192,7 @@ class ClipTeacher(Teacher):
         if images.dtype == torch.uint8 and tuple(images.shape[-2:]) == self.input_size:
             rows = patchify(images, patch, config.mean, config.std, self.compute_dtype)
         else:
-            rows = patch_rows(self.prepare(images), patch)
+            rows = patch_rows(self.prepare(images), patch, self.compute_dtype)
         return tower_features(self.tower, rows, index)
 
 

@@ -1,8 +1,8 @@
-"""The CLIP tower through the fused ops: `ClipTower.forward`'s numbers in fewer passes over memory.
+"""The CLIP tower through the fused layers: `ClipTower.forward`'s numbers in fewer passes over memory.
 
-The patch convolution is a GEMM over patch rows, every residual addition is part of the next norm
-(with the bias of the GEMM before it), attention never writes its scores, and the last block
-computes queries, projection and MLP of the wanted patches only.
+The patch convolution is a GEMM over patch rows; blocks are the branches of `eva_fast.layers`, where
+every residual addition is part of the next norm; the last block computes queries, projection and
+MLP of the wanted patches only.
 """
 
 from __future__ import annotations
@@ -10,24 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from eva_fast.ops.add_layer_norm import add_layer_norm_forward
-from eva_fast.ops.bias_gelu import bias_gelu_forward
-from eva_fast.ops.embed_tokens import embed_tokens_forward
-from eva_fast.ops.linear import matmul
-from eva_fast.ops.masked_gather import masked_gather_forward
-from eva_fast.ops.packed_attention import packed_attention_forward
-
-Pending = tuple[Tensor | None, Tensor | None]
-"""A branch that is still to be added to the residual stream, and the bias of its last GEMM."""
-
-
-def patch_rows(images: Tensor, patch: int) -> Tensor:
-    """Normalised images [B,3,H,W] as rows [B,N,3 P P], in the order of the convolution's weight."""
-    batch, channels, height, width = images.shape
-    tiles = images.view(batch, channels, height // patch, patch, width // patch, patch)
-    return tiles.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch**2)
+from eva_fast.layers.attention import AttentionWeights, attention_branch
+from eva_fast.layers.linear import Matrix
+from eva_fast.layers.mlp import MlpWeights, mlp_branch
+from eva_fast.layers.projection import projection_branch
+from eva_fast.layers.stream import Stream
+from eva_fast.ops.add_layer_norm import add_layer_norm
+from eva_fast.ops.embed_tokens import embed_tokens
+from eva_fast.ops.linear import linear
 
 
 def tower_features(tower: Any, rows: Tensor, index: Tensor | None) -> Tensor:
@@ -35,57 +27,57 @@ def tower_features(tower: Any, rows: Tensor, index: Tensor | None) -> Tensor:
 
     tower: a `ClipTower` whose parameters have the dtype of `rows`. No gradients.
     """
-    config, cls = tower.config, tower.class_embedding
-    patches = _product(rows, tower.conv1.weight.flatten(1))
-    x = embed_tokens_forward(patches, None, cls, cls, tower.positional_embedding)
-    if config.ln_pre:
-        x = _norm(x, (None, None), tower.ln_pre)[1]
-    pending: Pending = (None, None)
-    mask = None if index is None else index.to(torch.int32)
-    last = len(tower.transformer.resblocks) - 1
-    for i, block in enumerate(tower.transformer.resblocks):
-        x, y = _norm(x, pending, block.ln_1)
-        if i < last:
-            pending = _attention(block.attn, y, y)
-        else:
-            x = _patches(x, mask)
-            pending = _attention(block.attn, y, _patches(y, mask))
-        x, y = _norm(x, pending, block.ln_2)
-        pending = _mlp(block.mlp, y)
-    out = _norm(x, pending, tower.ln_post)[1]
-    return out if tower.proj is None else _product(out, tower.proj.t())
+    cls, positions = tower.class_embedding, tower.positional_embedding
+    patches = linear(rows, tower.conv1.weight.flatten(1))
+    x = embed_tokens(patches, None, cls, cls, positions)
+    if tower.config.ln_pre:
+        x = _normalised(Stream(x), tower.ln_pre)
+    wanted = _token_rows(x, index)
+    stream = Stream(x)
+    *blocks, last = tower.transformer.resblocks
+    for block in blocks:
+        stream = _block(block, stream, None)
+    stream = _block(last, stream, wanted)
+    norm = tower.ln_post
+    if tower.proj is None:
+        return _normalised(stream, norm)
+    out = projection_branch(stream, norm.weight, norm.bias, Matrix(tower.proj.t()), None, norm.eps)
+    return out.view(*wanted.shape, -1)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., K] weight^T + bias, with weight [N, K]."""
-    return matmul(x.flatten(0, -2), weight.t(), bias).view(*x.shape[:-1], -1)
+def _token_rows(x: Tensor, index: Tensor | None) -> Tensor:
+    """int32 [B,K]: the rows of x [B,T,D] that hold the patches index [B,K], or all patches."""
+    if index is None:
+        return torch.arange(1, x.shape[1], dtype=torch.int32, device=x.device).repeat(len(x), 1)
+    return index.to(torch.int32) + 1
 
 
-def _norm(x: Tensor, pending: Pending, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """(x + pending, its LayerNorm)."""
-    return add_layer_norm_forward(x, *pending, None, norm.weight, norm.bias, norm.eps)[:2]
+def _normalised(stream: Stream, norm: Any) -> Tensor:
+    return add_layer_norm(*stream, norm.weight, norm.bias, norm.eps)[1]
 
 
-def _patches(x: Tensor, mask: Tensor | None) -> Tensor:
-    """[B,T,D] -> [B,K,D]: the patches that `mask` names, or all; without the class token."""
-    if mask is None:
-        return x[:, 1:].contiguous()
-    return masked_gather_forward(x, mask).view(*mask.shape, -1)
-
-
-def _attention(attn: Any, y: Tensor, queries: Tensor) -> Pending:
-    width, heads = y.shape[-1], attn.heads
-    weight, bias = attn.in_proj_weight, attn.in_proj_bias
-    q = None
-    if queries is not y:
-        q = _product(queries, weight[:width], bias[:width]).unflatten(-1, (heads, -1))
-        weight, bias = weight[width:], bias[width:]
-    packed = _product(y, weight, bias).view(*y.shape[:2], -1, heads, width // heads)
-    out, _ = packed_attention_forward(q, packed, (width // heads) ** -0.5)
-    return _product(out.flatten(2), attn.out_proj.weight), attn.out_proj.bias
-
-
-def _mlp(mlp: Any, y: Tensor) -> Pending:
-    kind = "quick" if mlp.quick else "erf"
-    g = bias_gelu_forward(_product(y, mlp.c_fc.weight), mlp.c_fc.bias, kind)
-    return _product(g, mlp.c_proj.weight), mlp.c_proj.bias
+def _block(block: Any, stream: Stream, tokens: Tensor | None) -> Stream:
+    attn, mlp = block.attn, block.mlp
+    attention_weights = AttentionWeights(
+        norm_weight=block.ln_1.weight,
+        norm_bias=block.ln_1.bias,
+        qkv=Matrix(attn.in_proj_weight),
+        q_bias=None,
+        v_bias=None,
+        packed_bias=attn.in_proj_bias,
+        proj=Matrix(attn.out_proj.weight),
+        proj_bias=attn.out_proj.bias,
+        num_heads=attn.heads,
+        eps=block.ln_1.eps,
+    )
+    mlp_weights = MlpWeights(
+        norm_weight=block.ln_2.weight,
+        norm_bias=block.ln_2.bias,
+        fc1=Matrix(mlp.c_fc.weight),
+        fc1_bias=mlp.c_fc.bias,
+        fc2=Matrix(mlp.c_proj.weight),
+        fc2_bias=mlp.c_proj.bias,
+        eps=block.ln_2.eps,
+        kind="quick" if mlp.quick else "erf",
+    )
+    return mlp_branch(attention_branch(stream, attention_weights, tokens), mlp_weights)

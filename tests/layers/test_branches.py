@@ -4,15 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eva_fast.model.branches import (
-    AttentionWeights,
-    Matrix,
-    MlpWeights,
-    Stream,
-    attention_branch,
-    mlp_branch,
-    projection_branch,
-)
+from eva_fast.layers.attention import AttentionWeights, attention_branch
+from eva_fast.layers.linear import Matrix
+from eva_fast.layers.mlp import MlpWeights, mlp_branch
+from eva_fast.layers.projection import projection_branch
+from eva_fast.layers.stream import Stream
 from tests.ops.helpers import Accuracy, leaf, masks
 
 EPS = 1e-6
@@ -87,7 +83,8 @@ def attention_weights(p, heads, copies=None):
 def fused(which, p, x, branch, scale, mask, heads, copies=None):
     stream, copies = Stream(x, branch, p["pending_bias"], scale), copies or {}
     if which == "attention":
-        return attention_branch(stream, attention_weights(p, heads, copies), mask)[:2]
+        tokens = None if mask is None else mask + 1
+        return attention_branch(stream, attention_weights(p, heads, copies), tokens)[:2]
     if which == "mlp":
         weights = MlpWeights(
             norm_weight=p["norm_weight"], norm_bias=p["norm_bias"],

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from eva_fast import ops
-from eva_fast.model import create_model, fused, head
-from eva_fast.model.branches import Stream
+from eva_fast.layers import Stream
+from eva_fast.model import create_model, head
 from eva_fast.model.sizes import sizes_of
 from eva_fast.plan.reference import OfficialViT
 
@@ -44,14 +44,14 @@ def test_official_outputs(eva_micro, kernels):
     model = create_model(**MICRO, kernels="auto")
     model.load_official({k[6:]: v for k, v in tensors.items() if k.startswith("param.")})
     images, mask = tensors["image"], tensors["mask"].flatten(1).bool()
-    prediction = fused.predict(model, images, mask)
+    prediction = model(images, mask)
     torch.testing.assert_close(
         prediction, tensors["prediction"].view_as(prediction), rtol=0, atol=1e-5
     )
     torch.testing.assert_close(
-        fused.forward_features(model, images, mask), tensors["features"], rtol=0, atol=1e-5
+        model.forward_features(images, mask), tensors["features"], rtol=0, atol=1e-5
     )
-    loss = fused.loss(model, images, mask, tensors["target"].view_as(prediction))
+    loss = model.loss(images, mask, tensors["target"].view_as(prediction))
     assert abs(loss.item() - tensors["loss"].item()) < 1e-5
     loss.backward()
     for name, p in model.named_parameters():
@@ -77,7 +77,7 @@ def test_official_training_curve(eva_micro, eva_micro_groups, kernels):
     for step, lr in enumerate(rates):
         for group in optimizer.param_groups:
             group["lr"] = lr
-        loss = fused.loss(model, images, mask, target)
+        loss = model.loss(images, mask, target)
         optimizer.zero_grad()
         loss.backward()
         norm, scale = ops.gradient_scale([p.grad for p in model.parameters()], 3.0)
@@ -96,10 +96,10 @@ def test_same_as_plain(sizes, as_bytes, kernels):
     plain, other = pair(sizes)
     images, mask, target = batch(sizes, 5, bytes_=as_bytes)
     torch.testing.assert_close(
-        fused.forward_features(other, images), plain.forward_features(images), rtol=0, atol=2e-5
+        other.forward_features(images), plain.forward_features(images), rtol=0, atol=2e-5
     )
     expected = plain.loss(images, mask, target)
-    found = fused.loss(other, images, mask, target)
+    found = other.loss(images, mask, target)
     assert abs(found.item() - expected.item()) < 1e-6
     expected.backward()
     found.backward()
@@ -115,7 +115,7 @@ def test_drop_path_draws_the_same_numbers():
     torch.manual_seed(3)
     expected = plain.loss(images, mask, target)
     torch.manual_seed(3)
-    found = fused.loss(other, images, mask, target)
+    found = other.loss(images, mask, target)
     assert abs(found.item() - expected.item()) < 1e-6
     expected.backward()
     found.backward()
@@ -128,7 +128,7 @@ def test_loss_curve_of_50_steps(kernels):
         pytest.skip("100 interpreted steps would take a quarter of an hour")
     plain, other = pair(MICRO, drop_path=0.1)
     curves = []
-    for model, loss_of in ((plain, type(plain).loss), (other, fused.loss)):
+    for model in (plain, other):
         torch.manual_seed(1)
         optimizer = (torch.optim.AdamW if model is plain else ops.FusedAdamW)(
             model.parameters(), lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.05
@@ -136,7 +136,7 @@ def test_loss_curve_of_50_steps(kernels):
         batches = [batch(MICRO, 6, size=4, bytes_=True) for _ in range(5)]
         losses = []
         for step in range(50):
-            loss = loss_of(model, *batches[step % 5])
+            loss = model.loss(*batches[step % 5])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -155,8 +155,8 @@ def test_bfloat16_arithmetic(how):
     other.load_official(plain.state_dict())
     images, mask, target = batch(MICRO, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
-        assert fused.predict(other, images, mask).dtype == torch.bfloat16
-        loss = fused.loss(other, images, mask, target)
+        assert other(images, mask).dtype == torch.bfloat16
+        loss = other.loss(images, mask, target)
     assert loss.dtype == torch.float32
     loss.backward()
     expected = plain.loss(images, mask, target)
@@ -165,21 +165,6 @@ def test_bfloat16_arithmetic(how):
     flat = [torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (other, plain)]
     assert flat[0].dtype == torch.float32
     assert (flat[0] - flat[1]).norm() < 0.05 * flat[1].norm()
-
-
-def test_the_optimiser_keeps_the_copies():
-    model = create_model(**MICRO, kernels="auto", compute_dtype=torch.bfloat16)
-    copies = fused.keep_copies(model, torch.bfloat16)
-    assert set(copies) == set(fused.matrices(model))
-    optimizer = ops.FusedAdamW(model.parameters(), lr=1e-2, copies=copies)
-    images, mask, target = batch(MICRO, 5)
-    fused.loss(model, images, mask, target).backward()
-    optimizer.step()
-    for p, kept in copies.items():
-        torch.testing.assert_close(kept, p.detach().bfloat16(), rtol=0, atol=0)
-    found = fused.loss(model, images, mask, target)
-    del model.compute_copies
-    assert torch.equal(found, fused.loss(model, images, mask, target))
 
 
 def test_activations_kept_for_the_backward():
@@ -208,7 +193,7 @@ def test_activations_kept_for_the_backward():
         return sum(s.nbytes() for s in storages.values())
 
     plain = kept(official, lambda: official.loss(target, images, mask))
-    found = kept(ours, lambda: fused.loss(ours, images, mask, target))
+    found = kept(ours, lambda: ours.loss(images, mask, target))
     assert found <= 0.45 * plain
 
 
@@ -220,13 +205,11 @@ def test_both_heads_give_the_same(dtype):
     x, branch = (torch.randn(3, 5, 64, dtype=dtype).requires_grad_() for _ in range(2))
     bias = torch.randn(64).requires_grad_()
     stream = Stream(x, branch, bias, torch.tensor([0.0, 1.25, 1.25]))
-    copy_ = fused.weight_copies(model, dtype).get(model.lm_head.weight)
-    assert (copy_ is None) == (dtype == torch.float32)
     target = torch.randn(15, MICRO["predict_dim"])
     leaves = (x, branch, bias, *model.norm.parameters(), *model.lm_head.parameters())
     found = []
     for loss_of in (head.composed_loss, head.fused_loss):
-        loss = loss_of(model, stream, copy_, target)
+        loss = loss_of(model.lm_head, stream, model.norm, target)
         found.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     for a, b in zip(*found, strict=True):
@@ -237,12 +220,12 @@ def test_both_heads_give_the_same(dtype):
 def test_compiled_equals_eager():
     model = create_model(**MICRO, kernels="auto")
     images, mask, target = batch(MICRO, 5, bytes_=True)
-    expected = fused.loss(model, images, mask, target)
+    expected = model.loss(images, mask, target)
     expected.backward()
     gradients = copy.deepcopy({k: p.grad for k, p in model.named_parameters()})
     model.zero_grad()
     torch._dynamo.reset()
-    run = torch.compile(lambda *a: fused.loss(model, *a), fullgraph=True, backend="aot_eager")
+    run = torch.compile(lambda *a: model.loss(*a), fullgraph=True, backend="aot_eager")
     found = run(images, mask, target)
     found.backward()
     assert torch.equal(found, expected)
@@ -254,4 +237,4 @@ def test_target_of_another_shape():
     model = create_model(**MICRO, kernels="auto")
     images, mask, target = batch(MICRO, 5)
     with pytest.raises(ValueError, match=r"target has shape \(15, 31\)"):
-        fused.loss(model, images, mask, target[:, :31])
+        model.loss(images, mask, target[:, :31])

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import eva_fast
+from eva_fast.layers.stream import drop_path_scale
 from eva_fast.model.init import STD
-from eva_fast.model.vit import drop_path_scale
 
 SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden", "predict_dim")
 

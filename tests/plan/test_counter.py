@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from eva_fast.layers import keep_copies
 from eva_fast.model import EvaViT, ModelSizes, sizes_of
 from eva_fast.plan.counter import Recorder, count_step, count_step_at
 from eva_fast.plan.reference import OfficialViT, TunedViT
@@ -32,10 +33,10 @@ def test_giant_at_batch_32(formulation, tflop, gb, mb, launches):
 def test_fused_giant_stays_within_its_budget():
     count = count_step("eva_fast", GIANT, 32)
     found = count.summary()
-    assert found["tflop_per_image"] <= 1.592
-    assert found["gb_touched_per_image"] <= 3.45
-    assert found["mb_saved_per_image"] <= 310
-    assert found["launches"] <= 1050
+    assert found["tflop_per_image"] <= 1.590
+    assert found["gb_touched_per_image"] <= 3.3105
+    assert found["mb_saved_per_image"] <= 299
+    assert found["launches"] <= 869
     assert found["kernels"] < count_step("tuned", GIANT, 32).total("kernels")
 
 
@@ -99,6 +100,7 @@ def test_fused_step_runs_on_real_tensors_what_meta_tensors_count():
     counted = count_step("eva_fast", SMALL, batch, **options)
     torch.manual_seed(0)
     model = EvaViT(SMALL, kernels="auto")
+    keep_copies(model, torch.float32)
     images = torch.randint(0, 256, (batch, 3, 64, 64), dtype=torch.uint8)
     mask = torch.arange(masked, dtype=torch.int32).repeat(batch, 1)
     target = torch.randn(batch * masked, SMALL.predict_dim)
