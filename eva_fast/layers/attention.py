@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from eva_fast.layers.add_norm import add_norm, add_norm_backward, rows_of
+from eva_fast.layers.add_norm import add_norm, add_norm_backward, own_view, rows_of
 from eva_fast.layers.linear import KeepsCopies, Linear, Matrix, can_keep, refreshed
 from eva_fast.layers.masked_tail import MaskedAttentionBranch
 from eva_fast.layers.stream import Stream, leaving
@@ -69,7 +69,7 @@ class _AttentionBranch(torch.autograd.Function):
         )
         ctx.weight_dtypes = qkv_weight.dtype, proj_weight.dtype
         ctx.bias_dtype = None if q_bias is None else q_bias.dtype
-        return total, result.view(batch, tokens, -1)
+        return total, own_view(result, batch, tokens, dim)
 
     @staticmethod
     def backward(ctx, dtotal, dresult):

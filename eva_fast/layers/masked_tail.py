@@ -7,7 +7,7 @@ patches.
 
 import torch
 
-from eva_fast.layers.add_norm import add_norm, add_norm_backward, rows_of
+from eva_fast.layers.add_norm import add_norm, add_norm_backward, own_view, rows_of
 from eva_fast.ops.linear import matmul, weight_gradient
 from eva_fast.ops.masked_gather import masked_gather_backward, masked_gather_forward
 from eva_fast.ops.packed_attention import (
@@ -46,8 +46,8 @@ class MaskedAttentionBranch(torch.autograd.Function):
         )  # fmt: skip
         ctx.weight_dtypes = qkv_weight.dtype, proj_weight.dtype
         ctx.bias_dtype = None if q_bias is None else q_bias.dtype
-        rows = masked_gather_forward(total, mask).view(batch, -1, dim)
-        return rows, result.view(batch, -1, result.shape[-1])
+        rows = own_view(masked_gather_forward(total, mask), batch, -1, dim)
+        return rows, own_view(result, batch, -1, dim)
 
     @staticmethod
     def backward(ctx, drows, dresult):

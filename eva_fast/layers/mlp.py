@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from eva_fast.layers.add_norm import add_norm, add_norm_backward, rows_of
+from eva_fast.layers.add_norm import add_norm, add_norm_backward, own_view, rows_of
 from eva_fast.layers.linear import Linear, Matrix
 from eva_fast.layers.stream import Stream, leaving
 from eva_fast.ops.bias_gelu import bias_gelu_backward, bias_gelu_forward
@@ -54,7 +54,7 @@ class _MlpBranch(torch.autograd.Function):
         )
         ctx.weight_dtypes = fc1_weight.dtype, fc2_weight.dtype
         ctx.kind = kind
-        return total, result.view(*total.shape[:-1], -1)
+        return total, own_view(result, *total.shape)
 
     @staticmethod
     def backward(ctx, dtotal, dresult):

@@ -1,0 +1,167 @@
+"""A block by itself: against the plain one, with hooks, compiled, checkpointed, on token rows."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import eva_fast
+from eva_fast.layers import Attention, Block, Mlp, Stream, plain
+from tests.ops.helpers import leaf
+
+SIZES = dict(
+    img_size=32, patch_size=8, embed_dim=48, depth=4, num_heads=3, mlp_hidden=70, predict_dim=20
+)
+
+
+def pair(drop_path=0.0):
+    torch.manual_seed(0)
+    block = Block(60, 3, 99, drop_path)
+    reference = plain.Block(60, 3, 99, drop_path)
+    for p in block.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    reference.load_state_dict(block.state_dict())
+    return block, reference
+
+
+def gradients(module):
+    return {name: p.grad.clone() for name, p in module.named_parameters()}
+
+
+def assert_close(found, expected, tolerance=1e-6):
+    assert found.keys() == expected.keys()
+    for name, wanted in expected.items():
+        assert (found[name] - wanted).norm() <= tolerance * wanted.norm() + 1e-9, name
+
+
+@pytest.mark.parametrize("rows", [None, [1, 4, 8], [5]], ids=str)
+@pytest.mark.parametrize("drop_path", [0.0, 0.5], ids=["all", "dropped"])
+def test_a_block_is_the_plain_block(kernels, rows, drop_path):
+    """Of all tokens and of some patches."""
+    block, reference = pair(drop_path)
+    tokens = None if rows is None else torch.tensor([rows] * 4, dtype=torch.int32)
+    x = leaf(4, 9, 60)
+    y = x.detach().clone().requires_grad_()
+    torch.manual_seed(3)
+    found = block(x, tokens).added()
+    torch.manual_seed(3)
+    expected = reference(y, tokens)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn_like(expected)
+    found.backward(upstream)
+    expected.backward(upstream)
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-5)
+    assert_close(gradients(block), gradients(reference), 1e-5)
+
+
+def test_a_pending_branch_goes_in_and_comes_out():
+    """A chain of blocks on streams is the chain on tokens."""
+    torch.manual_seed(0)
+    blocks = [pair(0.5)[0] for _ in range(3)]
+    x = torch.randn(4, 9, 60)
+    torch.manual_seed(3)
+    stream = Stream(x)
+    for block in blocks:
+        stream = block(stream)
+    torch.manual_seed(3)
+    tokens = x
+    for block in blocks:
+        tokens = block(tokens).added()
+    torch.testing.assert_close(stream.added(), tokens, rtol=1e-5, atol=1e-5)
+
+
+def student(drop_path=0.2, **options):
+    torch.manual_seed(0)
+    model = eva_fast.create_model(**SIZES, drop_path=drop_path, **options)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    return model
+
+
+def batch():
+    torch.manual_seed(5)
+    mask = torch.rand(4, 16).argsort(1)[:, :6].sort(1).values.int()
+    return torch.randn(4, 3, 32, 32), mask, torch.randn(24, 20)
+
+
+def step(model, seed=7):
+    """Loss and gradients of one step, drop-path's numbers from `seed`."""
+    model.zero_grad()
+    torch.manual_seed(seed)
+    loss = model.loss(*batch())
+    loss.backward()
+    return {"loss": loss.detach(), **gradients(model)}
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_hooks_fire_on_every_block_attention_and_mlp(kernels):
+    model = student(kernels=kernels)
+    seen = []
+    for name, module in model.named_modules():
+        if name.endswith((".attn", ".mlp")) or name.rpartition(".")[0] == "blocks":
+            module.register_forward_pre_hook(lambda m, _, n=name: seen.append(f"into {n}"))
+            module.register_forward_hook(lambda m, _, out, n=name: seen.append(n))
+    step(model)
+    assert [n for n in seen if not n.startswith("into ")] == [
+        n for i in range(4) for n in (f"blocks.{i}.attn", f"blocks.{i}.mlp", f"blocks.{i}")
+    ]
+    assert len(seen) == 2 * 12
+
+
+def test_a_hook_may_change_what_a_block_gives():
+    model, other = student(0.0), student(0.0)
+    images, mask, _ = batch()
+    hook = model.blocks[1].register_forward_hook(lambda m, a, out: Stream(out.added() * 2))
+    with torch.no_grad():
+        for p in (other.blocks[1].attn.proj, other.blocks[1].mlp.fc2):
+            p.weight.zero_()
+            p.bias.zero_()
+        changed = model(images, mask)
+        hook.remove()
+        assert not torch.allclose(changed, model(images, mask))
+        hook = model.blocks[1].register_forward_hook(lambda m, a, out: a[0])
+        torch.testing.assert_close(model(images, mask), other(images, mask), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_checkpointed_blocks(dtype):
+    model = student(compute_dtype=dtype)
+    expected = step(model)
+    for block in model.blocks:
+        forward = block.forward
+        block.forward = lambda *a, f=forward: checkpoint(f, *a, use_reentrant=False)
+    assert_close(step(model), expected)
+
+
+@pytest.mark.parametrize("how", ["block.compile()", "torch.compile(block)"])
+def test_blocks_compiled_one_by_one(how):
+    """Each with its own drop-path rate."""
+    model = student()
+    expected = step(model)
+    torch._dynamo.reset()
+    for i, block in enumerate(model.blocks):
+        if how == "block.compile()":
+            block.compile(fullgraph=True, backend="aot_eager")
+        else:
+            model.blocks[i] = torch.compile(block, fullgraph=True, backend="aot_eager")
+    found = {k.replace("_orig_mod.", ""): v for k, v in step(model).items()}
+    assert_close(found, expected)
+
+
+def test_a_model_can_be_copied_and_pickled(tmp_path):
+    model = student(0.0)
+    torch.save(model, tmp_path / "model.pt")
+    expected = step(model)
+    for twin in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
+        assert_close(step(twin), expected, 0)
+
+
+@pytest.mark.parametrize("kind", [Attention, Mlp])
+def test_parameters_are_the_plain_ones(kind):
+    arguments = (60, 3) if kind is Attention else (60, 99)
+    fused, reference = kind(*arguments), getattr(plain, kind.__name__)(*arguments)
+    assert {k: v.shape for k, v in fused.state_dict().items()} == {
+        k: v.shape for k, v in reference.state_dict().items()
+    }
