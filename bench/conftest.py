@@ -144,7 +144,7 @@ def pytest_terminal_summary(terminalreporter, config):
     state = config.stash[_STATE]
     if not state.entries and not state.predictions:
         return
-    from eva_fast.plan.bench_report import prediction_table, table
+    from bench.report import prediction_table, table
 
     if state.entries:
         terminalreporter.section("eva_fast: medians of interleaved rounds, speed-up with quartiles")
@@ -167,7 +167,7 @@ def pytest_sessionfinish(session):
     state = config.stash.get(_STATE, None)
     if state is None or not state.write or not (state.entries or state.predictions):
         return
-    from eva_fast.plan.bench_report import merge, write_report
+    from bench.report import merge, write_report
 
     header = {**machine.header(), "rates": machine.rates()}
     out = config.option.eva_out

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eva_fast.baselines.official import EPS
 from eva_fast.model import ModelSizes
-from eva_fast.plan.reference import EPS
 
 FILE = "modeling_pretrain.py"
 
@@ -36,7 +36,7 @@ def load(folder: Path) -> Any:
 
 
 def official_code(folder: Path) -> type[nn.Module]:
-    """A class with the interface of `eva_fast.plan.reference.OfficialViT`."""
+    """A class with the interface of `eva_fast.baselines.OfficialViT`."""
     module = load(folder)
 
     class Student(module.VisionTransformerForMaskedImageModeling):

@@ -7,9 +7,9 @@ import torch
 from bench.harness import Case, Variant
 from bench.kit import Kit
 from bench.shapes import Shape
+from eva_fast.baselines import training as plain
 from eva_fast.model import EvaViT
 from eva_fast.ops import FusedAdamW, gradient_scale
-from eva_fast.plan import reference as plain
 
 MODES = ("step",)
 OPTIONS = {"lr": 1e-3, "betas": plain.BETAS, "eps": plain.EPS}

@@ -6,11 +6,11 @@ from bench.harness import Case, Variant
 from bench.kit import Kit
 from bench.official import official_code
 from bench.shapes import Shape
+from eva_fast.baselines import training as plain
 from eva_fast.layers import keep_copies
 from eva_fast.layers.inputs import normalise
 from eva_fast.model import EvaViT
 from eva_fast.ops import FusedAdamW, gradient_scale
-from eva_fast.plan import reference as plain
 
 MODES = ("step",)
 OFFICIAL_CODE = "official code"

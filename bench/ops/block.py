@@ -7,8 +7,9 @@ import torch
 from bench.harness import MODES, Case, differentiable
 from bench.kit import Kit
 from bench.shapes import Shape
+from eva_fast.baselines.official import EPS, Block, CastLayerNorm, OfficialAttention
+from eva_fast.baselines.tuned import TunedAttention
 from eva_fast.layers import Block as StudentBlock
-from eva_fast.plan.reference import EPS, Block, CastLayerNorm, OfficialAttention, TunedAttention
 
 __all__ = ["MODES", "subject"]
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from bench.harness import MODES, Case, differentiable
 from bench.kit import Kit
 from bench.shapes import Shape
+from eva_fast.baselines.official import EPS
 from eva_fast.ops.layer_norm_project import layer_norm_project
-from eva_fast.plan.reference import EPS
 
 __all__ = ["MODES", "subject"]
 

@@ -3,7 +3,7 @@
 import importlib
 
 _HOME = {
-    "Device": "devices",
+    "Device": "rates",
     "DEVICES": "devices",
     "device": "devices",
     "Plan": "planner",
@@ -12,7 +12,7 @@ _HOME = {
     "count_step": "counter",
     "Prediction": "roofline",
     "predict_step": "roofline",
-    "to_text": "report",
+    "to_text": "tables",
 }
 
 __all__ = [*_HOME]

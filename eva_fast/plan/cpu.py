@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from eva_fast.plan.devices import Device, Rate
+from eva_fast.plan.rates import Device, Rate
 
 ROWS = 2056
 """8 images of 257 tokens."""

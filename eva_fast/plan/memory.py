@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from eva_fast.errors import UsageError
 from eva_fast.model.sizes import ModelSizes, sizes_of
 from eva_fast.plan.counter import StepCount, count_step_at
-from eva_fast.plan.devices import Device
+from eva_fast.plan.rates import Device
 from eva_fast.plan.roofline import parameter_count
 
 SHARDING = ("none", "optimizer", "full")

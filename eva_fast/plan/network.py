@@ -1,6 +1,6 @@
 """Predicted time of the collectives of data-parallel training, on links from data sheets."""
 
-from eva_fast.plan.devices import Device
+from eva_fast.plan.rates import Device
 
 # Rings reach about this share of a link, and this share of the backward pass can hide them.
 LINK_SHARE = 0.8

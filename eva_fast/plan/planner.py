@@ -8,10 +8,10 @@ import torch
 from eva_fast.errors import UsageError
 from eva_fast.model.sizes import ModelSizes, sizes_of
 from eva_fast.plan.counter import StepCount, count_step_at
-from eva_fast.plan.devices import Device
 from eva_fast.plan.devices import device as find_device
 from eva_fast.plan.memory import SHARDING, TEACHER, Memory, estimate, saved_with_checkpoint
 from eva_fast.plan.network import exposed_seconds
+from eva_fast.plan.rates import Device
 from eva_fast.plan.roofline import (
     Prediction,
     optimizer_seconds,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from eva_fast.errors import UsageError
 from eva_fast.model.sizes import ModelSizes
 from eva_fast.plan.counter import Operator, StepCount
-from eva_fast.plan.devices import Device
 from eva_fast.plan.formulas import PARTS
+from eva_fast.plan.rates import Device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

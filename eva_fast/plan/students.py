@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from eva_fast.baselines import OfficialViT, TunedViT
 from eva_fast.errors import UsageError
 from eva_fast.layers import keep_copies
 from eva_fast.model import EvaViT
 from eva_fast.model.sizes import ModelSizes
-from eva_fast.plan.reference import OfficialViT, TunedViT
 
 FORMULATIONS = ("official", "tuned", "eva_fast")
 

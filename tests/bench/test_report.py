@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bench import machine
-from eva_fast.plan.bench_report import markdown, merge, read_results, table, write_report
+from bench.report import markdown, merge, read_results, table, write_report
 
 
 def variant(seconds, speedup, batch=8):

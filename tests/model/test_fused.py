@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from eva_fast import ops
+from eva_fast.baselines import OfficialViT
 from eva_fast.layers import Stream
 from eva_fast.model import create_model, head
 from eva_fast.model.sizes import sizes_of
-from eva_fast.plan.reference import OfficialViT
 
 MICRO = dict(
     img_size=56, patch_size=14, embed_dim=64, depth=3, num_heads=4, mlp_hidden=279, predict_dim=32

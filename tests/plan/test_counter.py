@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from eva_fast.baselines import OfficialViT, TunedViT
 from eva_fast.layers import keep_copies
 from eva_fast.model import EvaViT, ModelSizes, sizes_of
 from eva_fast.plan.counter import Recorder, count_step, count_step_at
-from eva_fast.plan.reference import OfficialViT, TunedViT
 
 GIANT = sizes_of("eva_g_patch14_224")
 SMALL = ModelSizes(

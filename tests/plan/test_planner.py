@@ -13,7 +13,6 @@ from eva_fast.plan.devices import DEVICES, Device, Rate
 from eva_fast.plan.memory import estimate, saved_with_checkpoint
 from eva_fast.plan.network import exposed_seconds, ring_seconds
 from eva_fast.plan.planner import plan
-from eva_fast.plan.report import to_text
 from eva_fast.plan.roofline import (
     model_flops,
     operator_seconds,
@@ -21,6 +20,7 @@ from eva_fast.plan.roofline import (
     parameter_count,
     predict_step,
 )
+from eva_fast.plan.tables import to_text
 
 GIANT = sizes_of("eva_g_patch14_224")
 SMALL = ModelSizes(

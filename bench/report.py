@@ -1,14 +1,18 @@
-"""`eva-fast bench report`: result files of `pytest bench/ --benchmark` as tables and Markdown.
+"""Result files of `pytest bench/ --benchmark` as tables, Markdown and plots.
+
+    python -m bench.report [FILE.json ...] [--out bench/results]
 
 A result file holds a machine header and entries: one subject in one mode at one shape, every
-variant timed in the same run as its baselines. Plots are in `bench_plots.py`.
+variant timed in the same run as its baselines. Plots are in `plots.py`.
 """
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -239,7 +243,7 @@ def write_report(results: Sequence[Path], out: Path) -> list[Path]:
 
     FileNotFoundError for a missing file, ValueError for one that is no results file or where
     matplotlib is not installed."""
-    from eva_fast.plan.bench_plots import draw_all
+    from bench.plots import draw_all
 
     written: list[Path] = []
     out.mkdir(parents=True, exist_ok=True)
@@ -250,3 +254,26 @@ def write_report(results: Sequence[Path], out: Path) -> list[Path]:
         page.write_text(markdown(data, plots))
         written += [page, *plots.values()]
     return written
+
+
+def main(
+    results: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("bench/results")
+) -> None:
+    """Turn result files of `pytest bench/ --benchmark` into Markdown and PNG plots.
+
+    Args:
+        results: the files; by default every JSON in the folder of --out.
+        out: folder for pages and plots.
+    """
+    found = list(results) or sorted(out.glob("*.json"))
+    if not found:
+        raise MissingFileError(f"no result files in {out}: run pytest bench/ --benchmark first")
+    for path in write_report(found, out):
+        print(path)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, prog="python -m bench.report")
+    except UsageError as error:
+        sys.exit(f"error: {error}")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from eva_fast.errors import UsageError
+from eva_fast.inspect.figures import pyplot
 
 OURS = "eva_fast"
 # Okabe and Ito's palette: told apart without colour vision too.
@@ -15,29 +15,6 @@ COLORS = {
 }
 MARKERS = {"reference": "s", "tuned": "D", "compile": "^", "eva_fast": "o"}
 MAIN = ("reference", "tuned", OURS)
-
-
-def pyplot() -> Any:
-    """matplotlib.pyplot drawing to files; ValueError where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UsageError(
-            f"plots need matplotlib ({error}): pip install 'eva-fast[bench]'"
-        ) from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update(
-        {
-            "figure.dpi": 150,
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-        }
-    )
-    return plt
 
 
 def draw_all(data: dict, out: Path, stem: str) -> dict[str, Path]:

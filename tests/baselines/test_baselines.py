@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from eva_fast.baselines import OfficialViT, TunedViT
+from eva_fast.baselines.training import make_optimizer, train_step
 from eva_fast.model import ModelSizes, create_model
-from eva_fast.plan.reference import OfficialViT, TunedViT, make_optimizer, train_step
 
 SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden", "predict_dim")
 
@@ -63,7 +64,7 @@ def test_state_dict_is_the_students():
 
 def test_drop_path_zeroes_or_rescales_whole_samples():
     torch.manual_seed(0)
-    from eva_fast.plan.reference import drop_path
+    from eva_fast.baselines.official import drop_path
 
     x = torch.ones(1000, 2, 3)
     y = drop_path(x, 0.25, training=True)

@@ -1,11 +1,12 @@
 """`eva-fast profile` on a tiny run: everything it promises is there and adds up."""
 
 import json
+import sys
 
 import pytest
 
 from eva_fast.config import Config
-from eva_fast.profile import profile, to_text
+from eva_fast.inspect.profile import profile, to_text
 
 OPTIONS = dict(
     model="eva_ti_patch16_32", embed_dim=64, depth=2, num_heads=2, mlp_hidden=96, batch_size=4
@@ -55,3 +56,12 @@ def test_refuses_bad_use(profiled):
         profile(config, out=out)
     with pytest.raises(ValueError, match="steps must be at least 1"):
         profile(config, steps=0)
+
+
+def test_a_missing_plot_library_costs_no_number(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    config = Config.from_options({**OPTIONS, "workers": 0, "kernels": "torch"})
+    found = profile(config, steps=1, warmup=1, watched=1, out=tmp_path / "here")
+    assert found.memory is None and found.images_per_second > 0
+    assert sorted(p.name for p in (tmp_path / "here").iterdir()) == ["profile.json", "trace.json"]
+    assert "matplotlib" in caplog.text

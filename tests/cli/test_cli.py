@@ -62,7 +62,7 @@ def test_flags_win_over_the_file(tmp_path, capsys, monkeypatch, command):
         seen.append(config)
         raise UsageError("enough seen")
 
-    monkeypatch.setattr("eva_fast.profile.profile", stop)
+    monkeypatch.setattr("eva_fast.inspect.profile.profile", stop)
     monkeypatch.setattr(sys.modules["eva_fast.pretrain"], "run", stop)
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump({"lr": 0.5, "steps": 7, "resume": "auto"}))

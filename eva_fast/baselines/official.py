@@ -1,10 +1,8 @@
-"""EVA-01's training step in plain PyTorch, twice: what the fused step is counted and timed against.
+"""The student as EVA-01's code computes it, in plain PyTorch: what steps are counted and timed against.
 
-`OfficialViT` computes as the official code does: LayerNorm through a cast to float32, QK^T and
-softmax as materialised float32 matrices, masked patches picked by a boolean index, all tokens
-through every block. `TunedViT` is what a careful PyTorch user would write: native LayerNorm and
-GELU, flash attention through `scaled_dot_product_attention`, index gather. Both have the official
-parameter names, so a state dict of either, of `EvaViT` or of EVA-01 loads into all.
+LayerNorm goes through a cast to float32, QK^T and softmax are materialised float32 matrices, masked
+patches are picked by a boolean index, all tokens go through every block. Parameter names are the
+official ones, so a state dict of this, of `TunedViT`, of the student or of EVA-01 loads into all.
 
 Source: EVA (Fang et al., CVPR 2023) and its published code, EVA-01/eva.
 """
@@ -16,9 +14,6 @@ from torch import Tensor, nn
 from eva_fast.model.sizes import ModelSizes
 
 EPS = 1e-6
-BETAS = (0.9, 0.98)
-WEIGHT_DECAY = 0.05
-CLIP_NORM = 3.0
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
@@ -63,17 +58,6 @@ class OfficialAttention(AttentionParameters):
         q, k, v = heads[0], heads[1], heads[2]
         scores = (q * self.scale).float() @ k.float().transpose(-2, -1)
         out = scores.softmax(dim=-1).type_as(x) @ v
-        return self.proj(out.transpose(1, 2).reshape(batch, tokens, -1))
-
-
-class TunedAttention(AttentionParameters):
-    """The same by PyTorch's flash attention; the packed bias [3D] comes from the model."""
-
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        batch, tokens, _ = x.shape
-        qkv = F.linear(x, self.qkv.weight, bias).reshape(batch, tokens, 3, self.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         return self.proj(out.transpose(1, 2).reshape(batch, tokens, -1))
 
 
@@ -165,86 +149,3 @@ class OfficialViT(nn.Module):
         """-mean cos(prediction, target) in float32; `inputs` are those of `forward`."""
         prediction = self(*inputs).float()
         return -F.cosine_similarity(prediction, target.float(), dim=-1).mean()
-
-
-class TunedViT(OfficialViT):
-    """The same numbers from well-written PyTorch: what eager mode can give without own kernels.
-
-    The q and v biases of all blocks are packed by one `cat`; masked tokens are gathered by rows
-    that the loader computes, so nothing waits for the device."""
-
-    norm_type = nn.LayerNorm
-    attention_type = TunedAttention
-    no_k_bias: Tensor
-
-    def __init__(self, sizes: ModelSizes, drop_path: float = 0.0):
-        super().__init__(sizes, drop_path)
-        self.register_buffer("no_k_bias", torch.zeros(sizes.embed_dim), persistent=False)
-
-    def inputs(self, mask: Tensor) -> tuple[Tensor, ...]:
-        """(mask bool [B,N], rows int64 [M] of the masked tokens among the [B*T] tokens)."""
-        image, patch = mask.nonzero(as_tuple=True)
-        return mask, image * (self.sizes.num_patches + 1) + patch + 1
-
-    def forward_features(self, images: Tensor, mask: Tensor) -> Tensor:
-        x = self.patch_embed(images)
-        x = torch.where(mask.unsqueeze(-1), self.mask_token, x)
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + self.pos_embed
-        parts: list[Tensor] = []
-        for block in self.blocks:
-            attn = block.get_submodule("attn")
-            parts += [attn.get_parameter("q_bias"), self.no_k_bias, attn.get_parameter("v_bias")]
-        biases = torch.cat(parts).view(len(self.blocks), -1).unbind(0)
-        for block, bias in zip(self.blocks, biases, strict=True):
-            x = block(x, bias)
-        return self.norm(x)
-
-    def forward(self, images: Tensor, *inputs: Tensor) -> Tensor:
-        mask, rows = inputs
-        features = self.forward_features(images, mask).flatten(0, 1)
-        return self.lm_head(features.index_select(0, rows))
-
-    def loss(self, target: Tensor, *inputs: Tensor) -> Tensor:
-        prediction, target = self(*inputs).float(), target.float()
-        unit = target / torch.linalg.vector_norm(target, dim=-1, keepdim=True)
-        return -((prediction * unit).sum(-1) / torch.linalg.vector_norm(prediction, dim=-1)).mean()
-
-
-def parameter_groups(model: nn.Module) -> list[dict]:
-    """AdamW's two groups: no decay for 1-D parameters, biases, `pos_embed` and `cls_token`."""
-    decay: list[Tensor] = []
-    plain: list[Tensor] = []
-    for name, p in model.named_parameters():
-        exempt = p.ndim == 1 or name.endswith(".bias") or name in ("pos_embed", "cls_token")
-        (plain if exempt else decay).append(p)
-    return [
-        {"params": decay, "weight_decay": WEIGHT_DECAY},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-
-
-def make_optimizer(model: OfficialViT, lr: float = 1e-3) -> torch.optim.AdamW:
-    """torch's AdamW with EVA-01's settings: fused for `TunedViT`, PyTorch's default otherwise."""
-    fused = True if isinstance(model, TunedViT) else None
-    groups = parameter_groups(model)
-    return torch.optim.AdamW(groups, lr=lr, betas=BETAS, eps=EPS, fused=fused)
-
-
-def train_step(
-    model: OfficialViT,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    inputs: tuple[Tensor, ...],
-    target: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """One whole step: loss, backward, clip to norm 3, AdamW. Returns (loss, gradient norm).
-
-    `inputs` is `model.inputs(mask)`. The official step reads the loss on the host every time."""
-    loss = model.loss(target, images, *inputs)
-    if not isinstance(model, TunedViT):
-        loss.item()
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.detach(), norm

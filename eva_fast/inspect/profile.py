@@ -6,6 +6,7 @@ waiting for data, MFU), the last ones run under the profiler (trace, top operato
 """
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -21,7 +22,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from eva_fast.config import Config
 from eva_fast.errors import UsageError
+from eva_fast.inspect.figures import pyplot
 
+log = logging.getLogger(__name__)
 TRACE, MEMORY, SUMMARY = "trace.json", "memory.png", "profile.json"
 
 
@@ -58,8 +61,8 @@ class ProfileResult:
     top: tuple[TopOperator, ...]
     trace: Path
     """Chrome trace: chrome://tracing or ui.perfetto.dev."""
-    memory: Path
-    """PNG of memory over time."""
+    memory: Path | None
+    """PNG of memory over time; None where matplotlib is not installed."""
 
 
 class _Marks:
@@ -137,9 +140,9 @@ def profile(
 
     marks.profiler.export_chrome_trace(str(folder / TRACE))
     events = _memory_events(marks.profiler, device)
-    _draw_memory(events, folder / MEMORY, device)
-    found = _summarise(config, result, marks, device, waits, folder, events, steps)
-    data = {**asdict(found), "folder": None, "trace": TRACE, "memory": MEMORY}
+    drawn = _draw_memory(events, folder / MEMORY, device)
+    found = _summarise(config, result, marks, device, waits, folder, drawn, events, steps)
+    data = {**asdict(found), "folder": None, "trace": TRACE, "memory": drawn and MEMORY}
     (folder / SUMMARY).write_text(json.dumps(data, indent=1) + "\n")
     return found
 
@@ -193,6 +196,7 @@ def _summarise(
     device: torch.device,
     waits: float,
     folder: Path,
+    drawn: Path | None,
     events: list[tuple[int, int]],
     steps: int,
 ) -> ProfileResult:
@@ -218,7 +222,7 @@ def _summarise(
         peak_bytes=max((level for _, level in events), default=0),
         top=_top(marks.profiler, device),
         trace=folder / TRACE,
-        memory=folder / MEMORY,
+        memory=drawn,
     )
 
 
@@ -257,10 +261,13 @@ def _memory_events(profiler: Any, device: torch.device) -> list[tuple[int, int]]
     return found
 
 
-def _draw_memory(events: list[tuple[int, int]], path: Path, device: torch.device) -> None:
-    from eva_fast.plan.bench_plots import pyplot
-
-    plt = pyplot()
+def _draw_memory(events: list[tuple[int, int]], path: Path, device: torch.device) -> Path | None:
+    """The figure's file, or None with a word in the log: a missing plot library costs no number."""
+    try:
+        plt = pyplot()
+    except UsageError as error:
+        log.warning("no picture of the memory: %s", error)
+        return None
     figure, axes = plt.subplots(figsize=(7, 2.6))
     axes.fill_between(
         [t / 1e9 for t, _ in events],
@@ -275,6 +282,7 @@ def _draw_memory(events: list[tuple[int, int]], path: Path, device: torch.device
     axes.set_title(f"tensor memory of the profiled steps, {device.type}", fontsize=9, loc="left")
     figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
+    return path
 
 
 def render(result: ProfileResult) -> Group:
@@ -292,7 +300,7 @@ def render(result: ProfileResult) -> Group:
         f"{result.peak_flops / 1e12:.3g} TFLOP/s; peak {result.peak_bytes / 1e6:.0f} MB above "
         "the start of the profiled steps",
     ]
-    places = [f"trace {result.trace}", f"memory {result.memory}"]
+    places = [f"trace {result.trace}", *([f"memory {result.memory}"] if result.memory else [])]
     return Group(*lines, table, *places)
 
 

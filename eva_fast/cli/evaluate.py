@@ -1,0 +1,32 @@
+"""`eva-fast eval`."""
+
+from pathlib import Path
+
+from eva_fast.cli.words import Name
+
+
+def evaluate(
+    run: Name,
+    data: str = "builtin",
+    probe: str = "knn,linear",
+    teacher: str | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Judge a run's weights by k-NN and a linear probe, beside random init, pixels and the teacher.
+
+    Args:
+        run: a run's folder or a weights file in official naming.
+        data: builtin, or a folder with one folder a class (or train/ and val/ with such).
+        probe: knn, linear or both, with a comma.
+        teacher: teacher to compare with; by default the run's own.
+        out: JSON file; by default eval.json beside the weights.
+        device: cpu, cuda or auto.
+    """
+    from eva_fast.evaluate import evaluate as judge
+    from eva_fast.evaluate import print_table
+
+    result = judge(
+        run, data=data, probes=tuple(probe.split(",")), teacher=teacher, out=out, device=device
+    )
+    print_table(result)

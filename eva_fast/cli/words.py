@@ -1,0 +1,20 @@
+"""What commands share: how a result is shown, and positional words."""
+
+import json
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from eva_fast.config import Config
+
+Name = tyro.conf.Positional[str]
+NO_OPTIONS = Config()
+
+
+def show(found: Any, table: Any) -> None:
+    """Prints `table`, or `found` as JSON where there is none."""
+    if table is None:
+        print(json.dumps(found, indent=1, default=str))
+    else:
+        Console().print(table)
