@@ -45,8 +45,12 @@ def drop_path_scale(rate: float, training: bool, x: Tensor) -> Tensor | None:
     1/(1-rate). None where nothing is dropped (Huang et al. 2016, scaled as in timm)."""
     if rate == 0.0 or not training:
         return None
-    keep = torch.empty(x.shape[0], device=x.device, dtype=torch.float32).bernoulli_(1 - rate)
-    return keep.div_(1 - rate)
+    keep = 1 - rate
+    factors = torch.empty(x.shape[0], device=x.device, dtype=torch.float32)
+    if torch.compiler.is_compiling():
+        # bernoulli_ would make the rate a constant of the graph, and each block another graph
+        return torch.rand_like(factors).lt(keep).to(factors.dtype) / keep
+    return factors.bernoulli_(keep).div_(keep)
 
 
 def leaving(unit: nn.Module, stream: Stream) -> Stream:
