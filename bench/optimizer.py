@@ -1,4 +1,4 @@
-"""Clipping and AdamW over all parameters of a student."""
+"""Clipping and AdamW over all parameters of a student; in eva_fast with the guard, as a run does."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,9 @@ from bench.kit import Kit
 from bench.shapes import Shape
 from eva_fast.baselines import training as plain
 from eva_fast.model import EvaViT
-from eva_fast.ops import FusedAdamW, gradient_scale
+from eva_fast.ops import FusedAdamW
+from eva_fast.train.guard import Guard
+from eva_fast.train.optimizer import gradient_norm
 
 MODES = ("step",)
 OPTIONS = {"lr": 1e-3, "betas": plain.BETAS, "eps": plain.EPS}
@@ -36,12 +38,12 @@ def subject(shape: Shape, mode: str, kit: Kit) -> Case:
             for p, value, grad in zip(parameters, start, grads, strict=True):
                 p.copy_(value)
                 p.grad = grad.clone()
-        optimizer = make(model)
+        optimizer, guard = make(model), Guard(torch.device(shape.device), scaled=False)
+        loss = torch.zeros((), device=shape.device)
 
         def step() -> None:
             if isinstance(optimizer, FusedAdamW):
-                _, scale = gradient_scale([p.grad for p in parameters], plain.CLIP_NORM)
-                optimizer.step(grad_scale=scale)
+                guard.step(optimizer, loss, gradient_norm(parameters), plain.CLIP_NORM)
             else:
                 torch.nn.utils.clip_grad_norm_(parameters, plain.CLIP_NORM)
                 optimizer.step()

@@ -1,5 +1,7 @@
 """The whole training step: forward, backward, clipping and AdamW, from the loader's batch."""
 
+from collections.abc import Callable
+
 import torch
 
 from bench.harness import Case, Variant
@@ -7,31 +9,33 @@ from bench.kit import Kit
 from bench.official import official_code
 from bench.shapes import Shape
 from eva_fast.baselines import training as plain
+from eva_fast.data import Batch
 from eva_fast.layers import keep_copies
 from eva_fast.layers.inputs import normalise
 from eva_fast.model import EvaViT
-from eva_fast.ops import FusedAdamW, gradient_scale
+from eva_fast.objectives.eva import Eva
+from eva_fast.train import TrainState, TrainStep, make_optimizer
+from eva_fast.train.guard import Guard
+from eva_fast.train.step import Outcome
+from eva_fast.train.sums import Sums
 
 MODES = ("step",)
 OFFICIAL_CODE = "official code"
 
 
-def fused_step(model, optimizer, images, mask, target):
-    """One step as the training loop runs it, without its guard and metrics."""
-    loss = model.loss(images, mask, target)
-    loss.backward()
-    grads = [p.grad for p in model.parameters()]
-    norm, scale = gradient_scale(grads, plain.CLIP_NORM)
-    optimizer.step(grad_scale=scale)
-    optimizer.zero_grad(set_to_none=True)
-    return loss.detach(), norm
-
-
-def fused_optimizer(model: EvaViT, dtype: torch.dtype) -> FusedAdamW:
-    """One pass over float32 masters, which also writes the copies that 16-bit GEMMs read."""
-    copies = keep_copies(model, dtype)
-    groups = plain.parameter_groups(model)
-    return FusedAdamW(groups, lr=1e-3, betas=plain.BETAS, eps=plain.EPS, copies=copies)
+def training_step(model: EvaViT, shape: Shape, target: torch.Tensor) -> Callable[[], Outcome]:
+    """The step of a run, guard and sums for the log included, on one batch of bytes. The target
+    stands for the teacher, which is timed by itself."""
+    device, dtype = torch.device(shape.device), shape.dtype
+    state = TrainState(
+        module=model, teacher=None, loader=None, device=device, sums=Sums((), device),
+        optimizer=make_optimizer(model, copies=keep_copies(model, dtype)),
+        guard=Guard(device, scaled=dtype == torch.float16),
+    )  # fmt: skip
+    step = TrainStep(state, Eva(), lambda batch: target, clip_grad=plain.CLIP_NORM)
+    number = torch.arange(shape.batch)
+    batch = Batch(shape.images(), shape.mask(), number, torch.zeros_like(number))
+    return lambda: step(batch, rate=1e-3)
 
 
 def _state(shape: Shape) -> dict[str, torch.Tensor]:
@@ -63,12 +67,8 @@ def make(
         ours = EvaViT(shape.sizes, compute_dtype=shape.dtype, kernels="auto")
         ours.load_state_dict(state or ours.state_dict())
         ours.to(shape.device)
-        optimizer = fused_optimizer(ours, shape.dtype)
-        return _variant(
-            ours,
-            lambda: fused_step(ours, optimizer, raw, indices, target),
-            lambda: ours.loss(raw, indices, target),
-        )
+        step = training_step(ours, shape, target)
+        return _variant(ours, step, lambda: ours.loss(raw, indices, target))
     model = _plain_class(name, kit)(shape.sizes)
     model.load_state_dict(state or model.state_dict())
     model.to(shape.device, shape.dtype)

@@ -7,15 +7,25 @@ import importlib
 
 __version__ = "0.1.0"
 
-# At once, so that `eva_fast.pretrain` is the function whoever imports the module of that name.
-from eva_fast.pretrain import PretrainResult, pretrain
+from eva_fast.recipes.pretrain import PretrainResult, pretrain
 
 _HOME = {
     "create_model": "eva_fast.model",
     "load_teacher": "eva_fast.teachers",
     "BlockMasker": "eva_fast.data.masks",
 }
-_MODULES = ("config", "data", "evaluate", "model", "native", "ops", "plan", "teachers", "train")
+_MODULES = (
+    "config",
+    "data",
+    "evaluate",
+    "model",
+    "native",
+    "objectives",
+    "ops",
+    "plan",
+    "teachers",
+    "train",
+)
 
 __all__ = ["PretrainResult", "__version__", "pretrain", *_HOME, *_MODULES]
 

@@ -89,10 +89,6 @@ class DataConfig:
     """Aspect of a crop, from and to."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
-    mask_count: int | None = None
-    """Masked patches an image; by default EVA-01's share, 105 of 256."""
-    mask_min_block: int | None = None
-    """Smallest block of masked patches; by default a sixteenth of the patches (16 of 256)."""
     workers: int | None = None
     """Processes that decode images; by default as many as fit the machine."""
     decode: Literal["cpu", "gpu"] = "cpu"
@@ -115,6 +111,19 @@ class DataConfig:
             0 <= self.max_bad_share <= 1,
             f"max_bad_share must be in [0, 1], got {self.max_bad_share}",
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveConfig:
+    """Objective."""
+
+    objective: TextOrObject = "eva"
+    """What the student is trained towards: eva (the teacher's features of masked patches); from
+    Python also an Objective of one's own."""
+    mask_count: int | None = None
+    """eva: masked patches an image; by default EVA-01's share, 105 of 256."""
+    mask_min_block: int | None = None
+    """eva: smallest block of masked patches; by default a sixteenth of the patches (16 of 256)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,6 +231,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -254,7 +264,8 @@ class Config:
         return cls.from_options({**options, **over})
 
     def options(self) -> dict[str, Any]:
-        """Flat names and values, fit for YAML; objects given from Python as their description."""
+        """Flat names and values, fit for YAML; objects and classes given from Python as
+        their description."""
         flat: dict[str, Any] = {}
         for group in dataclasses.fields(self):
             part = getattr(self, group.name)
@@ -269,6 +280,8 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
     return f"{type(value).__module__}.{type(value).__qualname__} object"
 
 

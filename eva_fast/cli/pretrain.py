@@ -14,7 +14,7 @@ def pretrain(
     """Pre-train a student on images. With no options: the built-in drawings, HOG features as
     teacher, a small ViT, about two minutes on two cores. --config FILE.yaml gives options from a
     file (`config.yaml` of a run is one); flags win over it."""
-    from eva_fast.pretrain import run
+    from eva_fast.recipes.pretrain import run
 
     result = run(config)
     first, last = result.metrics.get("first_loss"), result.metrics.get("loss")

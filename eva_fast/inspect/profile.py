@@ -1,8 +1,8 @@
 """`eva-fast profile`: some steps of a real run, timed plainly, then watched by torch.profiler.
 
-The run is `pretrain` itself, with its loader, teacher and optimiser; a hook after each optimiser
-step marks the steps. The first steps warm up, the next are timed with nothing attached (images/s,
-waiting for data, MFU), the last ones run under the profiler (trace, top operators, memory).
+The run is `pretrain` itself, with its loader, teacher and optimiser, which calls after each step.
+The first steps warm up, the next are timed with nothing attached (images/s, waiting for data, MFU),
+the last ones run under the profiler (trace, top operators, memory).
 """
 
 import json
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from rich.console import Console, Group
 from rich.table import Table
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from eva_fast.config import Config
 from eva_fast.errors import UsageError
@@ -71,16 +70,15 @@ class _Marks:
     def __init__(self, device: torch.device, warm: int, timed: int, watched: int):
         self.device = device
         self.warm, self.watch_from, self.last = warm, warm + timed, warm + timed + watched
-        self.done = 0
         self.started = self.stopped = 0.0
         self.profiler: Any = None
 
-    def __call__(self, *_: Any) -> None:
-        self.done += 1
-        if self.done == self.warm:
+    def __call__(self, done: int) -> None:
+        """Called with the number of finished steps."""
+        if done == self.warm:
             self._wait()
             self.started = time.perf_counter()
-        if self.done == self.watch_from:
+        if done == self.watch_from:
             self._wait()
             self.stopped = time.perf_counter()
             activities = [torch.profiler.ProfilerActivity.CPU]
@@ -90,7 +88,7 @@ class _Marks:
                 activities=activities, profile_memory=True, acc_events=True
             )
             self.profiler.start()
-        if self.done == self.last:
+        if done == self.last:
             self._wait()
             self.profiler.stop()
 
@@ -124,18 +122,16 @@ def profile(
         raise UsageError(f"{folder} already holds a profile; choose another out")
     folder.mkdir(parents=True, exist_ok=True)
 
-    from eva_fast.pretrain import run
+    from eva_fast.recipes.pretrain import run
     from eva_fast.train.resolve import device_and_dtype
 
     device, _ = device_and_dtype(config)
     marks = _Marks(device, warmup, steps, watched)
     scratch = Path(tempfile.mkdtemp(prefix="eva-fast-profile-"))
-    hook = register_optimizer_step_post_hook(marks)
     try:
-        result = run(_shortened(config, warmup + steps + watched, scratch / "run"))
+        result = run(_shortened(config, warmup + steps + watched, scratch / "run"), on_step=marks)
         waits = _waits(scratch / "run" / "metrics.jsonl", warmup, steps)
     finally:
-        hook.remove()
         shutil.rmtree(scratch, ignore_errors=True)
 
     marks.profiler.export_chrome_trace(str(folder / TRACE))
@@ -206,7 +202,7 @@ def _summarise(
     batch = config.optim.batch_size
     model = result.model
     seconds = (marks.stopped - marks.started) / steps
-    masked = config.data.mask_count or default_masked(model.sizes)
+    masked = config.objective.mask_count or default_masked(model.sizes)
     peak = measured_peak(device, model.compute_dtype)
     flops = model_flops(model.sizes, batch, masked)
     return ProfileResult(

@@ -99,6 +99,11 @@ class EvaViT(nn.Module):
             tokens = self._tokens(images, masked, masked + 1, dtype)
             return self.lm_head.loss(tokens, self.norm, target)
 
+    def no_weight_decay(self) -> set[str]:
+        """Parameters without weight decay beside biases and 1-D ones, as EVA-01's code has them;
+        `mask_token` decays."""
+        return {"pos_embed", "cls_token"}
+
     @property
     def compute_dtype(self) -> torch.dtype:
         """What the products run in while autocast is off."""

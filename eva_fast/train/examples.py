@@ -1,26 +1,34 @@
 """A few training images that stay the same through a run: for pictures and for calibration."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from eva_fast.data import build_loader
-from eva_fast.train.picture import save_picture
-from eva_fast.train.session import Session
+from eva_fast.data.engine import Batch
+from eva_fast.objectives.base import Objective
+
+PICTURE_ROWS = 8
 
 
 class Examples:
-    """The same few training images each time, for pictures and for the teacher's calibration."""
+    """The first samples of a run, made in this process, the same ones each time.
 
-    COUNT = 8
-    CALIBRATION_BATCHES = 8
+    Args:
+        source: of the images.
+        options: of `build_loader`: what a sample is.
+        device: where the batches go.
+    """
 
-    def __init__(self, source: Any, loader_options: dict[str, Any], device: torch.device):
-        self.source, self.options, self.device = source, loader_options, device
-        self._batch: Any = None
+    def __init__(self, source: Any, options: dict[str, Any], device: torch.device):
+        self.source, self.options, self.device = source, options, device
+        self._shown: Batch | None = None
 
-    def _batches(self, size: int):
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Batches of `size` samples, or as many as there are images; endless."""
         loader = build_loader(
             self.source, batch_size=min(size, len(self.source)), workers=0, device=self.device,
             **self.options,
@@ -30,26 +38,17 @@ class Examples:
         finally:
             loader.close()
 
-    def calibration_images(self):
-        """Batches of training crops, uint8 [B,3,S,S]."""
-        batches = self._batches(64)
-        for _ in range(self.CALIBRATION_BATCHES):
-            yield next(batches).images
-        batches.close()
-
-    def draw(self, path: Path, session: Session) -> None:
-        """Images, masks, teacher features and the student's predictions as PCA colours."""
-        if self._batch is None:
-            batches = self._batches(self.COUNT)
-            self._batch = next(batches)
-            batches.close()
-        images, mask, student = self._batch.images, self._batch.mask, session.model
-        was_training = student.training
-        student.eval()
+    def draw(
+        self, path: Path, objective: Objective, module: nn.Module, teacher: nn.Module | None
+    ) -> Path:
+        """The objective's picture of the first samples. Returns `path`."""
+        if self._shown is None:
+            batches = self.batches(PICTURE_ROWS)
+            self._shown = next(batches)
+            batches.close()  # type: ignore[attr-defined]
+        was_training = module.training
+        module.eval()
         with torch.no_grad():
-            features = student.forward_features(images, mask)[:, 1:]
-            prediction = student.lm_head(features.to(student.lm_head.weight.dtype))
-            target = session.teacher(images)
-        student.train(was_training)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_picture(path, images, mask, target, prediction, student.grid)
+            objective.picture(path, module, teacher, self._shown)
+        module.train(was_training)
+        return path

@@ -40,15 +40,17 @@ class Guard:
         return norm / self.state[3] if self.scaled else norm
 
     @torch.no_grad()
-    def step(self, optimizer: FusedAdamW, loss: Tensor, norm: Tensor, clip: float) -> None:
+    def step(self, optimizer: FusedAdamW, loss: Tensor, norm: Tensor, clip: float) -> Tensor:
         """One optimiser step with gradients clipped to global norm `clip` (0: not clipped), or none
-        where `loss` or `norm` is not finite. `norm` is the unscaled one."""
-        bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
+        where `loss` or `norm` is not finite. `norm` is the unscaled one. Returns whether the step
+        was taken, bool [] on the device."""
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
         scale = 1 / self.state[3]
         if clip > 0:  # as torch.nn.utils.clip_grad_norm_
             scale = scale * (clip / (norm + 1e-6)).clamp_max(1.0)
-        optimizer.step(grad_scale=torch.where(bad, math.nan, scale))  # NaN skips the step
-        self._count(bad.float())
+        optimizer.step(grad_scale=torch.where(finite, scale, math.nan))  # NaN skips the step
+        self._count((~finite).float())
+        return finite
 
     def _count(self, bad: Tensor) -> None:
         skipped, streak, longest, scale, steady = self.state.unbind()
@@ -58,9 +60,8 @@ class Guard:
             grow = (steady >= GROWTH_STEPS).float()
             scale = (scale * (1 - 0.5 * bad) * (1 + grow)).clamp(1.0, 2.0**24)
             steady = steady * (1 - grow)
-        self.state = torch.stack(
-            [skipped + bad, streak, torch.maximum(longest, streak), scale, steady]
-        )
+        longest = torch.maximum(longest, streak)
+        self.state.copy_(torch.stack([skipped + bad, streak, longest, scale, steady]))
 
     def check(self) -> int:
         """Skipped steps so far (reads the device). NonFiniteError after 10 in a row; a run that goes

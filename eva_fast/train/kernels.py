@@ -1,39 +1,42 @@
 """Which kernels a run uses: forced, as measured for its shapes, or as its checkpoint says."""
 
-import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from eva_fast.layers import Stream
-from eva_fast.model import EvaViT, head
+from eva_fast.objectives.base import Objective, Setting
 from eva_fast.ops import FusedAdamW, dispatch
-from eva_fast.ops.measure import Runs, choose_kernels
+from eva_fast.ops.measure import choose_kernels
+from eva_fast.train.guard import Guard
+from eva_fast.train.state import TrainState
+from eva_fast.train.step import TrainStep
+from eva_fast.train.sums import Sums
 
 log = logging.getLogger(__name__)
 
 
 def settle_kernels(
-    mode: str,
-    model: EvaViT,
-    optimizer: FusedAdamW,
-    device: torch.device,
+    setting: Setting,
+    objective: Objective,
+    state: TrainState,
     *,
-    batch: int,
-    masked: int,
-    kept: dict[str, str] | None,
+    kept: dict[str, str] | None = None,
 ) -> dict[str, str]:
     """Chooses implementations for the process and returns {op: kind}.
 
+    The run's option `kernels` says how: "auto" measures on a micro-batch of noise (or reads the
+    measurement kept on disk); "torch", "native" and "triton" force.
+
     Args:
-        mode: "auto" measures (or reads the measurement kept on disk); "torch", "native" and
-            "triton" force.
-        batch, masked: images of one forward pass, and masked patches an image.
+        state: the run's; it is left as it was.
         kept: the choice of the run that is resumed; it is taken over, since another kernel may
             round otherwise and the run would not end with the same weights.
     """
+    mode, device, optim = setting.config.run.kernels, setting.device, setting.config.optim
     if mode != "auto":
         dispatch.set_kernels(mode)
         return {}
@@ -43,58 +46,47 @@ def settle_kernels(
         )
         return kept
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        found = choose_kernels(
-            lambda: _one_step(model, optimizer, device, batch, masked),
-            device,
-            _shapes(model, batch, masked),
-            _heads(model, device, batch * masked),
-        )
-        optimizer.zero_grad(set_to_none=True)
+        size, module = optim.batch_size // optim.accumulate, state.module.train()
+        batch, target = objective.example(setting, state.teacher, size)
+        scratch = TrainState(
+            module=module, teacher=None, loader=None, optimizer=state.optimizer, device=device,
+            guard=Guard(device, scaled=False), sums=Sums(objective.metrics, device),
+        )  # fmt: skip
+        step = TrainStep(scratch, objective, lambda batch: target, clip_grad=optim.clip_grad)
+        with _unchanged(module, state.optimizer):
+            found = choose_kernels(
+                lambda: step(batch, rate=0.0),
+                device,
+                _shapes(setting, objective, module, batch, target),
+                objective.alternatives(module, batch, target),
+            )
     return {op: entry["kind"] for op, entry in found.items()}
 
 
-def _shapes(model: EvaViT, batch: int, masked: int) -> dict[str, Any]:
-    dtype = str(model.compute_dtype)
-    return {"sizes": str(model.sizes), "dtype": dtype, "batch": batch, "masked": masked}
-
-
-def _heads(model: EvaViT, device: torch.device, rows: int) -> dict[str, Runs]:
-    """The head and loss of `rows` masked patches, composed and fused, where there is a fused one."""
-    if dispatch.fused_kind(head.OP, device.type) != "triton":
-        return {}
-    dtype = model.precision.dtype(model.pos_embed.dtype, device.type)
-    x = torch.randn(rows, 1, model.sizes.embed_dim, dtype=dtype, device=device)
-    branch, bias = torch.randn_like(x), torch.randn_like(model.lm_head.weight[0])
-    stream = Stream(*(t.requires_grad_() for t in (x, branch, bias)))
-    target = torch.randn(rows, model.sizes.predict_dim, device=device)
-
-    def run(loss: Callable[..., torch.Tensor]) -> None:
-        loss(model.lm_head, stream, model.norm, target).backward()
-
-    return {
-        head.OP: {
-            "torch": functools.partial(run, head.composed_loss),
-            "triton": functools.partial(run, head.fused_loss),
-        }
-    }
-
-
-def _one_step(
-    model: EvaViT, optimizer: FusedAdamW, device: torch.device, batch: int, masked: int
-) -> None:
-    """Forward, backward and an optimiser step on noise that leaves everything as it was."""
-    sizes = model.sizes
-    images = torch.randint(
-        256, (batch, 3, sizes.img_size, sizes.img_size), dtype=torch.uint8, device=device
-    )
-    mask = torch.arange(masked, dtype=torch.int32, device=device).repeat(batch, 1)
-    target = torch.randn(batch * masked, sizes.predict_dim, device=device)
-    model.train().loss(images, mask, target).backward()
+@contextmanager
+def _unchanged(module: nn.Module, optimizer: FusedAdamW) -> Iterator[None]:
+    """Undoes what steps with learning rate 0 change: buffers, gradients, moments."""
+    buffers = [(b, b.clone()) for b in module.buffers()]
     rates = [group["lr"] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    optimizer.step(grad_scale=torch.zeros((), device=device))
+    yield
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
     for group, rate in zip(optimizer.param_groups, rates):
         group["lr"] = rate
     optimizer.state.clear()
     optimizer.zero_grad(set_to_none=True)
+
+
+def _shapes(
+    setting: Setting, objective: Objective, module: nn.Module, batch: Any, target: Tensor | None
+) -> dict[str, Any]:
+    """What the choice depends on beside the machine."""
+    return {
+        "objective": objective.name,
+        "sizes": str(setting.sizes),
+        "parameters": [tuple(p.shape) for p in module.parameters()],
+        "dtype": str(setting.compute_dtype),
+        "batch": tuple(batch.images.shape),
+        "target": None if target is None else tuple(target.shape),
+    }

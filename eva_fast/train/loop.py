@@ -2,158 +2,133 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from eva_fast.config import OptimConfig, RunConfig
+from eva_fast.config import Config
 from eva_fast.train.guard import NonFiniteError
-from eva_fast.train.optimizer import gradient_norm
-from eva_fast.train.schedule import learning_rate
-from eva_fast.train.session import Session
+from eva_fast.train.schedule import RunLength
+from eva_fast.train.state import TrainState
+from eva_fast.train.step import TrainStep
 from eva_fast.train.stop import StopRequest
 from eva_fast.train.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """Length and places of a run."""
-
-    total_steps: int
-    warmup_steps: int
-    batches_per_epoch: int
-    checkpoints: Path
-    options: dict[str, Any]
-    """The resolved options, kept in every checkpoint."""
-    picture: Callable[[int], None] | None = None
-    """Makes the picture of a step."""
-
-
 def train(
-    session: Session, plan: Plan, optim: OptimConfig, run: RunConfig, telemetry: Telemetry
+    step: TrainStep,
+    length: RunLength,
+    config: Config,
+    out: Path,
+    telemetry: Telemetry,
+    *,
+    picture: Callable[[Path], object] | None = None,
+    on_step: Callable[[int], object] | None = None,
 ) -> str | None:
-    """Trains from `session.step` to the end of `plan`.
+    """Trains from `step.state.step` to the end of `length`.
+
+    Args:
+        step: what is done with each batch of its state's loader.
+        out: the run's folder; checkpoints and pictures go into folders of it.
+        picture: makes the picture of a step; called with its path.
+        on_step: called with the number of finished steps after each.
 
     Returns None, or the name of the signal that stopped it early; either way the last step is in a
     checkpoint. RuntimeError from the data and NonFiniteError leave a checkpoint too.
     """
-    model, guard, optimizer = session.model.train(), session.guard, session.optimizer
-    batches = iter(session.loader)
-    clock = _Clock(session, optim.batch_size, plan)
-    saved_at, saved_time = session.step, time.monotonic()
+    state, run = step.state, config.run
+    state.module.train()
+    batches = iter(state.loader)
+    saver = _Saver(state, config, out / "checkpoints")
+    clock = _Clock(state, config.optim.batch_size, length)
+    with StopRequest() as stop:
+        while state.step < length.total and stop.signal_name is None:
+            rate = length.rate(state.step, config.optim)
+            with saver.on_error():
+                batch = next(batches)
+            step(batch, rate)
 
-    def save() -> None:
-        nonlocal saved_at, saved_time
-        if session.step > saved_at:
-            session.save(plan.checkpoints, run.keep_checkpoints, plan.options)
-        saved_at, saved_time = session.step, time.monotonic()
+            telemetry.advance(state.step)
+            if on_step is not None:
+                on_step(state.step)
+            if state.step % run.log_every == 0 or state.step == length.total:
+                with saver.on_error():
+                    telemetry.record(**clock.read(rate))
+            if picture and run.picture_every and state.step % run.picture_every == 0:
+                picture(out / "pictures" / f"step_{state.step:09d}.png")
+            if saver.due():
+                saver.save()
+        saver.save()
+    return stop.signal_name
+
+
+class _Saver:
+    """Writes the checkpoints of a run when they are due."""
+
+    def __init__(self, state: TrainState, config: Config, folder: Path):
+        self.state, self.run, self.folder = state, config.run, folder
+        self.options = config.options()
+        self.step, self.time = state.step, time.monotonic()
+
+    def due(self) -> bool:
+        steps, minutes = self.state.step - self.step, (time.monotonic() - self.time) / 60
+        return _due(steps, self.run.checkpoint_every) or _due(minutes, self.run.checkpoint_minutes)
+
+    def save(self) -> None:
+        if self.state.step > self.step:
+            self.state.save(self.folder, self.run.keep_checkpoints, self.options)
+        self.step, self.time = self.state.step, time.monotonic()
 
     @contextmanager
-    def between_steps():
-        """The session is whole here: a stop for bad data or numbers loses nothing."""
+    def on_error(self) -> Iterator[None]:
+        """Between two steps the state is whole: a stop for bad data or numbers loses nothing."""
         try:
             yield
         except (RuntimeError, ValueError):
-            save()
+            self.save()
             raise
-
-    with StopRequest() as stop:
-        while session.step < plan.total_steps and stop.signal_name is None:
-            rate = learning_rate(
-                session.step,
-                total=plan.total_steps,
-                warmup=plan.warmup_steps,
-                peak=optim.lr,
-                minimum=optim.min_lr,
-                start=optim.warmup_lr,
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-
-            with between_steps():
-                batch = next(batches)
-            loss = torch.zeros((), device=session.device)
-            optimizer.zero_grad(set_to_none=True)
-            for images, mask in zip(
-                batch.images.chunk(optim.accumulate), batch.mask.chunk(optim.accumulate)
-            ):
-                with torch.no_grad():
-                    target = session.teacher(images, mask)
-                part = model.loss(images, mask, target) / optim.accumulate
-                guard.scale(part).backward()
-                loss += part.detach()
-            norm = guard.unscale(gradient_norm(model))
-            guard.step(optimizer, loss, norm, optim.clip_grad)
-            if session.ema is not None:
-                session.ema.update()
-            _add(session.window, loss, norm)
-            session.step += 1
-
-            telemetry.advance(session.step)
-            last = session.step == plan.total_steps
-            if session.step % run.log_every == 0 or last:
-                with between_steps():
-                    telemetry.record(**clock.read(rate))
-            if plan.picture and run.picture_every and session.step % run.picture_every == 0:
-                plan.picture(session.step)
-            if _due(session.step - saved_at, run.checkpoint_every) or _due(
-                (time.monotonic() - saved_time) / 60, run.checkpoint_minutes
-            ):
-                save()
-        save()
-    return stop.signal_name
 
 
 def _due(passed: float, every: float | None) -> bool:
     return bool(every) and passed >= every  # type: ignore[operator]
 
 
-@torch.no_grad()
-def _add(window: torch.Tensor, loss: torch.Tensor, norm: torch.Tensor) -> None:
-    """Sums a step into the window unless it was skipped; stays on the device."""
-    seen = torch.stack([loss.double(), norm.double(), torch.ones_like(loss, dtype=torch.float64)])
-    window += torch.where(seen.isfinite().all(), seen, torch.zeros_like(seen))
-
-
 class _Clock:
     """Turns the sums since the last log point into the line of metrics.jsonl."""
 
-    def __init__(self, session: Session, batch_size: int, plan: Plan):
-        self.session, self.batch_size, self.plan = session, batch_size, plan
+    def __init__(self, state: TrainState, batch_size: int, length: RunLength):
+        self.state, self.batch_size, self.length = state, batch_size, length
         self.start = self.mark = time.monotonic()
-        self.first_step = self.step = session.step
-        self.waited = session.loader.wait_seconds
+        self.first_step = self.step = state.step
+        self.waited = state.loader.wait_seconds
 
     def read(self, rate: float) -> dict[str, Any]:
         """Reads the device. NonFiniteError if too many steps were skipped in a row."""
-        session, plan = self.session, self.plan
-        loss, norm, count = session.window.tolist()
-        session.window.zero_()
-        skipped = session.guard.check()
-        now, waited = time.monotonic(), session.loader.wait_seconds
-        seconds, steps = max(now - self.mark, 1e-9), session.step - self.step
-        per_step = (now - self.start) / (session.step - self.first_step)
+        state, length = self.state, self.length
+        means = state.sums.take()
+        skipped = state.guard.check()
+        now, waited = time.monotonic(), state.loader.wait_seconds
+        seconds, steps = max(now - self.mark, 1e-9), state.step - self.step
+        per_step = (now - self.start) / (state.step - self.first_step)
         record = {
-            "step": session.step,
-            "epoch": round(session.step / plan.batches_per_epoch, 4),
-            "loss": loss / count if count else None,
+            "step": state.step,
+            "epoch": round(state.step / length.steps_per_epoch, 4),
+            "loss": means.pop("loss"),
             "lr": rate,
-            "grad_norm": norm / count if count else None,
+            "grad_norm": means.pop("grad_norm"),
+            **means,
             "images_per_second": round(steps * self.batch_size / seconds, 2),
             "data_wait": round((waited - self.waited) / seconds, 4),
             "seconds": round(now - self.start, 2),
-            "seconds_left": round(per_step * (plan.total_steps - session.step), 1),
+            "seconds_left": round(per_step * (length.total - state.step), 1),
             "skipped_steps": skipped,
-            "bad_images": session.loader.bad_count,
+            "bad_images": state.loader.bad_count,
         }
-        self.mark, self.step, self.waited = now, session.step, waited
+        self.mark, self.step, self.waited = now, state.step, waited
         return record
 
 
-__all__ = ["NonFiniteError", "Plan", "train"]
+__all__ = ["NonFiniteError", "train"]

@@ -1,5 +1,6 @@
-"""AdamW with EVA-01's parameter groups."""
+"""AdamW with EVA-01's parameter groups, the gradient norm, the moving average of the weights."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -7,19 +8,24 @@ from torch import Tensor, nn
 
 from eva_fast.ops import FusedAdamW
 
-NO_DECAY = ("pos_embed", "cls_token")
-
 
 def decay_groups(model: nn.Module) -> tuple[list[str], list[str]]:
-    """(names that decay, names that do not): 1-D parameters, biases, `pos_embed` and `cls_token`
-    do not decay; `mask_token`, which is [1,1,D], does (EVA-01's optim_factory)."""
+    """(names that decay, names that do not) of the parameters that train.
+
+    1-D parameters and biases do not decay, nor what `no_weight_decay()` of the model, or of a
+    module in it, lists: names within that module, as timm and the official codes have it."""
+    spared = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name in getattr(module, "no_weight_decay", tuple)()
+    }
     decay: list[str] = []
     no_decay: list[str] = []
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        spared = p.ndim <= 1 or name.endswith(".bias") or name.rsplit(".")[-1] in NO_DECAY
-        (no_decay if spared else decay).append(name)
+        kept = p.ndim <= 1 or name.endswith(".bias") or name in spared
+        (no_decay if kept else decay).append(name)
     return decay, no_decay
 
 
@@ -46,9 +52,9 @@ def make_optimizer(
     return FusedAdamW(groups, lr=lr, betas=betas, eps=eps, copies=copies)
 
 
-def gradient_norm(model: nn.Module) -> Tensor:
-    """Global L2 norm of all gradients, on their device."""
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """Global L2 norm of the gradients of `parameters`, on their device."""
+    grads = [p.grad for p in parameters if p.grad is not None]
     return torch.nn.utils.get_total_norm(grads, foreach=True)
 
 
@@ -56,10 +62,13 @@ class Ema:
     """Exponential moving average of the parameters, float32, updated in place after each step."""
 
     def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
         self.weights = {n: p.detach().clone().float() for n, p in model.named_parameters()}
         self._sources = [p.detach() for p in model.parameters()]
+        self._averages = list(self.weights.values())
+        self._share = torch.full((), 1 - decay, device=self._sources[0].device)
 
     @torch.no_grad()
-    def update(self) -> None:
-        torch._foreach_lerp_(list(self.weights.values()), self._sources, 1 - self.decay)
+    def update(self, applied: Tensor) -> None:
+        """Moves the average towards the weights where `applied`, bool [], is True."""
+        share = self._share * applied
+        torch._foreach_lerp_(self._averages, self._sources, [share] * len(self._sources))

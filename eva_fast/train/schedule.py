@@ -1,6 +1,40 @@
-"""Learning rate as a pure function of the step."""
+"""Length of a run, and the learning rate as a pure function of the step."""
 
 import math
+from dataclasses import dataclass
+
+from eva_fast.config import BUILTIN_EPOCHS, EVA_EPOCHS, Config, OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunLength:
+    """How long a run is, in optimiser steps."""
+
+    total: int
+    warmup: int
+    steps_per_epoch: int
+
+    @classmethod
+    def of(cls, config: Config, steps_per_epoch: int) -> "RunLength":
+        """`steps`, else `epochs`, else EVA-01's 150 epochs (4 on the built-in drawings, a few
+        minutes); the warm-up is at most a tenth of it."""
+        optim = config.optim
+        default = BUILTIN_EPOCHS if config.data.data == "builtin" else EVA_EPOCHS
+        epochs = optim.epochs if optim.epochs is not None else default
+        total = optim.steps or max(1, round(epochs * steps_per_epoch))
+        warmup = min(round(optim.warmup_epochs * steps_per_epoch), total // 10)
+        return cls(total=total, warmup=warmup, steps_per_epoch=steps_per_epoch)
+
+    def rate(self, step: int, optim: OptimConfig) -> float:
+        """The learning rate of step `step`, counted from 0."""
+        return learning_rate(
+            step,
+            total=self.total,
+            warmup=self.warmup,
+            peak=optim.lr,
+            minimum=optim.min_lr,
+            start=optim.warmup_lr,
+        )
 
 
 def learning_rate(

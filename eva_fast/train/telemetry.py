@@ -76,6 +76,12 @@ class Telemetry:
                 if name != "step" and isinstance(value, int | float):
                     self._board.add_scalar(name, value, values["step"])
 
+    def __enter__(self) -> "Telemetry":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         self._bar.stop()
         self._file.close()

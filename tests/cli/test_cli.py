@@ -1,7 +1,5 @@
 """The command line: help, wrong words, one YAML."""
 
-import sys
-
 import pytest
 import yaml
 
@@ -63,7 +61,7 @@ def test_flags_win_over_the_file(tmp_path, capsys, monkeypatch, command):
         raise UsageError("enough seen")
 
     monkeypatch.setattr("eva_fast.inspect.profile.profile", stop)
-    monkeypatch.setattr(sys.modules["eva_fast.pretrain"], "run", stop)
+    monkeypatch.setattr("eva_fast.recipes.pretrain.run", stop)
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump({"lr": 0.5, "steps": 7, "resume": "auto"}))
     code, _, err = run(capsys, command, f"--config={path}", "--steps", "9", "--out", "there")
@@ -81,7 +79,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
     def planted(_):
         raise ValueError("planted")
 
-    monkeypatch.setattr(sys.modules["eva_fast.pretrain"], "run", planted)
+    monkeypatch.setattr("eva_fast.recipes.pretrain.run", planted)
     with pytest.raises(ValueError, match="planted"):
         cli.main(["pretrain"])
 
@@ -90,6 +88,6 @@ def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["eva_fast.pretrain"], "run", interrupt)
+    monkeypatch.setattr("eva_fast.recipes.pretrain.run", interrupt)
     code, _, err = run(capsys, "pretrain")
     assert code == 130 and err == "interrupted\n"

@@ -13,7 +13,7 @@ def one_step(model, optimizer, guard, poison=None, clip=3.0):
     optimizer.zero_grad()
     loss = model(x).square().mean()
     guard.scale(loss).backward()
-    norm = guard.unscale(gradient_norm(model))
+    norm = guard.unscale(gradient_norm(model.parameters()))
     guard.step(optimizer, loss.detach(), norm, clip)
 
 

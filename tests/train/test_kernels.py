@@ -8,10 +8,13 @@ import pytest
 import torch
 
 import eva_fast
+from eva_fast.config import Config
 from eva_fast.model import head
+from eva_fast.objectives.eva import Eva
 from eva_fast.ops import dispatch, measure
-from eva_fast.train import make_optimizer
+from eva_fast.train import TrainState
 from eva_fast.train.kernels import settle_kernels
+from eva_fast.train.resolve import setting_of
 
 CPU = torch.device("cpu")
 
@@ -23,24 +26,36 @@ def own_cache(tmp_path, monkeypatch):
     dispatch.set_kernels("auto")
 
 
+OPTIONS = dict(
+    model="eva_ti_patch8_32", embed_dim=32, depth=2, num_heads=2, mlp_hidden=48, mask_count=6,
+    batch_size=8, accumulate=2, device="cpu",
+)  # fmt: skip
+
+
 @pytest.fixture
 def parts():
+    return run_parts()
+
+
+def run_parts(**options):
+    """(setting, objective, state) of a run, ready to begin."""
     torch.manual_seed(0)
-    model = eva_fast.create_model(
-        "eva_ti_patch8_32", embed_dim=32, depth=2, num_heads=2, mlp_hidden=48, predict_dim=16
-    )
-    return model, make_optimizer(model)
+    setting = setting_of(Config.from_options({**OPTIONS, **options}))
+    objective, teacher = Eva(), eva_fast.load_teacher("hog", grid=setting.sizes.grid)
+    module = objective.build(setting, teacher)
+    return setting, objective, TrainState.begin(setting, objective, module, teacher, loader=None)
 
 
-def settle(model, optimizer, mode="auto", kept=None):
-    return settle_kernels(mode, model, optimizer, CPU, batch=4, masked=6, kept=kept)
+def settle(*parts, kept=None):
+    return settle_kernels(*parts, kept=kept)
 
 
 def test_every_op_of_the_step_is_chosen_and_the_run_is_untouched(parts):
-    model, optimizer = parts
+    state = parts[2]
+    model, optimizer = state.module, state.optimizer
     weights = {k: v.clone() for k, v in model.state_dict().items()}
     random = torch.get_rng_state()
-    chosen = settle(model, optimizer)
+    chosen = settle(*parts)
     assert {"add_layer_norm", "bias_gelu_backward", "negative_cosine", "adamw"} <= chosen.keys()
     for op, kind in chosen.items():
         assert dispatch.implementation(op, "cpu") == kind
@@ -48,6 +63,7 @@ def test_every_op_of_the_step_is_chosen_and_the_run_is_untouched(parts):
     assert torch.equal(torch.get_rng_state(), random)
     assert not optimizer.state and all(p.grad is None for p in model.parameters())
     assert optimizer.param_groups[0]["lr"] == 1e-3
+    assert state.step == 0 and not state.sums.tensor.any() and not state.guard.state[:3].any()
 
 
 def test_the_second_start_reads_the_first_ones_choice(parts, monkeypatch, caplog):
@@ -100,8 +116,8 @@ def test_a_resumed_run_keeps_its_kernels(parts, monkeypatch):
     assert dispatch.implementation("bias_gelu", "cpu") == "torch"
 
 
-def test_forced(parts):
-    assert settle(*parts, mode="torch") == {}
+def test_forced():
+    assert settle(*run_parts(kernels="torch")) == {}
     assert dispatch.implementation("add_layer_norm", "cpu") == "torch"
 
 
@@ -126,14 +142,14 @@ def test_the_head_is_measured_whole_where_there_is_a_fused_one(parts, monkeypatc
         return 1.0 if taken[-1] == faster else 2.0
 
     monkeypatch.setattr(measure, "_seconds", seconds)
-    model, optimizer = parts
+    model = parts[2].module
     weights = {k: v.clone() for k, v in model.state_dict().items()}
-    chosen = settle(model, optimizer)
+    chosen = settle(*parts)
     assert chosen[head.OP] == ("triton" if faster == "fused" else "torch")
     assert set(taken) == {"composed", "fused"}
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     taken.clear()
     mask = torch.arange(6, dtype=torch.int32).repeat(2, 1)
-    model.loss(torch.randn(2, 3, 32, 32), mask, torch.randn(12, 16))
+    model.loss(torch.randn(2, 3, 32, 32), mask, torch.randn(12, model.sizes.predict_dim))
     assert taken == [faster]

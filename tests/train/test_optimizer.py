@@ -34,7 +34,7 @@ def test_twenty_steps_of_official_code(micro):
         optimizer.zero_grad()
         loss = model.loss(t["image"], t["mask"], t["target"])
         loss.backward()
-        norm = gradient_norm(model)
+        norm = gradient_norm(model.parameters())
         guard.step(optimizer, loss, norm, 3.0)
         assert loss.item() == pytest.approx(expected_loss.item(), abs=1e-4)
         assert norm.item() == pytest.approx(expected_norm.item(), rel=1e-4)
@@ -61,7 +61,7 @@ def test_clip_and_decay_equal_torch_written_out(micro):
             loss = m.loss(t["image"], t["mask"], t["target"])
             loss.backward()
             if m is model:
-                guard.step(optimizer, loss, gradient_norm(m), 0.05)
+                guard.step(optimizer, loss, gradient_norm(m.parameters()), 0.05)
             else:
                 torch.nn.utils.clip_grad_norm_(m.parameters(), 0.05)
                 optimizer.step()
@@ -76,6 +76,17 @@ def test_ema_follows_its_definition(micro):
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p))
-    ema.update()
+    ema.update(torch.tensor(True))
     for name, p in model.named_parameters():
         torch.testing.assert_close(ema.weights[name], 0.9 * before[name] + 0.1 * p.detach())
+    before = {n: w.clone() for n, w in ema.weights.items()}
+    ema.update(torch.tensor(False))  # a skipped step
+    assert all(torch.equal(ema.weights[n], before[n]) for n in before)
+
+
+def test_modules_within_a_module_name_what_does_not_decay(micro):
+    """Names are those within the module that says `no_weight_decay`, as timm has it."""
+    outer = torch.nn.ModuleDict({"student": micro[0], "projector": torch.nn.Linear(4, 3)})
+    decay, no_decay = decay_groups(outer)
+    assert {"student.mask_token", "projector.weight"} <= set(decay)
+    assert {"student.pos_embed", "student.cls_token", "projector.bias"} <= set(no_decay)

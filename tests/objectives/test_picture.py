@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eva_fast.train.picture import GAP, _pca_colours, save_picture
+from eva_fast.objectives.picture import GAP, pca_colours, save_picture
 
 HEAD = 34
 
@@ -76,7 +76,7 @@ def test_colours_follow_the_teachers_main_directions():
     direction = torch.nn.functional.normalize(torch.randn(16), dim=0)
     levels = torch.tensor([-1.0, 0.0, 1.0]).repeat(8)
     features = (levels[:, None] * direction)[None] + 0.001 * torch.randn(1, 24, 16)
-    red = _pca_colours(features, features)[0][0, :, 0].astype(int)
+    red = pca_colours(features, features)[0][0, :, 0].astype(int)
     low, mid, high = (red[levels == v] for v in (-1, 0, 1))
     assert low.max() < mid.min() < mid.max() < high.min() or (
         high.max() < mid.min() < mid.max() < low.min()
@@ -86,7 +86,7 @@ def test_colours_follow_the_teachers_main_directions():
 def test_an_outlier_does_not_drown_the_rest():
     features = torch.randn(1, 400, 8)
     features[0, 0] *= 1000
-    colours = _pca_colours(features, features)[0].astype(float)
+    colours = pca_colours(features, features)[0].astype(float)
     assert colours[0, 1:].std(0).min() > 40
 
 

@@ -5,40 +5,67 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from eva_fast.model import EvaViT
+from eva_fast.layers import keep_copies
+from eva_fast.objectives.base import Objective, Setting
 from eva_fast.ops import FusedAdamW
 from eva_fast.teachers import Teacher
 from eva_fast.train import checkpoint
 from eva_fast.train.guard import Guard
-from eva_fast.train.optimizer import Ema
+from eva_fast.train.optimizer import Ema, make_optimizer
+from eva_fast.train.sums import Sums
 
 # What a run that goes on may change in the optimiser; its learning rate is set each step.
 SETTINGS = ("betas", "eps", "weight_decay")
 
 
 @dataclass(kw_only=True)
-class Session:
-    """The student in training. `step` counts finished optimiser steps."""
+class TrainState:
+    """A run between two steps. `step` counts finished optimiser steps."""
 
-    model: EvaViT
-    teacher: nn.Module
+    module: nn.Module
+    """What trains or moves with training."""
+    teacher: nn.Module | None
     loader: Any
     optimizer: FusedAdamW
     guard: Guard
+    sums: Sums
     device: torch.device
     ema: Ema | None = None
     step: int = 0
     kernels: dict[str, str] = field(default_factory=dict)
     """{op: implementation}, kept so that a resumed run rounds as before."""
-    window: Tensor = field(init=False)
-    """float64 [3] on the device, summed since the last log point: loss and gradient norm of finite
-    steps, and how many they were."""
 
-    def __post_init__(self):
-        self.window = torch.zeros(3, dtype=torch.float64, device=self.device)
+    @classmethod
+    def begin(
+        cls,
+        setting: Setting,
+        objective: Objective,
+        module: nn.Module,
+        teacher: nn.Module | None,
+        loader: Any,
+    ) -> "TrainState":
+        """The state before the first step. `module` is on its device, with its initial values."""
+        optim, device, dtype = setting.config.optim, setting.device, setting.compute_dtype
+        return cls(
+            module=module,
+            teacher=teacher,
+            loader=loader,
+            optimizer=make_optimizer(
+                module,
+                optim.lr,
+                optim.betas,
+                optim.eps,
+                optim.weight_decay,
+                copies=keep_copies(module, dtype),
+            ),
+            guard=Guard(device, scaled=dtype == torch.float16),
+            sums=Sums(objective.metrics, device),
+            device=device,
+            ema=Ema(module, optim.ema) if optim.ema else None,
+        )
 
     def save(self, root: Path, keep: int, options: dict[str, Any]) -> Path:
         """Writes a checkpoint under `root` and returns its folder."""
@@ -53,14 +80,14 @@ class Session:
     def restore(self, folder: Path) -> None:
         """Continues exactly where the checkpoint was written: weights, optimiser, random state,
         position in the data. The optimiser's settings stay those of this run, which may change
-        them. ValueError if the checkpoint is of another model."""
+        them. ValueError if the checkpoint is of another module."""
         tensors, state = self._tensors(), checkpoint.read_state(folder)
         if "random.cuda" not in checkpoint.names_in(folder):  # the run began on a CPU
             tensors["random"].pop("cuda", None)
         checkpoint.load(folder, tensors)
         settings = [{k: group[k] for k in SETTINGS} for group in self.optimizer.param_groups]
         set_state_dict(
-            self.model,
+            self.module,
             self.optimizer,
             model_state_dict=tensors["model"],
             optim_state_dict=tensors["optimizer"],
@@ -68,11 +95,12 @@ class Session:
         for group, chosen in zip(self.optimizer.param_groups, settings):
             group.update(chosen)
         self.guard.state.copy_(tensors["guard"])
-        self.window.copy_(tensors["window"])
+        self.sums.tensor.copy_(tensors["window"])
         if self.ema is not None:
             for name, weight in self.ema.weights.items():
                 weight.copy_(tensors["ema"][name])
         if tensors["whitening"]:
+            assert self.teacher is not None
             self.teacher.load_state_dict(tensors["whitening"])
         torch.set_rng_state(tensors["random"]["cpu"])
         if "cuda" in tensors["random"]:
@@ -81,7 +109,7 @@ class Session:
         self.step = state["step"]
 
     def _tensors(self) -> dict[str, Any]:
-        model, optimizer = get_state_dict(self.model, self.optimizer)
+        model, optimizer = get_state_dict(self.module, self.optimizer)
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -89,7 +117,7 @@ class Session:
             "model": model,
             "optimizer": optimizer,
             "guard": self.guard.state,
-            "window": self.window,
+            "window": self.sums.tensor,
             "whitening": self.teacher.state_dict() if isinstance(self.teacher, Teacher) else {},
             "random": random,
         }

@@ -1,12 +1,13 @@
 """The picture a person looks at to see whether a run learns.
 
-One row an image; columns: the image, the image as the student sees it (masked patches grey), the
-teacher's features and the student's prediction as colours. A colour is a patch's coordinates on
-the three main directions (PCA) of the teacher's features of these images, so that equal colours in
-the last two columns mean that the prediction points where the teacher does.
+`save_columns` draws any images side by side. `save_picture` is that of objectives which predict a
+teacher's features. One row an image; columns: the image, the image as the student sees it (masked
+patches grey), the teacher's features and the student's prediction as colours. A colour is a patch's
+coordinates on the three main directions (PCA) of the teacher's features of these images, so that
+equal colours in the last two columns mean that the prediction points where the teacher does.
 """
 
-import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,51 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from eva_fast.files import atomic_write
+
 CELL = 208  # smallest side of a drawn image in pixels
 GAP = 10
 INK, PAPER, FRAME, GREY = (40, 40, 40), (255, 255, 255), (205, 205, 205), (150, 150, 150)
 FADE = 0.72  # how far visible patches of the prediction go towards white: the loss skips them
 TITLES = ("image", "masked image", "teacher", "student's prediction")
+
+
+def save_columns(
+    path: str | Path,
+    columns: Mapping[str, Tensor | np.ndarray],
+    notes: Sequence[str] = (),
+    notes_title: str = "",
+) -> None:
+    """Writes images side by side as PNG, whole or not at all: a row an image, a titled column each.
+
+    Args:
+        path: where it goes; missing folders are made.
+        columns: {title: uint8 images}, tensors [n,3,S,S] or arrays [n,S,S,3], all the same n.
+        notes: a word beside each row, with a title of their own.
+    """
+    images = {
+        title: c.permute(0, 2, 3, 1).cpu().numpy() if isinstance(c, Tensor) else c
+        for title, c in columns.items()
+    }
+    rows = len(next(iter(images.values())))
+    cell = cell_side(max(c.shape[1] for c in images.values()))
+    font, small = ImageFont.load_default(18), ImageFont.load_default(14)
+    head, note = 34, 62
+    right = len(images) * (cell + GAP) + GAP
+    canvas = Image.new("RGB", (right + note, head + rows * (cell + GAP)), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for column, (title, cells) in enumerate(images.items()):
+        left = GAP + column * (cell + GAP)
+        draw.text((left + cell / 2 - draw.textlength(title, font) / 2, 7), title, INK, font)
+        for row, pixels in enumerate(cells):
+            top = head + row * (cell + GAP)
+            canvas.paste(_resized(pixels, cell), (left, top))
+            draw.rectangle((left - 1, top - 1, left + cell, top + cell), outline=FRAME)
+    draw.text((right, 9), notes_title, INK, small)
+    for row, text in enumerate(notes):
+        draw.text((right, head + row * (cell + GAP) + cell / 2 - 9), text, INK, font)
+    with atomic_write(path) as draft:
+        canvas.save(draft, format="PNG", optimize=True)
 
 
 def save_picture(
@@ -30,7 +71,7 @@ def save_picture(
     prediction: Tensor,
     grid: tuple[int, int],
 ) -> None:
-    """Writes the picture as PNG, whole or not at all.
+    """Writes images, masked images, and two kinds of features of their patches as colours.
 
     Args:
         path: where it goes; missing folders are made.
@@ -48,40 +89,37 @@ def save_picture(
     t = F.normalize(torch.nan_to_num(teacher.detach().float().cpu(), posinf=0, neginf=0), dim=-1)
     p = F.normalize(torch.nan_to_num(prediction.detach().float().cpu(), posinf=0, neginf=0), dim=-1)
     cosine = (t * p).sum(-1).numpy()
-    teacher_colours, prediction_colours = _pca_colours(t, p)
+    cell = cell_side(images.shape[-1])
+    pixels = images.cpu().permute(0, 2, 3, 1).numpy()
+    shown = np.stack([np.asarray(_resized(image, cell)) for image in pixels])
+    hidden = np.stack([_enlarge(m, cell) for m in masked])[..., None]
+    known, predicted = (
+        np.stack([_enlarge(c.reshape(*grid, 3), cell) for c in colours])
+        for colours in pca_colours(t, p)
+    )
+    inside = masked.reshape(len(images), -1)
+    columns = (
+        shown,
+        np.where(hidden, np.array(GREY, np.uint8), shown),
+        known,
+        _faded(predicted, hidden),
+    )
+    notes = [f"{c[m].mean():+.2f}" if m.any() else "" for c, m in zip(cosine, inside)]
+    save_columns(path, dict(zip(TITLES, columns)), notes, "cosine")
 
-    rows, side = len(images), images.shape[-1]
-    zoom = max(1, -(-CELL // side))
-    cell = side * zoom
-    font, small = ImageFont.load_default(18), ImageFont.load_default(14)
-    head, note = 34, 62
-    canvas = Image.new("RGB", (4 * (cell + GAP) + GAP + note, head + rows * (cell + GAP)), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    for column, title in enumerate(TITLES):
-        left = GAP + column * (cell + GAP) + cell / 2
-        draw.text((left - draw.textlength(title, font) / 2, 7), title, INK, font)
-    draw.text((4 * (cell + GAP) + GAP, 9), "cosine", INK, small)
 
-    for row in range(rows):
-        top = head + row * (cell + GAP)
-        pixels = images[row].cpu().permute(1, 2, 0).contiguous().numpy()
-        image = Image.fromarray(pixels).resize((cell, cell), Image.Resampling.BICUBIC)
-        hidden = _enlarge(masked[row], cell)[..., None]
-        cells = (
-            np.asarray(image),
-            np.where(hidden, np.array(GREY, np.uint8), np.asarray(image)),
-            _enlarge(teacher_colours[row].reshape(*grid, 3), cell),
-            _faded(_enlarge(prediction_colours[row].reshape(*grid, 3), cell), hidden),
-        )
-        for column, pixels in enumerate(cells):
-            left = GAP + column * (cell + GAP)
-            canvas.paste(Image.fromarray(pixels), (left, top))
-            draw.rectangle((left - 1, top - 1, left + cell, top + cell), outline=FRAME)
-        inside = masked[row].reshape(-1)
-        if inside.any():
-            text = f"{cosine[row][inside].mean():+.2f}"
-            draw.text((4 * (cell + GAP) + GAP, top + cell / 2 - 9), text, INK, font)
-    _write(canvas, Path(path))
+def cell_side(side: int) -> int:
+    """Side in pixels at which images of `side` pixels are drawn."""
+    return side * max(1, -(-CELL // side))
+
+
+def _resized(pixels: np.ndarray, cell: int) -> Image.Image:
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return (
+        image
+        if image.size == (cell, cell)
+        else image.resize((cell, cell), Image.Resampling.BICUBIC)
+    )
 
 
 def _check(images, mask, teacher, prediction, grid) -> None:
@@ -111,7 +149,7 @@ def _masked(mask: Tensor, grid: tuple[int, int]) -> np.ndarray:
     return flags.view(-1, *grid).numpy()
 
 
-def _pca_colours(teacher: Tensor, prediction: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def pca_colours(teacher: Tensor, prediction: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Unit vectors [n,N,C] of both -> uint8 [n,N,3]; basis and scale from the teacher's alone."""
     rows = teacher.flatten(0, 1).double()
     mean = rows.mean(0)
@@ -143,10 +181,3 @@ def _enlarge(grid_values: np.ndarray, side: int) -> np.ndarray:
 def _faded(pixels: np.ndarray, keep: np.ndarray) -> np.ndarray:
     faint = (255 - (255 - pixels.astype(np.float32)) * (1 - FADE)).astype(np.uint8)
     return np.where(keep, pixels, faint)
-
-
-def _write(canvas: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    canvas.save(partial, format="PNG", optimize=True)
-    os.replace(partial, path)

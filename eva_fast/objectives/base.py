@@ -1,0 +1,179 @@
+"""`Objective`: all that a training run does not know by itself.
+
+A run is a loader, a frozen teacher, one trained module and a loop. An objective says what they are
+about: which sample, what of the teacher, which module, which loss. It holds no tensors: all that
+trains or moves with training (a projector, a codebook as a buffer) is in the module, so that
+checkpoints, optimiser, EMA and gradient norm need to see only that.
+
+The methods are called in this order: `sample`, `request`, `build`, `example`, then `start` once in
+a run, `loss` and `after_step` in every step, `picture`, `exported`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from eva_fast.data.engine import Batch
+from eva_fast.files import atomic_write
+from eva_fast.model import EvaViT, ModelSizes, create_model
+from eva_fast.model.export import load_weights, save_weights
+from eva_fast.objectives.picture import save_columns
+from eva_fast.objectives.request import Request
+
+if TYPE_CHECKING:
+    from eva_fast.config import Config
+
+SIZE_OPTIONS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden")
+CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 8, 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What is known of a run before anything is built."""
+
+    config: "Config"
+    sizes: ModelSizes
+    """Of the student; `predict_dim` is the preset's, since the teacher is not known yet."""
+    device: torch.device
+    compute_dtype: torch.dtype
+    """Of the student's blocks and of the teacher."""
+
+    def student(self, predict_dim: int) -> EvaViT:
+        """The student that the options name, with a head of that width, random values."""
+        model = self.config.model
+        return create_model(
+            model.model,
+            **{name: getattr(model, name) for name in SIZE_OPTIONS},
+            predict_dim=predict_dim,
+            drop_path=model.drop_path,
+            compute_dtype=self.compute_dtype,
+            kernels=self.config.run.kernels,
+        )
+
+
+class Objective:
+    """What is trained towards what. Derive from it, say `build` and `loss`, and what else differs."""
+
+    name = "objective"
+    metrics: tuple[str, ...] = ()
+    """Names of what `loss` measures beside the loss; `metrics.jsonl` holds their means."""
+
+    def sample(self, setting: Setting) -> dict[str, Any]:
+        """What one training sample consists of, as options of `eva_fast.data.build_loader`: the
+        same for training, `start` and pictures. ValueError for options that do not fit together."""
+        data, sizes = setting.config.data, setting.sizes
+        return dict(
+            image_size=sizes.img_size,
+            patch_size=sizes.patch_size,
+            mask_count=1,
+            scale=data.crop_scale,
+            ratio=data.crop_ratio,
+            flip=data.flip,
+        )
+
+    def request(self, setting: Setting) -> Request | None:
+        """What the teacher is asked for in every step; None: there is no teacher."""
+        return None
+
+    def build(self, setting: Setting, teacher: nn.Module | None) -> nn.Module:
+        """The module that trains, on the CPU, its values from torch's global random state. Its
+        `no_weight_decay()`, and that of modules in it, name parameters without weight decay beside
+        biases and those of one dimension."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it builds")
+
+    def loss(
+        self, module: nn.Module, batch: Batch, target: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(mean loss of a micro-batch, measurements of `metrics`), scalars on the device.
+
+        target: the answer to `request`. Nothing here may wait for the device."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its loss is")
+
+    def start(
+        self,
+        module: nn.Module,
+        teacher: nn.Module | None,
+        setting: Setting,
+        batches: Callable[[int], Iterator[Batch]],
+    ) -> None:
+        """Called once, before the first step of a run and never when it is resumed.
+
+        `batches(size)` iterates over the first batches of the run's images. Here it calibrates the
+        teacher where that is asked for."""
+        request = self.request(setting)
+        if request is not None and request.calibrated:
+            with closing(batches(CALIBRATION_BATCH_SIZE)) as found:  # type: ignore[type-var]
+                teacher.calibrate(found, CALIBRATION_BATCHES)  # type: ignore[union-attr, operator]
+
+    def after_step(self, module: nn.Module, applied: Tensor) -> None:
+        """Called without gradients after each optimiser step, once however many micro-batches it
+        had. applied: bool [] on the device; where it is False the step was skipped and nothing may
+        move (`torch.where`)."""
+
+    def exported(self, module: nn.Module) -> nn.Module:
+        """The part of the module that is handed on: `model.safetensors`, `PretrainResult.model`. A
+        student is written in official naming, anything else as its state dict names it."""
+        return module
+
+    def example(
+        self, setting: Setting, teacher: nn.Module | None, size: int
+    ) -> tuple[Batch, Tensor | None]:
+        """A micro-batch of noise of `size` images and its target, on the device: kernels are timed
+        on it. The shapes are those of `sample` and `request`."""
+        sample, device, request = self.sample(setting), setting.device, self.request(setting)
+        side, count = sample["image_size"], sample["mask_count"]
+        images = torch.randint(256, (size, 3, side, side), dtype=torch.uint8, device=device)
+        mask = torch.arange(count, dtype=torch.int32, device=device).repeat(size, 1)
+        number = torch.arange(size)
+        target = None
+        if request is not None and teacher is not None:
+            patches = setting.sizes.num_patches
+            rows = (size * count,) if request.rows == "masked" else (size, patches)
+            target = torch.randn(*rows, int(teacher.dim), device=device)  # type: ignore[arg-type]
+        return Batch(images, mask, number, torch.zeros_like(number)), target
+
+    def alternatives(
+        self, module: nn.Module, batch: Batch, target: Tensor | None
+    ) -> dict[str, dict[str, Callable[[], Any]]]:
+        """{op: {kind: forward and backward}} of ops that replace a part of the step which the step
+        itself does not run, so that they are timed too."""
+        return {}
+
+    def picture(
+        self, path: Path, module: nn.Module, teacher: nn.Module | None, batch: Batch
+    ) -> None:
+        """Writes what a person looks at to see whether the run learns, as PNG. The module is in
+        evaluation mode and there are no gradients."""
+        save_columns(path, {"image": batch.images})
+
+    def initialise(self, module: nn.Module, path: Path) -> None:
+        """Starts the exported part from a weight file (the option `init_from`). ValueError where
+        it does not fit."""
+        part: Any = self.exported(module)
+        part.load_official(load_weights(path)[0])
+
+    def save(
+        self, module: nn.Module, path: Path, weights: dict[str, Tensor] | None = None
+    ) -> nn.Module:
+        """Writes the exported part as safetensors and returns it. weights: {name in `module`:
+        value} to take instead of the module's own, an average of them say."""
+        part = self.exported(module)
+        (prefix,) = [name + "." if name else "" for name, m in module.named_modules() if m is part]
+        own = {
+            name.removeprefix(prefix): value
+            for name, value in (weights or {}).items()
+            if name.startswith(prefix)
+        }
+        if isinstance(part, EvaViT):
+            save_weights(part, path, own)
+        else:
+            tensors = {**part.state_dict(), **own}
+            with atomic_write(path) as draft:
+                save_file({k: t.detach().float().cpu() for k, t in tensors.items()}, draft)
+        return part

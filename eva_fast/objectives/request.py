@@ -1,0 +1,105 @@
+"""What an objective asks of the frozen teacher, and the call that answers it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eva_fast.errors import UsageError
+
+if TYPE_CHECKING:
+    from eva_fast.objectives.base import Setting
+
+Ask = Callable[[Any], Tensor | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """Which of the teacher's features an objective compares with."""
+
+    rows: Literal["masked", "all"] = "masked"
+    """masked: [M,C], row-major over (image, masked patch). all: [B,N,C]."""
+    cls: bool = False
+    """Whether the CLS token's row comes first."""
+    point: Literal["proj", "norm", "code"] = "proj"
+    """proj: as the teacher gives features to others (CLIP: after `ln_post`, times `proj`); norm:
+    after its own last norm; code: indices of a tokenizer, int64, `dim` of them."""
+    norm_after: Literal["none", "layer_norm", "calibrated"] = "none"
+    """layer_norm: each row to mean 0 and deviation 1 over its channels, without weights, eps 1e-5.
+    calibrated: each channel to mean 0 and deviation 1, measured once at the start."""
+
+    @property
+    def calibrated(self) -> bool:
+        return self.norm_after == "calibrated"
+
+
+def open_teacher(given: Any, request: Request | None, setting: "Setting") -> nn.Module | None:
+    """The teacher that answers `request`, frozen, on the run's device and in its dtype; None where
+    nothing is asked.
+
+    given: what `eva_fast.load_teacher` takes, or a module. ValueError where it cannot give what is
+    asked, or is of another grid than the student.
+    """
+    if request is None:
+        return None
+    if isinstance(given, nn.Module):
+        _check_module(given, request, setting.sizes.grid)
+        teacher = given.to(setting.device).eval()
+    else:
+        from eva_fast.teachers import load_teacher
+
+        dtype = setting.compute_dtype
+        teacher = load_teacher(
+            given, grid=setting.sizes.grid, device=str(setting.device), whiten=request.calibrated,
+            dtype=None if dtype == torch.float32 else dtype,
+        )  # fmt: skip
+    _check_answers(teacher, request)
+    return teacher
+
+
+def answer(teacher: nn.Module | None, request: Request | None) -> Ask:
+    """The function batch -> target of a training step; it gives None where nothing is asked."""
+    if teacher is None or request is None:
+        return lambda batch: None
+    masked = request.rows == "masked"
+
+    @torch.no_grad()
+    def ask(batch: Any) -> Tensor:
+        rows = teacher(batch.images, batch.mask) if masked else teacher(batch.images)
+        return F.layer_norm(rows, rows.shape[-1:]) if request.norm_after == "layer_norm" else rows
+
+    return ask
+
+
+def _check_module(teacher: nn.Module, request: Request, grid: tuple[int, int]) -> None:
+    if not hasattr(teacher, "dim"):
+        raise UsageError(
+            "a teacher module needs `dim`, its feature width, and to be called as "
+            "teacher(images, mask=None) -> [B,N,dim] or [masked rows,dim]"
+        )
+    if request.calibrated and not hasattr(teacher, "calibrate"):
+        raise UsageError("whiten=True needs a teacher of load_teacher, or one with `calibrate`")
+    own = getattr(teacher, "grid", grid)
+    if tuple(own) != grid:
+        raise UsageError(
+            f"the teacher's patches are a {own[0]}x{own[1]} grid, the student's {grid[0]}x{grid[1]}: "
+            f"load_teacher(..., grid={grid}) makes one that fits"
+        )
+
+
+def _check_answers(teacher: nn.Module, request: Request) -> None:
+    """A teacher says in `point` what it gives, if not `proj`; none gives a CLS row yet."""
+    name, point = (
+        getattr(teacher, "name", type(teacher).__name__),
+        getattr(teacher, "point", "proj"),
+    )
+    if request.cls:
+        raise UsageError(f"the objective asks for a CLS row, which teacher {name!r} does not give")
+    if request.point != point:
+        raise UsageError(
+            f"the objective asks for features at {request.point!r}; teacher {name!r} gives them at "
+            f"{point!r}"
+        )

@@ -1,0 +1,1 @@
+"""Commands as functions that are read top to bottom."""

@@ -1,0 +1,143 @@
+"""`pretrain()`: the whole recipe of pre-training, top to bottom.
+
+Heavy imports are inside the functions: importing eva_fast and wrong options cost no time.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eva_fast.config import Config
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainResult:
+    """What a run leaves behind."""
+
+    out: Path
+    """The run's folder."""
+    checkpoint: Path
+    """The newest checkpoint, from which `resume='auto'` goes on."""
+    weights: Path
+    """`model.safetensors`: what the objective hands on; of the student in official naming."""
+    picture: Path
+    """PNG of what the objective shows: images, masks, teacher features and predictions, say."""
+    metrics: dict[str, Any]
+    """The last line of `metrics.jsonl`; `first_loss` is the loss of the first line."""
+    model: "nn.Module"
+    """What was written to `weights`, in evaluation mode."""
+    stopped_by: str | None = None
+    """Name of the signal that ended the run early, or None."""
+
+
+def pretrain(
+    data: Any = "builtin",
+    model: str = "eva_ti_patch16_96",
+    teacher: Any = "hog",
+    out: Path | str | None = None,
+    **options: Any,
+) -> PretrainResult:
+    """Pre-trains a student to predict a frozen teacher's features of masked patches (EVA, CVPR 2023),
+    or towards another objective.
+
+    Args:
+        data: "builtin", a folder, folders with weights, a text file of paths, tar shards, or a
+            map-style dataset (`eva_fast.data.open_source` has the details).
+        model: name of the student, for example "eva_g_patch14_224".
+        teacher: "hog", a CLIP file or folder, a name such as "openai/ViT-L-14", or a teacher module
+            (`eva_fast.load_teacher`).
+        out: folder of the run; by default runs/MODEL-TIME.
+        options: any field of the classes in `eva_fast.config`: sizes, `batch_size`, `steps`, `lr`,
+            `objective` (a name of `eva_fast.objectives.OBJECTIVES`, or a class or instance of one's
+            own), ...
+
+    Returns:
+        PretrainResult with paths, last metrics and the trained model.
+
+    Raises:
+        ValueError, FileNotFoundError: a wrong option, path or file; before training where possible.
+        RuntimeError: too many unreadable images, a worker died, or too many steps in a row were not
+            finite (`NonFiniteError`); the run can be resumed.
+    """
+    named = {"data": data, "model": model, "teacher": teacher, "out": out}
+    return run(Config.from_options({**named, **options}))
+
+
+def run(config: Config, on_step: Callable[[int], object] | None = None) -> PretrainResult:
+    """`pretrain` for a ready configuration. on_step: called with the number of finished steps after
+    each."""
+    import torch
+
+    from eva_fast.data import build_loader, open_source
+    from eva_fast.layers import drop_copies
+    from eva_fast.objectives import open_objective
+    from eva_fast.objectives.request import answer, open_teacher
+    from eva_fast.train import RunLength, TrainState, TrainStep, checkpoint, train
+    from eva_fast.train.examples import Examples
+    from eva_fast.train.folder import last_metrics, open_folder, write_header
+    from eva_fast.train.kernels import settle_kernels
+    from eva_fast.train.resolve import check_run, loader_options, sample_options, setting_of
+    from eva_fast.train.telemetry import Telemetry
+
+    setting = setting_of(config)
+    device, objective = setting.device, open_objective(config.objective.objective)
+    sample, request = sample_options(setting, objective), objective.request(setting)
+    check_run(config, device)
+    source = open_source(config.data.data)
+    teacher = open_teacher(config.teacher.teacher, request, setting)
+
+    out, resume_from = open_folder(config)
+    torch.manual_seed(config.run.seed)
+    module = objective.build(setting, teacher).to(device)
+    if resume_from is None and config.model.init_from is not None:
+        objective.initialise(module, config.model.init_from)
+
+    with build_loader(source, **sample, **loader_options(setting, out)) as loader:
+        state = TrainState.begin(setting, objective, module, teacher, loader)
+        step = TrainStep(
+            state, objective, answer(teacher, request),
+            clip_grad=config.optim.clip_grad, accumulate=config.optim.accumulate,
+        )  # fmt: skip
+        before = resume_from and checkpoint.read_state(resume_from)
+        kept = before["kernels"] if before else None
+        state.kernels = settle_kernels(setting, objective, state, kept=kept)
+        examples = Examples(source, sample, device)
+        length = RunLength.of(config, loader.batches_per_epoch)
+        if resume_from is not None:
+            state.restore(resume_from)
+            log.info("going on from %s, step %d of %d", resume_from, state.step, length.total)
+        else:
+            objective.start(module, teacher, setting, examples.batches)
+        write_header(out, config, module, device)
+
+        def draw(path: Path) -> Path:
+            return examples.draw(path, objective, module, teacher)
+
+        with Telemetry(
+            out, first_step=state.step, total=length.total,
+            track=config.run.track, progress=config.run.progress,
+        ) as telemetry:  # fmt: skip
+            stopped_by = train(step, length, config, out, telemetry, picture=draw, on_step=on_step)
+
+    drop_copies(module.eval())
+    weights = out / "model.safetensors"
+    student = objective.save(module, weights)
+    if state.ema is not None:
+        objective.save(module, out / "model_ema.safetensors", state.ema.weights)
+    return PretrainResult(
+        out=out,
+        checkpoint=checkpoint.steps_in(out / "checkpoints")[-1],
+        weights=weights,
+        picture=draw(out / "picture.png"),
+        metrics=last_metrics(out),
+        model=student,
+        stopped_by=stopped_by,
+    )

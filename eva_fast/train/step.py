@@ -1,0 +1,103 @@
+"""The training step: the one that a run makes, benchmarks time and the choice of kernels watches.
+
+    for each micro-batch:  target = teacher's answer;  backward of the scaled loss / micro-batches
+    norm of all gradients -> clip, AdamW, or nothing where loss or norm is not finite
+    the objective's own update, moving average, sums for the next log point
+
+Nothing in it waits for the device, and what never changes is made at set-up. All that it changes
+is written in place, so that a step can be captured as a CUDA graph.
+"""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from eva_fast.objectives.base import Objective
+from eva_fast.objectives.request import Ask
+from eva_fast.train.optimizer import gradient_norm
+from eva_fast.train.state import TrainState
+
+
+class Outcome(NamedTuple):
+    """What a step says of itself, on the device. The next step overwrites `loss`."""
+
+    loss: Tensor
+    """float32 [], mean over the batch."""
+    norm: Tensor
+    """float32 [], of the gradients before clipping."""
+    applied: Tensor
+    """bool [], False where the step was skipped."""
+
+
+class TrainStep:
+    """One optimiser step on one batch, which moves `state`.
+
+    Args:
+        state: module, optimiser, guard, moving average and sums that the step changes in place.
+        objective: gives the loss of a micro-batch, and moves what it moves after the step.
+        ask: batch -> target (`eva_fast.objectives.request.answer`).
+        clip_grad: largest global gradient norm; 0 turns clipping off.
+        accumulate: micro-batches a step; divides the batch size.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        objective: Objective,
+        ask: Ask,
+        *,
+        clip_grad: float,
+        accumulate: int = 1,
+    ):
+        self.state, self.objective, self.ask = state, objective, ask
+        self.clip_grad, self.accumulate = clip_grad, accumulate
+        self._parameters = [p for p in state.module.parameters() if p.requires_grad]
+        updated = {p for group in state.optimizer.param_groups for p in group["params"]}
+        if not updated or updated != set(self._parameters):
+            raise ValueError("the optimiser must hold the parameters of the module that train")
+        self._loss = torch.zeros((), device=state.device)
+
+    def __call__(self, batch: Any, rate: float) -> Outcome:
+        """Trains on `batch` with learning rate `rate`."""
+        state = self.state
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        loss, metrics = self._gradients(batch)
+        norm = state.guard.unscale(gradient_norm(self._parameters))
+        applied = state.guard.step(state.optimizer, loss, norm, self.clip_grad)
+        with torch.no_grad():
+            self.objective.after_step(state.module, applied)
+        if state.ema is not None:
+            state.ema.update(applied)
+        state.sums.add(applied, loss, norm, metrics)
+        state.step += 1
+        return Outcome(loss, norm, applied)
+
+    def _gradients(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Leaves the gradients of the scaled loss in the parameters; (mean loss, mean metrics)."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        loss, parts = self._loss.zero_(), self.accumulate
+        metrics: dict[str, Tensor] = {}
+        for part in micro_batches(batch, parts):
+            value, measured = self.objective.loss(self.state.module, part, self.ask(part))
+            value = value / parts
+            self.state.guard.scale(value).backward()
+            loss += value.detach()
+            for name in self.state.sums.metrics:
+                found = measured[name].detach() / parts
+                metrics[name] = metrics[name] + found if name in metrics else found
+        return loss, metrics
+
+
+def micro_batches(batch: Any, count: int) -> Iterator[Any]:
+    """`batch` in `count` parts of equal size, in order."""
+    if count == 1:
+        yield batch
+        return
+    names = [field.name for field in fields(batch)]
+    for values in zip(*(getattr(batch, name).chunk(count) for name in names), strict=True):
+        yield type(batch)(**dict(zip(names, values)))
