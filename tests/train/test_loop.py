@@ -1,82 +1,117 @@
-"""The loop on a GPU: the losses of the CPU, and no step that waits for the device."""
+"""The loop by itself, on a fake objective and loader: what it writes, how it ends, how it goes on."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
-import eva_fast
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-]
-TINY = dict(
-    model="eva_ti_patch8_64",
-    embed_dim=64,
-    depth=3,
-    num_heads=2,
-    mlp_hidden=160,
-    drop_path=0.0,
-    batch_size=16,
-    steps=12,
-    lr=2e-3,
-    workers=0,
-    progress=False,
-)
+from eva_fast.config import Config
+from eva_fast.train import RunLength, checkpoint, train
+from eva_fast.train.guard import NonFiniteError
+from eva_fast.train.telemetry import Telemetry
+from tests.train.fakes import FakeLoader, ask, make_step, snapshot
 
 
-class Noise:
-    """64 images of smooth noise, as uint8 tensors [3, 80, 80]."""
-
-    def __len__(self):
-        return 64
-
-    def __getitem__(self, index):
-        coarse = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(index))
-        smooth = torch.nn.functional.interpolate(coarse, (80, 80), mode="bicubic")
-        return (smooth[0].clamp(0, 1) * 255).to(torch.uint8)
-
-
-def losses(out, **options):
-    result = eva_fast.pretrain(Noise(), out=out, log_every=1, **{**TINY, **options})
-    lines = (result.out / "metrics.jsonl").read_text().splitlines()
-    return torch.tensor([json.loads(line)["loss"] for line in lines])
+def run(out, step, total=10, **options):
+    """Trains; returns what `train` does."""
+    flat = {"batch_size": 4, "log_every": 2, "lr": 1e-2, "device": "cpu", **options}
+    calls = {name: flat.pop(name) for name in ("picture", "on_step") if name in flat}
+    out.mkdir(exist_ok=True)
+    length = RunLength(total=total, warmup=2, steps_per_epoch=5)
+    with Telemetry(
+        out, first_step=step.state.step, total=total, track=False, progress=False
+    ) as telemetry:
+        return train(step, length, Config.from_options(flat), out, telemetry, **calls)
 
 
-@pytest.mark.parametrize(
-    ("precision", "kernels", "tolerance"),
-    [
-        ("fp32", "torch", 1e-3),
-        ("fp32", "triton", 1e-3),
-        ("bf16", "auto", 2e-2),
-        ("fp16", "auto", 2e-2),
-    ],
-)
-def test_the_loss_falls_as_on_the_cpu(tmp_path, precision, kernels, tolerance):
-    on_cpu = losses(tmp_path / "cpu", device="cpu", kernels="torch")
-    on_gpu = losses(tmp_path / "gpu", device="cuda", kernels=kernels, precision=precision)
-    assert on_cpu[-1] < on_cpu[0]
-    torch.testing.assert_close(on_gpu, on_cpu, rtol=0, atol=tolerance)
+def lines(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_no_step_waits_for_the_device(tmp_path, workers):
-    """Between the log points any call that synchronises raises."""
-    done = 0
+def steps(out):
+    return [int(p.name.removeprefix("step_")) for p in checkpoint.steps_in(out / "checkpoints")]
 
-    def count(*_):
-        nonlocal done
-        done += 1
-        watched = 3 <= done < TINY["steps"] - 1  # compiling and the last log point may wait
-        torch.cuda.set_sync_debug_mode("error" if watched else "default")
 
-    hook = register_optimizer_step_post_hook(count)
-    options = {**TINY, "workers": workers, "log_every": 1000, "picture_every": None}
-    try:
-        eva_fast.pretrain(Noise(), out=tmp_path / "run", device="cuda", ema=0.99, **options)
-    finally:
-        hook.remove()
-        torch.cuda.set_sync_debug_mode("default")
-    assert done >= TINY["steps"]
+def test_a_run_to_its_end(tmp_path):
+    seen, drawn = [], []
+    step = make_step()
+    stopped = run(
+        tmp_path, step, total=9, picture_every=4, picture=drawn.append, on_step=seen.append
+    )
+    assert stopped is None and step.state.step == 9 and seen == list(range(1, 10))
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8, 9]
+    assert [path.name for path in drawn] == ["step_000000004.png", "step_000000008.png"]
+    assert steps(tmp_path) == [9]
+    first, *_, last = lines(tmp_path)
+    assert last["loss"] < first["loss"] and last["epoch"] == 1.8
+    assert {"grad_norm", "largest", "lr", "images_per_second", "data_wait"} <= last.keys()
+
+
+def test_rates_follow_the_schedule(tmp_path):
+    run(tmp_path, make_step(), total=6, log_every=1, lr=0.5, min_lr=0.1, warmup_lr=0.0)
+    rates = [line["lr"] for line in lines(tmp_path)]
+    assert rates[0] == 0.0 and rates[1] == 0.5 and rates == [*rates[:2], *sorted(rates[2:])[::-1]]
+
+
+def test_checkpoints_come_when_they_are_due_and_the_newest_stay(tmp_path):
+    run(tmp_path, make_step(), total=10, checkpoint_every=3, keep_checkpoints=2)
+    assert steps(tmp_path) == [9, 10]
+
+
+@pytest.mark.parametrize("at", [3, 4])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, at):
+    whole, first, second = (make_step(loader=FakeLoader(), ema=0.9) for _ in range(3))
+    run(tmp_path / "whole", whole)
+    run(
+        tmp_path / "parts",
+        first,
+        on_step=lambda n: n == at and os.kill(os.getpid(), signal.SIGTERM),
+    )
+    second.state.restore(checkpoint.newest(tmp_path / "parts" / "checkpoints"))
+    run(tmp_path / "parts", second)
+    for a, b in zip(snapshot(second.state), snapshot(whole.state), strict=True):
+        assert torch.equal(a, b)
+    timeless = ("step", "loss", "grad_norm", "largest", "lr")
+    assert [[r[k] for k in timeless] for r in lines(tmp_path / "parts")] == [
+        [r[k] for k in timeless] for r in lines(tmp_path / "whole")
+    ]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_request_to_stop_ends_after_the_step_with_a_checkpoint(tmp_path, name):
+    step = make_step()
+
+    def ask_to_stop(number):
+        if number == 5:
+            os.kill(os.getpid(), getattr(signal, name))
+
+    assert run(tmp_path, step, total=1000, on_step=ask_to_stop) == name
+    assert step.state.step == 5 and steps(tmp_path) == [5]
+
+
+def test_bad_data_leaves_a_checkpoint_of_the_steps_before(tmp_path):
+    with pytest.raises(RuntimeError, match="could not be read"):
+        run(tmp_path, make_step(loader=FakeLoader(bad=6)))
+    assert steps(tmp_path) == [6]
+    step = make_step()
+    step.state.restore(checkpoint.newest(tmp_path / "checkpoints"))
+    assert run(tmp_path, step) is None and steps(tmp_path)[-1] == 10
+
+
+def test_numbers_that_stay_bad_leave_a_checkpoint_with_the_last_good_weights(tmp_path):
+    calls = []
+
+    def poisoned(part):
+        calls.append(1)
+        return ask(part) * (1 if len(calls) <= 3 else float("nan"))
+
+    step = make_step(ask=poisoned)
+    with pytest.raises(NonFiniteError, match="10 steps in a row"):
+        run(tmp_path, step, total=100, log_every=1)
+    assert steps(tmp_path) == [13]
+    assert [line["loss"] is None for line in lines(tmp_path)] == [False] * 3 + [True] * 9
+    other = make_step()
+    other.state.restore(checkpoint.newest(tmp_path / "checkpoints"))
+    assert other.state.module.moved.item() == 3 and other.state.guard.check() == 10
