@@ -177,6 +177,13 @@ class FusedAdamW(torch.optim.AdamW):
             self._update(members, self._rate(lr, device), betas, eps, grad_scale)
         return loss
 
+    def allocate(self) -> None:
+        """Makes the moments of every parameter now, 0 as at their first step: a checkpoint then
+        holds all of them, and a captured step finds them where they stay."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                self._state(p)
+
     def _update(self, members, lr, betas, eps, grad_scale) -> None:
         params = [p for p, _ in members]
         states = [self._state(p) for p in params]

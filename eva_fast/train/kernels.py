@@ -74,7 +74,9 @@ def _unchanged(module: nn.Module, optimizer: FusedAdamW) -> Iterator[None]:
             buffer.copy_(before)
     for group, rate in zip(optimizer.param_groups, rates):
         group["lr"] = rate
-    optimizer.state.clear()
+    for moments in optimizer.state.values():
+        for tensor in moments.values():
+            tensor.zero_()
     optimizer.zero_grad(set_to_none=True)
 
 

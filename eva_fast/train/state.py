@@ -38,6 +38,9 @@ class TrainState:
     kernels: dict[str, str] = field(default_factory=dict)
     """{op: implementation}, kept so that a resumed run rounds as before."""
 
+    def __post_init__(self):
+        self.optimizer.allocate()
+
     @classmethod
     def begin(
         cls,

@@ -145,9 +145,19 @@ def test_a_metric_that_was_promised_must_come():
         run(make_step(Silent()))
 
 
-def test_saved_and_restored_it_goes_on_to_the_same_bits(tmp_path):
+class Idle(Squares):
+    """With a parameter that no loss reaches."""
+
+    def build(self, setting, teacher):
+        module = super().build(setting, teacher)
+        module.idle = torch.nn.Linear(3, 2)
+        return module
+
+
+@pytest.mark.parametrize("objective", [Squares, Idle])
+def test_saved_and_restored_it_goes_on_to_the_same_bits(tmp_path, objective):
     def fresh():
-        return make_step(loader=FakeLoader(), ema=0.9, accumulate=2)
+        return make_step(objective(), loader=FakeLoader(), ema=0.9, accumulate=2)
 
     whole, first, second = fresh(), fresh(), fresh()
     run(whole, range(6))
