@@ -62,7 +62,10 @@ class Eva(Objective):
         student, device = cast(EvaViT, module), batch.images.device
         if dispatch.fused_kind(head.OP, device.type) != "triton":
             return {}
-        dtype, rows = student.precision.dtype(torch.float32, device.type), batch.mask.numel()
+        dtype, rows = (
+            student.precision.dtype(student.pos_embed.dtype, device.type),
+            batch.mask.numel(),
+        )
         x = torch.randn(rows, 1, student.sizes.embed_dim, dtype=dtype, device=device)
         branch, bias = torch.randn_like(x), torch.randn_like(student.lm_head.weight[0])
         stream = Stream(*(t.requires_grad_() for t in (x, branch, bias)))
