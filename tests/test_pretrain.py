@@ -305,6 +305,18 @@ def test_weights_to_start_from(images, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_the_returned_model_computes_with_the_weights_it_is_given(images, tmp_path):
+    """Nothing of the run is left in it: 16-bit copies that the optimiser kept would be stale."""
+    options = {**TINY, "kernels": "auto", "precision": "bf16"}
+    model = eva_fast.pretrain(data=images, out=tmp_path / "run", steps=2, **options).model
+    torch.manual_seed(1)
+    sizes = {k: getattr(model.sizes, k) for k in model.sizes.__dataclass_fields__}
+    other = eva_fast.create_model(**sizes, compute_dtype=torch.bfloat16).eval()
+    model.load_state_dict(other.state_dict())
+    pixels = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.forward_features(pixels), other.forward_features(pixels))
+
+
 def test_tensorboard_files(images, tmp_path):
     pytest.importorskip("tensorboard", reason="needs eva-fast[track]")
     eva_fast.pretrain(data=images, out=tmp_path / "run", steps=2, track=True, **TINY)

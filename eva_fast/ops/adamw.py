@@ -137,6 +137,46 @@ def gradient_scale(
     return norm, torch.where(torch.isfinite(norm), unscale * clip, math.nan)
 
 
+class _Call:
+    """The parameters of one call of `adamw` and all that belongs to them, in lists."""
+
+    def __init__(self, group: int):
+        self.group = group
+        self.params: list[Tensor] = []
+        self.copies: list[Tensor] = []
+        self.exp_avgs: list[Tensor] = []
+        self.exp_avg_sqs: list[Tensor] = []
+        self.steps: list[Tensor] = []
+        self.decays: list[float] = []
+        self.noted: list[tuple[Tensor, Tensor]] = []
+        """Copies, each with the parameter that the call rounds into it."""
+        self.sharded = False
+
+    def add(
+        self, p: Tensor, copy: Tensor | None, state: dict[str, Tensor], weight_decay: float
+    ) -> None:
+        self.params.append(p)
+        self.sharded |= _is_sharded(p)
+        self.exp_avgs.append(state["exp_avg"])
+        self.exp_avg_sqs.append(state["exp_avg_sq"])
+        self.steps.append(state["step"])
+        self.decays.append(weight_decay)
+        if copy is not None:
+            self.copies.append(copy)
+            self.noted.append((copy, p))
+
+    def arguments(self) -> list[Any]:
+        """The lists as `adamw` takes them, with the gradients as they are now; of sharded tensors
+        this process's shards."""
+        lists: list[Any] = [
+            *(self.params, self.copies, [p.grad for p in self.params]),
+            *(self.exp_avgs, self.exp_avg_sqs),
+        ]
+        if self.sharded:
+            lists = [[t.to_local() if _is_sharded(t) else t for t in tensors] for tensors in lists]
+        return [*lists, self.steps, self.decays]
+
+
 class FusedAdamW(torch.optim.AdamW):
     """torch.optim.AdamW in one pass over memory; its state dict and torch's are interchangeable.
 
@@ -158,6 +198,8 @@ class FusedAdamW(torch.optim.AdamW):
     ):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         self.copies = dict(copies or {})
+        self._key: Any = None
+        self._calls: list[_Call] = []
 
     @torch.no_grad()
     def step(self, closure=None, *, grad_scale: Tensor | None = None):  # type: ignore[override]
@@ -166,15 +208,15 @@ class FusedAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        calls: dict[Any, list[tuple[Tensor, float]]] = {}
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    key = (group["lr"], tuple(group["betas"]), group["eps"], p.device)
-                    members = calls.setdefault((*key, p in self.copies), [])
-                    members.append((p, group["weight_decay"]))
-        for (lr, betas, eps, device, _), members in calls.items():
-            self._update(members, self._rate(lr, device), betas, eps, grad_scale)
+        for call in self._ready_calls():
+            group, steps = self.param_groups[call.group], call.steps
+            lr = self._rate(group["lr"], steps[0].device)
+            # a skipped step (scale not finite) does not count
+            taken = 1 if grad_scale is None else torch.isfinite(grad_scale).float()
+            torch._foreach_add_(steps, taken)
+            _op(*call.arguments(), lr, *group["betas"], group["eps"], grad_scale)
+            for copy, parameter in call.noted:
+                kept.note(copy, parameter)
         return loss
 
     def allocate(self) -> None:
@@ -184,29 +226,44 @@ class FusedAdamW(torch.optim.AdamW):
             for p in group["params"]:
                 self._state(p)
 
-    def _update(self, members, lr, betas, eps, grad_scale) -> None:
-        params = [p for p, _ in members]
-        states = [self._state(p) for p in params]
-        steps = [s["step"] for s in states]
-        # a skipped step (scale not finite) does not count
-        taken = 1 if grad_scale is None else torch.isfinite(grad_scale).float()
-        torch._foreach_add_(steps, taken)
-        adamw(
-            _local(params),
-            _local([self.copies[p] for p in params if p in self.copies]),
-            _local([p.grad for p in params]),
-            _local([s["exp_avg"] for s in states]),
-            _local([s["exp_avg_sq"] for s in states]),
-            steps,
-            [decay for _, decay in members],
-            lr,
-            betas,
-            eps,
-            grad_scale,
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._key = None  # other moments
+
+    def _ready_calls(self) -> list["_Call"]:
+        """The calls of `adamw` that make up a step: gathered and checked when something changed, as
+        which parameters have gradients or which groups share their settings; else the last step's."""
+        groups, grads = self.param_groups, []
+        settings = []
+        for group in groups:
+            grads += [p.grad is not None for p in group["params"]]
+            lr = group["lr"]
+            lr = id(lr) if isinstance(lr, Tensor) else lr
+            settings.append((lr, tuple(group["betas"]), group["eps"]))
+        key = (
+            [settings.index(s) for s in settings],
+            [group["weight_decay"] for group in groups],
+            grads,
+            len(self.state),
         )
-        for p in params:
-            if p in self.copies:
-                kept.note(self.copies[p], p)
+        if key != self._key:
+            self._calls = self._gather(key[0])
+            self._key = (*key[:3], len(self.state))
+        return self._calls
+
+    def _gather(self, shares: list[int]) -> list["_Call"]:
+        """shares: of each group, the first one with the same settings."""
+        calls: dict[Any, _Call] = {}
+        for first, group in zip(shares, self.param_groups):
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                copy = self.copies.get(p)
+                call = calls.setdefault((first, p.device, copy is not None), _Call(first))
+                call.add(p, copy, self._state(p), group["weight_decay"])
+        for call in calls.values():
+            _check(*call.arguments())
+        return list(calls.values())
 
     def _state(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]
@@ -224,9 +281,9 @@ class FusedAdamW(torch.optim.AdamW):
         return torch.full((), lr, device=device)
 
 
-def _local(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """This process's shards of sharded tensors; plain tensors as they are."""
-    return [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
+def _is_sharded(tensor: Tensor) -> bool:
+    """Whether this is a DTensor; asked for without importing torch.distributed."""
+    return hasattr(tensor, "to_local")
 
 
 def _check(params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays) -> None:
