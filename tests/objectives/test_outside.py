@@ -1,6 +1,9 @@
-"""An objective given from outside, through the public seam alone: tests/objectives/pixels.py."""
+"""The objective that docs/extend/objective.md adds from outside, through the public seam alone."""
 
+import importlib
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,20 +16,18 @@ from safetensors.torch import load_file
 
 import eva_fast
 from eva_fast.evaluate.students import load_student
-from tests.objectives.pixels import Pixels
 
 OPTIONS = dict(
     data="builtin", model="eva_ti_patch8_32", embed_dim=32, depth=2, num_heads=2, mlp_hidden=48,
     batch_size=8, accumulate=2, workers=0, device="cpu", kernels="torch", progress=False, ema=0.9,
     steps=20, log_every=1, checkpoint_every=6, lr=3e-3,
 )  # fmt: skip
-ROOT = Path(__file__).parent.parent.parent
+PAGE = Path(__file__).parents[2] / "docs" / "extend" / "objective.md"
 KILLED = f"""
 import os, signal, sys
-import eva_fast
-from tests.objectives.pixels import Pixels
+import eva_fast, pixels
 
-class Dying(Pixels):
+class Dying(pixels.Pixels):
     steps = 0
     def after_step(self, module, applied):
         super().after_step(module, applied)
@@ -34,13 +35,33 @@ class Dying(Pixels):
         if self.steps == 15:
             os.kill(os.getpid(), signal.SIGKILL)
 
-Dying.__module__, Dying.__qualname__ = Pixels.__module__, Pixels.__qualname__
+Dying.__module__, Dying.__qualname__ = "pixels", "Pixels"
 eva_fast.pretrain(objective=Dying, out=sys.argv[1], **{OPTIONS!r})
 """
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def folder(tmp_path_factory):
+    """Where the page's first block of code lies as pixels.py."""
+    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)[0]
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 60
+    folder = tmp_path_factory.mktemp("outside")
+    (folder / "pixels.py").write_text(code)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def Pixels(folder):
+    sys.path.insert(0, str(folder))
+    try:
+        yield importlib.import_module("pixels").Pixels
+    finally:
+        sys.path.remove(str(folder))
+        del sys.modules["pixels"]
+
+
+@pytest.fixture(scope="module")
+def trained(Pixels, tmp_path_factory):
     out = tmp_path_factory.mktemp("pixels") / "run"
     return eva_fast.pretrain(objective=Pixels(), out=out, **OPTIONS)
 
@@ -49,17 +70,13 @@ def lines(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_it_is_short():
-    assert len((Path(__file__).parent / "pixels.py").read_text().splitlines()) <= 60
-
-
 def test_it_learns_without_a_teacher(trained):
     found = lines(trained.out)
     assert sum(r["loss"] for r in found[-5:]) < 0.8 * sum(r["loss"] for r in found[:5])
     assert found[-1]["colours_off"] < found[0]["colours_off"]
     assert Image.open(trained.picture).size[0] > 2 * 208
     again = eva_fast.config.Config.from_yaml(trained.out / "config.yaml").objective.objective
-    assert again == "tests.objectives.pixels.Pixels object"
+    assert again == "pixels.Pixels object"
 
 
 def test_what_it_exports_is_a_student_that_others_load(trained):
@@ -73,8 +90,9 @@ def test_what_it_exports_is_a_student_that_others_load(trained):
     assert not torch.equal(average["norm.weight"], student.norm.weight)
 
 
-def test_killed_and_resumed_it_ends_with_the_same_bytes(trained, tmp_path):
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT)
+def test_killed_and_resumed_it_ends_with_the_same_bytes(trained, Pixels, folder, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=environment)
     assert done.returncode == -signal.SIGKILL
     again = eva_fast.pretrain(objective=Pixels, out=tmp_path, resume="auto", **OPTIONS)
     for name in ("model.safetensors", "model_ema.safetensors", "picture.png"):
@@ -84,7 +102,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(trained, tmp_path):
     assert a == b
 
 
-def test_kernels_are_chosen_on_it(tmp_path, monkeypatch):
+def test_kernels_are_chosen_on_it(Pixels, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     options = {**OPTIONS, "kernels": "auto", "steps": 2}
     run = eva_fast.pretrain(objective=Pixels, out=tmp_path / "run", **options)
