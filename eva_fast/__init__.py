@@ -25,6 +25,7 @@ _MODULES = (
     "plan",
     "teachers",
     "train",
+    "weights",
 )
 
 __all__ = ["PretrainResult", "__version__", "pretrain", *_HOME, *_MODULES]

@@ -12,6 +12,6 @@ def export(run: Name, out: Path) -> None:
         run: a run's folder, one of its checkpoints, or a weights file.
         out: the file to write.
     """
-    from eva_fast.export import export_weights
+    from eva_fast.recipes.export import export_weights
 
     print(export_weights(run, out))

@@ -1,4 +1,4 @@
-"""A trained student from a run's folder or a weight file, ready to give features."""
+"""A trained student from a run's folder, a checkpoint or a weight file, ready to give features."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -9,11 +9,11 @@ import yaml
 
 from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.model import EvaViT, ModelSizes, create_model, sizes_of
-from eva_fast.model.export import SIZE_NAMES, infer_sizes, load_weights
+from eva_fast.train import checkpoint
+from eva_fast.weights import infer_sizes, read_student
+from eva_fast.weights.student import PRETRAINING_ONLY, SIZE_NAMES
 
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
-# What features do not need: weights of fine-tuned models lack it.
-PRETRAINING_ONLY = ("mask_token", "lm_head.weight", "lm_head.bias")
 RANDOM_INIT_SEED = 0
 
 
@@ -47,15 +47,31 @@ def run_config(weights: Path) -> dict[str, Any]:
 def load_student(weights: Path, device: torch.device) -> EvaViT:
     """The model of a weight file, in evaluation mode. Sizes are the tensors'; the number of heads
     is the file's own metadata's, else that of the run's config.yaml, else the usual head width's."""
-    state, metadata = load_weights(weights)
+    state, metadata = read_student(weights)
     known: dict[str, object] = dict(metadata)
-    config = run_config(weights)
-    if "num_heads" not in known and config.get("model"):
-        chosen = {name: config.get(name) for name in SIZE_NAMES if name != "predict_dim"}
-        known["num_heads"] = sizes_of(config["model"], **chosen).num_heads
+    if "num_heads" not in known:
+        known.update(_heads(run_config(weights)))
     model = random_student(infer_sizes(state, known), device)
     own = model.state_dict()
     model.load_official({**{name: own[name] for name in PRETRAINING_ONLY}, **state})
+    return model
+
+
+def load_checkpoint(folder: Path, device: torch.device) -> EvaViT:
+    """The model of one checkpoint of a run, in evaluation mode. UsageError for a damaged one."""
+    fault = checkpoint.fault_of(folder)
+    if fault is not None:
+        raise UsageError(f"checkpoint {folder} is damaged: {fault}")
+    names = checkpoint.names_in(folder)
+    tensors = {
+        name.removeprefix("model."): torch.empty(names[name].size)
+        for name in names
+        if name.startswith("model.")
+    }
+    checkpoint.load(folder, {"model": tensors})
+    known = _heads(checkpoint.read_state(folder)["options"])
+    model = random_student(infer_sizes(tensors, known), device)
+    model.load_official(tensors)
     return model
 
 
@@ -65,3 +81,11 @@ def random_student(sizes: ModelSizes, device: torch.device) -> EvaViT:
         torch.manual_seed(RANDOM_INIT_SEED)
         model = create_model(**asdict(sizes))
     return model.to(device).eval()
+
+
+def _heads(options: dict[str, Any]) -> dict[str, object]:
+    """What a run's options say of the one size that shapes do not show; {} if nothing."""
+    if not options.get("model"):
+        return {}
+    chosen = {name: options.get(name) for name in SIZE_NAMES if name != "predict_dim"}
+    return {"num_heads": sizes_of(options["model"], **chosen).num_heads}

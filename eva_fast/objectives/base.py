@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from eva_fast.data.engine import Batch
-from eva_fast.files import atomic_write
+from eva_fast.errors import UsageError
 from eva_fast.model import EvaViT, ModelSizes, create_model
-from eva_fast.model.export import load_weights, save_weights
 from eva_fast.objectives.picture import save_columns
 from eva_fast.objectives.request import Request
+from eva_fast.weights import initialise, write, write_student
 
 if TYPE_CHECKING:
     from eva_fast.config import Config
@@ -155,8 +154,10 @@ class Objective:
     def initialise(self, module: nn.Module, path: Path) -> None:
         """Starts the exported part from a weight file (the option `init_from`). ValueError where
         it does not fit."""
-        part: Any = self.exported(module)
-        part.load_official(load_weights(path)[0])
+        part = self.exported(module)
+        if not isinstance(part, EvaViT):
+            raise UsageError(f"objective {self.name!r} cannot start from a weight file (init_from)")
+        initialise(part, path)
 
     def save(
         self, module: nn.Module, path: Path, weights: dict[str, Tensor] | None = None
@@ -171,9 +172,8 @@ class Objective:
             if name.startswith(prefix)
         }
         if isinstance(part, EvaViT):
-            save_weights(part, path, own)
+            write_student(part, path, own)
         else:
             tensors = {**part.state_dict(), **own}
-            with atomic_write(path) as draft:
-                save_file({k: t.detach().float().cpu() for k, t in tensors.items()}, draft)
+            write(path, {k: t.detach().float().cpu() for k, t in tensors.items()})
         return part

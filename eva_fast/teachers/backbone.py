@@ -1,4 +1,4 @@
-"""Any torchvision or timm network as a teacher: its last spatial features, one vector a patch.
+"""Any network as a teacher: its last spatial features, one vector a patch.
 
 Where it can be, the input is resized so that the network's own cells fall on the student's patches
 (stride 32: 32 pixels a patch; transformers get their position embedding interpolated). Otherwise
@@ -7,11 +7,9 @@ the network runs at its own size and its feature map is interpolated.
 
 from __future__ import annotations
 
-import copy
 import logging
-import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +17,10 @@ from torch import Tensor, nn
 
 from eva_fast.errors import UsageError
 from eva_fast.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Teacher, select_patches
-from eva_fast.teachers.fold import fold_batch_norms
-from eva_fast.teachers.weights import Weights
 
 logger = logging.getLogger(__name__)
 
-# Top-level modules of torchvision's classifiers that come after the last features.
-_HEADS = {
-    "avgpool", "classifier", "head", "heads", "fc", "flatten", "dropout", "AuxLogits", "aux1",
-    "aux2",
-}  # fmt: skip
 CPU_IMAGES = 8
-_TIMM_HEADS = ("head", "classifier", "fc", "last_linear", "aux", "pre_logits")
 
 
 class FeatureMap(nn.Module):
@@ -133,153 +123,53 @@ def _probe(features: FeatureMap, size: tuple[int, int]) -> tuple[int, int, int] 
         return None
 
 
-def torchvision_teacher(
-    name: str,
-    architecture: str,
-    weights: Weights,
-    grid: tuple[int, int] | None,
-    native: int = 224,
-    whiten: bool = False,
-) -> BackboneTeacher:
-    """A torchvision classifier without its head, with weights from a file."""
-    from torchvision.models import get_model
-
-    # These two learned on inputs normalised otherwise and convert them inside.
-    options: dict[str, Any] = (
-        {"init_weights": False, "transform_input": True}
-        if architecture in ("googlenet", "inception_v3")
-        else {}
-    )
-    model = get_model(architecture, weights=None, **options)
-    state = {_old_densenet(key): weights[key] for key in weights}
-    _load(model, state, weights, architecture, lambda key: key.split(".")[0] in _HEADS)
-
-    def resized(size: tuple[int, int]) -> FeatureMap:
-        from torchvision.models.vision_transformer import interpolate_embeddings
-
-        if not hasattr(model, "image_size") or size[0] != size[1]:
-            raise UsageError(f"{architecture} has no way to another input size")
-        other = get_model(architecture, weights=None, image_size=size[0])
-        table = interpolate_embeddings(size[0], model.patch_size, model.state_dict())
-        other.load_state_dict(table)
-        return _torchvision_features(other.eval(), size[0])
-
-    features = _torchvision_features(model.eval(), native)
-    return BackboneTeacher(name, features, (native, native), grid, resized=resized, whiten=whiten)
-
-
-@torch.no_grad()
-def _torchvision_features(model: nn.Module, size: int) -> FeatureMap:
-    """`model` cut after the last module before its head that gives a map or a token sequence."""
-    from torchvision.models.feature_extraction import create_feature_extractor
-
-    last: list[tuple[str, int]] = []
-    hooks = []
-    for name, module in model.named_modules():
-        if name and name.split(".")[0] not in _HEADS:
-
-            def record(_: nn.Module, __: Any, out: Any, name: str = name) -> None:
-                if isinstance(out, Tensor) and out.ndim in (3, 4) and out.shape[-2] > 1:
-                    last[:] = [(name, out.ndim)]
-
-            hooks.append(module.register_forward_hook(record))
-    try:
-        model(torch.zeros(1, 3, size, size))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not last:
-        raise UsageError(f"{type(model).__name__} has no spatial features")
-    node, ndim = last[0]
-    network = fold_batch_norms(create_feature_extractor(model, {node: "features"}))
-    return FeatureMap(network, prefix=1 if ndim == 3 else 0)
-
-
-class _TimmFeatures(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model.forward_features(images)
-
-
-def timm_teacher(
-    name: str,
-    model: Any,
-    grid: tuple[int, int] | None,
-    whiten: bool = False,
-) -> BackboneTeacher:
-    """A timm model built without a head, its weights loaded."""
-
-    def wrap(inner: Any) -> FeatureMap:
-        last = str(getattr(inner, "output_fmt", "NCHW")).endswith("NHWC")
-        return FeatureMap(_TimmFeatures(inner), last, getattr(inner, "num_prefix_tokens", 0) or 0)
-
-    def resized(size: tuple[int, int]) -> FeatureMap:
-        if not hasattr(model, "set_input_size"):
-            raise UsageError("the model has no way to another input size")
-        other = copy.deepcopy(model)
-        other.set_input_size(img_size=size)
-        return wrap(other)
-
-    config: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    _, height, width = config.get("input_size") or (3, 224, 224)
-    if size := getattr(getattr(model, "patch_embed", None), "img_size", None):
-        height, width = size
-    return BackboneTeacher(
-        name,
-        wrap(model),
-        (height, width),
-        grid,
-        tuple(config.get("mean") or IMAGENET_MEAN),
-        tuple(config.get("std") or IMAGENET_STD),
-        resized,
-        whiten,
-    )
-
-
-def load_timm(model: nn.Module, weights: Weights, architecture: str) -> None:
-    """Load weights into a headless timm model; the file's head is left out."""
-    state = {key: weights[key] for key in weights}
-    _load(model, state, weights, architecture, lambda key: key.startswith(_TIMM_HEADS))
-
-
-def _load(
+def load_backbone(
     model: nn.Module,
-    state: dict[str, Tensor],
-    weights: Weights,
+    weights: Mapping[str, Tensor],
     architecture: str,
     is_head: Callable[[str], bool],
+    where: Path,
 ) -> None:
+    """Load weights into a network strictly, but for its head, which no feature needs.
+
+    Names may stand behind one prefix, as `visual.trunk.` in open_clip's files: then what lies beside
+    it is left out.
+
+    Raises UsageError that names what is missing, unknown or of another shape.
+    """
     own = model.state_dict()
-    body = {
-        key: value
-        for key, value in state.items()
-        if not is_head(key) or (key in own and own[key].shape == value.shape)
-    }
-    shapes = [
+    prefix = common_prefix(weights, [name for name in own if not is_head(name)])
+    body = {}
+    for name, value in weights.items():
+        key = name.removeprefix(prefix)
+        if name.startswith(prefix) and (
+            not is_head(key) or (key in own and own[key].shape == value.shape)
+        ):
+            body[key] = value
+    faults = [
         f"{key} is {list(value.shape)}, not {list(own[key].shape)}"
         for key, value in body.items()
         if key in own and own[key].shape != value.shape
     ]
-    if not shapes:
+    if not faults:
         result = model.load_state_dict(body, strict=False)
         missing = [
             key
             for key in result.missing_keys
             if not is_head(key) and not key.endswith("num_batches_tracked")
         ]
-        unknown = result.unexpected_keys
-        if not missing and not unknown:
-            return
-        shapes = [f"lacks {key}" for key in missing] + [f"unknown {key}" for key in unknown]
-    raise UsageError(
-        f"{weights.path} does not fit {architecture}: {'; '.join(shapes[:4])}"
-        + (f" and {len(shapes) - 4} more" if len(shapes) > 4 else "")
-    )
+        faults = [f"lacks {key}" for key in missing]
+        faults += [f"unknown {key}" for key in result.unexpected_keys]
+    if faults:
+        raise UsageError(
+            f"{where} does not fit {architecture}: {'; '.join(faults[:4])}"
+            + (f" and {len(faults) - 4} more" if len(faults) > 4 else "")
+        )
 
 
-def _old_densenet(key: str) -> str:
-    """torchvision's DenseNet files say `denselayer1.norm.1.weight` for `denselayer1.norm1.weight`."""
-    return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", key)
+def common_prefix(weights: Mapping[str, Tensor], own: list[str]) -> str:
+    """The one prefix behind which `weights` hold every name of `own`; "" where there is none."""
+    longest = max(own, key=len)
+    prefixes = [n[: -len(longest)] for n in weights if n.endswith("." + longest)]
+    whole = [p for p in prefixes if all(p + name in weights for name in own)]
+    return whole[0] if len(whole) == 1 and longest not in weights else ""

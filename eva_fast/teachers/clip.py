@@ -3,7 +3,7 @@
 Radford et al. 2021: patch convolution without bias, class token, learned positions, `ln_pre`,
 pre-norm blocks with QuickGELU x*sigmoid(1.702x) or the exact GELU, `ln_post`, projection. EVA's
 target is `ln_post @ proj` of every patch token; the class token is dropped. Names follow OpenAI's
-state dict; `naming.py` brings other libraries' weights to them.
+state dict; `weights/naming` brings other libraries' weights to them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from eva_fast.layers.patch_embed import patch_rows
 from eva_fast.ops.patchify import patchify
 from eva_fast.teachers.base import Teacher, select_patches
 from eva_fast.teachers.clip_fused import tower_features
+from eva_fast.weights.resize import resize_positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,13 +195,3 @@ class ClipTeacher(Teacher):
         else:
             rows = patch_rows(self.prepare(images), patch, self.compute_dtype)
         return tower_features(self.tower, rows, index)
-
-
-def resize_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Position embedding [1+N,D] of grid `old` for grid `new`: antialiased bicubic, CLS as it is."""
-    if old == new:
-        return table
-    cls, patches = table.split((1, len(table) - 1))
-    patches = patches.T.reshape(1, -1, *old)
-    patches = F.interpolate(patches, new, mode="bicubic", align_corners=False, antialias=True)
-    return torch.cat([cls, patches.flatten(2)[0].T])

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from eva_fast.errors import MissingFileError, UsageError
-from eva_fast.teachers import hub
-from eva_fast.teachers.backbone import load_timm, timm_teacher, torchvision_teacher
 from eva_fast.teachers.base import Teacher, check_grid
 from eva_fast.teachers.clip import ClipTeacher
-from eva_fast.teachers.hints import clip_hints, read_json, timm_hints
+from eva_fast.teachers.clip_file import no_tower, read_clip
 from eva_fast.teachers.hog import HogTeacher
-from eva_fast.teachers.naming import find_scheme, no_tower, read_clip
-from eva_fast.teachers.weights import Weights, read_weights
+from eva_fast.teachers.timm_backbone import timm_models, timm_teacher
+from eva_fast.teachers.torchvision_backbone import torchvision_models, torchvision_teacher
+from eva_fast.weights import Weights, hub, naming, read
+from eva_fast.weights.hints import clip_hints, read_json, timm_hints
 
 logger = logging.getLogger(__name__)
 
@@ -90,17 +90,19 @@ def _clip(name: str, weights: Weights, hints: dict[str, Any], grid: Grid, whiten
 
 
 def _from_path(name: str, path: Path, grid: Grid, whiten: bool) -> Teacher:
-    weights = hub.read_folder(path) if path.is_dir() else read_weights(path)
-    if find_scheme(weights):
+    weights = read(path)
+    if naming.find(weights, naming.CLIP):
         return _clip(name, weights, clip_hints(weights), grid, whiten)
     config = read_json(weights.path.parent / "config.json")
     if architecture := config.get("architecture"):
         options = config.get("model_args") or {}
         return _timm_file(name, str(architecture), weights, grid, whiten, options)
     stem = weights.path.name.partition(".")[0].rpartition("-")[0] or weights.path.stem
-    if stem in _torchvision_models():
+    if stem in torchvision_models():
         return torchvision_teacher(name, stem, weights, grid, whiten=whiten)
-    if (timm_name := _timm_prefix(weights.path.name)) is not None:
+    # timm's own release files begin with the model's name, which can begin with another's.
+    names = [n for n in timm_models() if weights.path.name.startswith(n)]
+    if timm_name := max(names, key=len, default=None):
         return _timm_file(name, timm_name, weights, grid, whiten)
     raise no_tower(weights)
 
@@ -132,10 +134,11 @@ def _hugging_face(name: str, rest: str, grid: Grid, whiten: bool) -> Teacher:
 
 def _torchvision(name: str, rest: str, grid: Grid, whiten: bool) -> Teacher:
     model, _, source = rest.partition(":")
-    if model not in _torchvision_models():
-        raise hub.unknown("torchvision model", model, _torchvision_models())
+    hub.library("torchvision", "torchvision", name)
+    if model not in torchvision_models():
+        raise hub.unknown("torchvision model", model, torchvision_models())
     if _is_file(source):
-        return torchvision_teacher(name, model, read_weights(Path(source)), grid, whiten=whiten)
+        return torchvision_teacher(name, model, read(Path(source)), grid, whiten=whiten)
     weights, size = hub.torchvision_weights(model, source or None, name)
     return torchvision_teacher(name, model, weights, grid, size, whiten)
 
@@ -146,7 +149,7 @@ def _timm(name: str, rest: str, grid: Grid, whiten: bool) -> Teacher:
     if not timm.is_model(model.partition(".")[0]):
         raise hub.unknown("timm model", model, timm.list_models())
     if source:
-        return _timm_file(name, model, read_weights(Path(source)), grid, whiten)
+        return _timm_file(name, model, read(Path(source)), grid, whiten)
     try:
         config = timm.get_pretrained_cfg(model)
     except RuntimeError:  # the tag after the dot is none of the model's
@@ -155,7 +158,7 @@ def _timm(name: str, rest: str, grid: Grid, whiten: bool) -> Teacher:
         raise hub.unknown("timm weights", model, timm.list_pretrained())
     folder = hub.hub_folder(config.hf_hub_id, name, config.hf_hub_filename)
     filename = config.hf_hub_filename
-    weights = read_weights(folder / filename) if filename else hub.read_folder(folder)
+    weights = read(folder / filename if filename else folder)
     return _timm_file(name, model, weights, grid, whiten)
 
 
@@ -170,36 +173,14 @@ def _timm_file(
     timm = hub.library("timm", "timm", name)
     if not timm.is_model(model.partition(".")[0]):
         raise hub.unknown("timm model", model, timm.list_models())
-    if find_scheme(weights):
-        config = timm.get_pretrained_cfg(model.partition(".")[0])
+    architecture = model.partition(".")[0]
+    if naming.find(weights, naming.CLIP):
+        config = timm.get_pretrained_cfg(architecture)
         hints = timm_hints(model, config.to_dict() if config else {})
         return _clip(name, weights, hints, grid, whiten)
-    try:
-        network = timm.create_model(
-            model.partition(".")[0], **{**(options or {}), "num_classes": 0}
-        )
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UsageError(f"timm cannot build {model} with {options}: {error}") from error
-    load_timm(network, weights, model)
-    return timm_teacher(name, network, grid, whiten)
+    return timm_teacher(name, architecture, weights, grid, whiten, options)
 
 
 def _is_file(source: str) -> bool:
     """A source after the colon is a file unless it looks like the name of a weights entry."""
     return bool(source) and (os.sep in source or "." in source or Path(source).exists())
-
-
-def _torchvision_models() -> list[str]:
-    import torchvision
-
-    return torchvision.models.list_models(module=torchvision.models)
-
-
-def _timm_prefix(filename: str) -> str | None:
-    """The longest timm model name that begins a file name, as in timm's own release files."""
-    try:
-        import timm
-    except ImportError:
-        return None
-    names = [n for n in timm.list_models() if filename.startswith(n)]
-    return max(names, key=len, default=None)

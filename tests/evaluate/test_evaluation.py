@@ -15,7 +15,7 @@ from torch import nn
 from eva_fast.evaluate import evaluate, print_table
 from eva_fast.evaluate.students import load_student, random_student
 from eva_fast.model import create_model
-from eva_fast.model.export import save_weights
+from eva_fast.weights import write_student
 
 SIZES = dict(
     img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, mlp_hidden=96, predict_dim=10
@@ -39,7 +39,7 @@ def pictures(tmp_path_factory):
 @pytest.fixture
 def run(tmp_path):
     torch.manual_seed(0)
-    save_weights(create_model(**SIZES), tmp_path / "model.safetensors")
+    write_student(create_model(**SIZES), tmp_path / "model.safetensors")
     return tmp_path
 
 
@@ -120,7 +120,7 @@ def test_a_teacher_that_is_gone_is_left_out_unless_asked_for(run, pictures, capl
 def test_heads_come_from_metadata_then_the_run_then_the_usual_width(tmp_path):
     sizes = {**SIZES, "embed_dim": 128, "num_heads": 8}
     model = create_model(**sizes)
-    save_weights(model, tmp_path / "a.safetensors")
+    write_student(model, tmp_path / "a.safetensors")
     assert load_student(tmp_path / "a.safetensors", CPU).sizes == model.sizes
     save_file(model.state_dict(), tmp_path / "b.safetensors")
     assert load_student(tmp_path / "b.safetensors", CPU).sizes.num_heads == 2

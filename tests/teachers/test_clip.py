@@ -11,7 +11,6 @@ from eva_fast import native
 from eva_fast.ops import dispatch
 from eva_fast.teachers import Teacher, load_teacher
 from eva_fast.teachers.base import CLIP_MEAN, CLIP_STD
-from eva_fast.teachers.clip import resize_positions
 from tests.conftest import GOLDEN
 from tests.teachers.openai_tower import VisionTransformer, randomise
 
@@ -162,18 +161,6 @@ def test_another_grid_interpolates_the_positions(saved, grid):
     changed.load_state_dict(state)
     with torch.no_grad():
         torch.testing.assert_close(teacher(images), changed.double()(images), atol=2e-5, rtol=1e-5)
-
-
-def test_resized_positions_keep_a_ramp_and_the_class_token():
-    rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
-    table = torch.cat([torch.tensor([[9.0, -9.0]]), torch.stack([rows, columns], -1).view(64, 2)])
-    out = resize_positions(table, (8, 8), (16, 16))
-    assert out[0].tolist() == [9, -9]
-    inner = out[1:].view(16, 16, 2)[4:12, 4:12]
-    expected = (torch.arange(4.0, 12) + 0.5) / 2 - 0.5
-    torch.testing.assert_close(inner[:, 0, 0], expected)
-    torch.testing.assert_close(inner[0, :, 1], expected)
-    assert resize_positions(table, (8, 8), (8, 8)) is table
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

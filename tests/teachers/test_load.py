@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eva_fast.teachers import hub, load_teacher
+from eva_fast.teachers import load_teacher
+from eva_fast.weights import hub
 from tests.conftest import GOLDEN
 from tests.teachers.openai_tower import Clip, randomise
 
@@ -126,7 +127,7 @@ def test_timm_from_the_cache(no_network):
 def test_torchvision_from_the_cache(no_network, tmp_path, monkeypatch):
     from torchvision.models import get_model
 
-    monkeypatch.setattr("eva_fast.teachers.weights.check_hash", lambda path: None)
+    monkeypatch.setattr("eva_fast.weights.reader.check_hash", lambda path: None)
     folder = tmp_path / "torch" / "checkpoints"
     folder.mkdir(parents=True)
     state = get_model("squeezenet1_1").state_dict()

@@ -1,14 +1,13 @@
-"""CLIP weights of OpenAI, open_clip, Hugging Face and timm brought to one set of names.
+"""CLIP image towers out of weight files of OpenAI, open_clip, Hugging Face and timm.
 
-The target names are OpenAI's without `visual.` (see `clip.py`). Sizes are read off the tensors; what
-shapes do not tell (heads, kind of GELU, normalisation) comes as hints from `hints.py`.
+Names are brought to those of `clip.py` by `weights/naming`. Sizes are read off the tensors; what
+shapes do not tell (heads, kind of GELU, normalisation) comes as hints from `weights/hints.py`.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,58 +16,17 @@ from torch import Tensor
 
 from eva_fast.errors import UsageError
 from eva_fast.teachers.clip import ClipConfig, ClipTower
-from eva_fast.teachers.weights import Weights
+from eva_fast.weights import Weights, naming
 
 logger = logging.getLogger(__name__)
 
-SCHEMES = (
+NAMINGS = (
     "OpenAI / open_clip (visual.conv1.weight, visual.transformer.resblocks.0...), "
     "Hugging Face (vision_model.embeddings..., vision_model.encoder.layers.0...), "
     "timm CLIP ViT (patch_embed.proj.weight, norm_pre.weight, blocks.0...)"
 )
 # Heads of the published towers whose heads are not 64 wide: ViT-H, ViT-g, ViT-bigG of open_clip.
 _HEADS = {(1280, 32): 16, (1408, 40): 16, (1664, 48): 16}
-
-_HF_BLOCK = {
-    "layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj",
-    "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
-}  # fmt: skip
-_HF_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-_HF_TOP = {
-    "embeddings.class_embedding": "class_embedding",
-    "embeddings.patch_embedding.weight": "conv1.weight",
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "pre_layrnorm.weight": "ln_pre.weight", "pre_layrnorm.bias": "ln_pre.bias",
-    "post_layernorm.weight": "ln_post.weight", "post_layernorm.bias": "ln_post.bias",
-}  # fmt: skip
-_TIMM_BLOCK = {
-    "norm1": "ln_1", "norm2": "ln_2", "attn.proj": "attn.out_proj",
-    "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
-}  # fmt: skip
-_TIMM_TOP = {
-    "cls_token": "class_embedding", "patch_embed.proj.weight": "conv1.weight",
-    "pos_embed": "positional_embedding",
-    "norm_pre.weight": "ln_pre.weight", "norm_pre.bias": "ln_pre.bias",
-    "norm.weight": "ln_post.weight", "norm.bias": "ln_post.bias",
-}  # fmt: skip
-
-# Where a tensor comes from: names in the file, joined along rows if several; then transposed or not.
-Source = tuple[tuple[str, ...], bool]
-
-
-def find_scheme(names: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(scheme, prefix) of a CLIP image tower among `names`: "openai", "hf" or "timm"; else None."""
-    for scheme, probe, also in (
-        ("openai", "transformer.resblocks.0.attn.in_proj_weight", "class_embedding"),
-        ("hf", "embeddings.class_embedding", ""),
-        ("timm", "blocks.0.attn.qkv.weight", "norm_pre.weight"),
-    ):
-        for name in names:
-            prefix = name[: -len(probe)]
-            # An open_clip file has text blocks of the same names, but no class token beside them.
-            if name.endswith(probe) and (not also or prefix + also in names):
-                return scheme, prefix
-    return None
 
 
 def read_clip(weights: Weights, hints: Mapping[str, Any]) -> tuple[ClipConfig, dict[str, Tensor]]:
@@ -78,90 +36,23 @@ def read_clip(weights: Weights, hints: Mapping[str, Any]) -> tuple[ClipConfig, d
         hints: any of heads, activation, image_size (one number or two), eps, mean, std.
 
     Raises:
-        ValueError: no CLIP image tower, missing or unexpected keys, wrong shapes.
+        UsageError: no CLIP image tower, missing or unexpected keys, wrong shapes.
     """
-    found = find_scheme(weights)
+    found = naming.find(weights, naming.CLIP)
     if found is None:
         raise no_tower(weights)
-    scheme, prefix = found
-    sources = {"openai": _from_openai, "hf": _from_hf, "timm": _from_timm}[scheme](weights, prefix)
+    names, prefix = found
+    state = names.read(weights, prefix)
     for name in ("conv1.weight", "class_embedding", "positional_embedding"):
-        if name not in sources:
+        if name not in state:
             raise UsageError(f"{weights.path}: the CLIP image tower lacks {name!r}")
-    state = {}
-    for name, (parts, transposed) in sources.items():
-        tensor = weights[parts[0]] if len(parts) == 1 else torch.cat([weights[p] for p in parts])
-        state[name] = tensor.T if transposed else tensor
-    state["class_embedding"] = state["class_embedding"].flatten()
-    state["positional_embedding"] = state["positional_embedding"].flatten(0, -2)
-    config = _config(weights, state, scheme, hints)
+    config = _config(weights, state, names.library, hints)
     _check(weights, config, state)
     return config, state
 
 
-def _from_openai(weights: Weights, prefix: str) -> dict[str, Source]:
-    return {
-        name.removeprefix(prefix): ((name,), False)
-        for name in weights
-        # A bare tower (no prefix) may lie beside other tensors; a prefix tells them apart.
-        if name.startswith(prefix) and (prefix or not name.startswith(("text", "token_", "logit")))
-    }
-
-
-def _from_hf(weights: Weights, prefix: str) -> dict[str, Source]:
-    out: dict[str, Source] = {}
-    for name in weights:
-        key = name.removeprefix(prefix)
-        match = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", key)
-        if name.endswith("visual_projection.weight"):
-            out["proj"] = (name,), True
-        elif not name.startswith(prefix) or key.endswith("position_ids"):
-            continue
-        elif key in _HF_TOP:
-            out[_HF_TOP[key]] = (name,), False
-        elif match and match[2] in _HF_BLOCK:
-            out[f"transformer.resblocks.{match[1]}.{_HF_BLOCK[match[2]]}.{match[3]}"] = (
-                (name,), False
-            )  # fmt: skip
-        elif match and match[2] in _HF_QKV:
-            start = f"{prefix}encoder.layers.{match[1]}."
-            parts = tuple(f"{start}{part}.{match[3]}" for part in _HF_QKV)
-            if missing := [part for part in parts if part not in weights]:
-                raise UsageError(f"{weights.path}: missing {', '.join(missing)}")
-            out[f"transformer.resblocks.{match[1]}.attn.in_proj_{match[3]}"] = parts, False
-        elif prefix:
-            out[key] = (name,), False
-    return out
-
-
-def _from_timm(weights: Weights, prefix: str) -> dict[str, Source]:
-    out: dict[str, Source] = {}
-    for name in weights:
-        if not name.startswith(prefix):
-            continue
-        source = (name,), False
-        key = name.removeprefix(prefix)
-        match = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", key)
-        if key in _TIMM_TOP:
-            out[_TIMM_TOP[key]] = source
-        elif match and match[2] == "attn.qkv":
-            out[f"transformer.resblocks.{match[1]}.attn.in_proj_{match[3]}"] = source
-        elif match and match[2] in _TIMM_BLOCK:
-            out[f"transformer.resblocks.{match[1]}.{_TIMM_BLOCK[match[2]]}.{match[3]}"] = source
-        elif key == "head.weight":
-            out["proj"] = (name,), True
-        elif key != "head.bias":
-            out[key] = source
-    # timm keeps CLIP's projection as a head without bias (or a zero one). A head with a bias is a
-    # classifier from fine-tuning; its rows are no features.
-    if f"{prefix}head.bias" in weights and weights[f"{prefix}head.bias"].any():
-        out.pop("proj", None)
-        logger.info("%s: the head is a classifier; features before it are used", weights.path)
-    return out
-
-
 def _config(
-    weights: Weights, state: dict[str, Tensor], scheme: str, hints: Mapping[str, Any]
+    weights: Weights, state: dict[str, Tensor], library: str, hints: Mapping[str, Any]
 ) -> ClipConfig:
     conv = state["conv1.weight"]
     if conv.ndim != 4 or conv.shape[1] != 3 or conv.shape[2] != conv.shape[3]:
@@ -174,7 +65,7 @@ def _config(
     proj = state.get("proj")
     activation = hints.get("activation")
     if activation is None:
-        activation = _guess_activation(weights, scheme)
+        activation = _guess_activation(weights, library)
         logger.warning(
             "%s does not say which GELU its tower uses; assuming %s. A config.json or "
             "open_clip_config.json beside it decides.", weights.path, activation,
@@ -210,13 +101,13 @@ def _heads(hint: Any, width: int, layers: int) -> int:
     return width // 64
 
 
-def _guess_activation(weights: Weights, scheme: str) -> str:
+def _guess_activation(weights: Weights, library: str) -> str:
     path = str(weights.path).lower()
     if weights.kind == "torchscript" or "quickgelu" in path or "openai" in path:
         return "quick_gelu"
-    if scheme == "timm":
+    if library == "timm":
         return "gelu"
-    if scheme == "hf":
+    if library == "hf":
         return "quick_gelu"  # the default of Hugging Face's CLIP configuration
     # OpenAI's and open_clip's names are the same. OpenAI's towers use QuickGELU; open_clip's default
     # is the exact GELU, and it saves whole models, without OpenAI's three scalars.
@@ -260,7 +151,7 @@ def _check(weights: Weights, config: ClipConfig, state: dict[str, Tensor]) -> No
         )
 
 
-def no_tower(weights: Weights) -> ValueError:
+def no_tower(weights: Weights) -> UsageError:
     """The error for a file without a CLIP image tower, and what it could be instead."""
     names = list(weights)
     seen = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
@@ -271,7 +162,7 @@ def no_tower(weights: Weights) -> ValueError:
     else:
         reason = (
             f"no known teacher (its keys: {seen}). A CLIP image tower is known by its keys: "
-            f"{SCHEMES}. Another network is known by the model's name at the start of the file's "
+            f"{NAMINGS}. Another network is known by the model's name at the start of the file's "
             "name, or spelled out: torchvision/NAME:FILE or timm/NAME:FILE"
         )
-    return ValueError(f"{weights.path} holds {reason}")
+    return UsageError(f"{weights.path} holds {reason}")

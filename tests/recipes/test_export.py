@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 import eva_fast
-from eva_fast.export import export_weights
+from eva_fast.recipes.export import export_weights
 
 TINY = dict(
     data="builtin", model="eva_ti_patch8_32", embed_dim=32, depth=1, num_heads=4, mlp_hidden=48,

@@ -92,9 +92,10 @@ class _TensorUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
         return _Storage(str(pid[2]), pid[1])
 
 
-def is_torchscript(archive: zipfile.ZipFile) -> bool:
-    """True for archives of torch.jit.save: those of torch.save have no code and constants."""
-    names = archive.namelist()
+def is_torchscript(path: Path) -> bool:
+    """True for zip files of torch.jit.save: those of torch.save have no code and constants."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
     return any(name.endswith("/constants.pkl") for name in names) and _root(names) is not None
 
 

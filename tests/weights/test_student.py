@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from timm.models.eva import checkpoint_filter_fn
 
 from eva_fast.model import create_model
-from eva_fast.model.export import SIZE_NAMES, infer_sizes, load_weights, save_weights
+from eva_fast.weights import infer_sizes, read_student, write_student
+from eva_fast.weights.student import SIZE_NAMES
 
 SMALL = dict(
     img_size=48, patch_size=12, embed_dim=64, depth=3, num_heads=4, mlp_hidden=144, predict_dim=20
@@ -31,7 +32,7 @@ def student(**sizes):
 )
 def test_timm_loads_the_file_and_gives_the_same_features(tmp_path, sizes):
     ours = student(**sizes).double()
-    save_weights(ours, tmp_path / "model.safetensors")
+    write_student(ours, tmp_path / "model.safetensors")
     s = ours.sizes
     theirs = timm.create_model(
         "eva_giant_patch14_224",
@@ -52,25 +53,25 @@ def test_timm_loads_the_file_and_gives_the_same_features(tmp_path, sizes):
         got = ours.forward_features(images)
     # The file is float32: timm's copy differs from ours by the rounding of its weights.
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-    ours.load_official(load_weights(tmp_path / "model.safetensors")[0])
+    ours.load_official(read_student(tmp_path / "model.safetensors")[0])
     with torch.no_grad():
         torch.testing.assert_close(ours.forward_features(images), expected, atol=1e-12, rtol=1e-12)
 
 
 def test_timm_needs_nothing_that_the_file_lacks(tmp_path):
-    save_weights(student(), tmp_path / "m.safetensors")
+    write_student(student(), tmp_path / "m.safetensors")
     model = timm.create_model(
         "eva_giant_patch14_224", img_size=48, patch_size=12, embed_dim=64, depth=3, num_heads=4,
         mlp_ratio=144 / 64, num_classes=0,
     )  # fmt: skip
-    state = checkpoint_filter_fn(load_weights(tmp_path / "m.safetensors")[0], model)
+    state = checkpoint_filter_fn(read_student(tmp_path / "m.safetensors")[0], model)
     assert model.load_state_dict(state, strict=True)
 
 
 def test_what_is_written_is_read_back(tmp_path):
     model = student()
-    save_weights(model, tmp_path / "deep" / "model.safetensors")
-    state, metadata = load_weights(tmp_path / "deep" / "model.safetensors")
+    write_student(model, tmp_path / "deep" / "model.safetensors")
+    state, metadata = read_student(tmp_path / "deep" / "model.safetensors")
     assert {k: int(v) for k, v in metadata.items()} == SMALL and set(metadata) == set(SIZE_NAMES)
     own = model.state_dict()
     assert state.keys() == own.keys()
@@ -81,26 +82,26 @@ def test_what_is_written_is_read_back(tmp_path):
 
 def test_other_values_can_be_written(tmp_path):
     model = student()
-    save_weights(model, tmp_path / "m.safetensors", {"norm.weight": torch.full((64,), 3.0)})
-    state, _ = load_weights(tmp_path / "m.safetensors")
+    write_student(model, tmp_path / "m.safetensors", {"norm.weight": torch.full((64,), 3.0)})
+    state, _ = read_student(tmp_path / "m.safetensors")
     assert (state["norm.weight"] == 3).all()
     assert torch.equal(state["norm.bias"], model.norm.bias)
     with pytest.raises(ValueError, match=r"norm\.scale"):
-        save_weights(model, tmp_path / "m.safetensors", {"norm.scale": torch.ones(64)})
+        write_student(model, tmp_path / "m.safetensors", {"norm.scale": torch.ones(64)})
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "m.safetensors"
-    save_weights(student(), path)
+    write_student(student(), path)
     before = path.read_bytes()
 
     def fail(tensors, name, metadata):
         name.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("eva_fast.model.export.save_file", fail)
+    monkeypatch.setattr("eva_fast.weights.writer.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
-        save_weights(student(), path)
+        write_student(student(), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
@@ -129,7 +130,7 @@ def test_official_and_timm_checkpoints_are_understood(tmp_path):
     model = student()
     state = model.state_dict()
     torch.save({"module": state, "epoch": 3}, tmp_path / "official.pt")
-    loaded, metadata = load_weights(tmp_path / "official.pt")
+    loaded, metadata = read_student(tmp_path / "official.pt")
     assert metadata == {} and all(torch.equal(loaded[k], state[k]) for k in state)
 
     tuned = timm.create_model(
@@ -137,7 +138,7 @@ def test_official_and_timm_checkpoints_are_understood(tmp_path):
         mlp_ratio=144 / 64, num_classes=5,
     )  # fmt: skip
     save_file(tuned.state_dict(), tmp_path / "timm.safetensors")
-    loaded, _ = load_weights(tmp_path / "timm.safetensors")
+    loaded, _ = read_student(tmp_path / "timm.safetensors")
     assert not any(k.startswith(("head.", "fc_norm")) for k in loaded)
     assert infer_sizes(loaded, {"num_heads": "4"}).predict_dim == 1
     assert torch.equal(loaded["norm.weight"], tuned.state_dict()["fc_norm.weight"])
@@ -145,22 +146,22 @@ def test_official_and_timm_checkpoints_are_understood(tmp_path):
 
 def test_what_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
-        load_weights(tmp_path / "nowhere.safetensors")
+        read_student(tmp_path / "nowhere.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"not a file")
     with pytest.raises(ValueError, match="not a readable weight file"):
-        load_weights(tmp_path / "broken.safetensors")
+        read_student(tmp_path / "broken.safetensors")
     (tmp_path / "broken.pt").write_bytes(b"not a file")
     with pytest.raises(ValueError, match="not a readable weight file"):
-        load_weights(tmp_path / "broken.pt")
+        read_student(tmp_path / "broken.pt")
     torch.save({"run": print}, tmp_path / "code.pt")
     with pytest.raises(ValueError, match="not a readable weight file"):
-        load_weights(tmp_path / "code.pt")
+        read_student(tmp_path / "code.pt")
     save_file({"conv.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="does not hold an EVA-01 ViT"):
-        load_weights(tmp_path / "other.safetensors")
+        read_student(tmp_path / "other.safetensors")
 
 
 def test_the_file_is_float32_whatever_the_model_is(tmp_path):
-    save_weights(student().to(torch.bfloat16), tmp_path / "m.safetensors")
+    write_student(student().to(torch.bfloat16), tmp_path / "m.safetensors")
     with safe_open(tmp_path / "m.safetensors", "pt") as file:
         assert all(file.get_tensor(k).dtype == torch.float32 for k in file.keys())  # noqa: SIM118

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eva_fast.errors import UsageError
-from eva_fast.teachers.weights import Weights
+from eva_fast.weights.reader import Weights
 
 CONFIGS = ("open_clip_config.json", "config.json")
 
@@ -27,7 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def clip_hints(weights: Weights) -> dict[str, Any]:
-    """Hints for `naming.read_clip` from the file's metadata and the configuration beside it.
+    """Hints for the sizes of a CLIP tower from the file's metadata and the configuration beside it.
 
     Later sources win: open_clip_config.json for files that open_clip names, else config.json (of
     Hugging Face or timm), then the metadata inside the weight file.

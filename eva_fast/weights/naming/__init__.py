@@ -1,0 +1,27 @@
+"""Names of the same weights in several libraries, each a table that is read in both directions.
+
+Ours of a CLIP image tower are OpenAI's without `visual.` (`teachers/clip.py`); ours of the student
+are the official EVA-01 code's (`model/vit.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from eva_fast.weights.naming import hf, official, open_clip, openai, timm
+from eva_fast.weights.naming.table import Naming, Rule
+
+__all__ = ["CLIP", "EVA", "Naming", "Rule", "find", "hf", "official", "open_clip", "openai", "timm"]
+
+CLIP = (openai.CLIP, hf.CLIP, timm.CLIP)
+"""Where a CLIP image tower is looked for, in this order."""
+EVA = (official.EVA, official.FINE_TUNED, timm.VIT, hf.VIT)
+"""Where a student is looked for; files of open_clip hold timm's names behind a prefix."""
+
+
+def find(names: Mapping[str, object], namings: Sequence[Naming]) -> tuple[Naming, str] | None:
+    """The first naming that `names` follow, and the prefix before them; None if none."""
+    for naming in namings:
+        if (prefix := naming.find(names)) is not None:
+            return naming, prefix
+    return None

@@ -1,0 +1,173 @@
+"""The one reader of weight files: tensors by name, whoever wrote them; pickled code is never run.
+
+weights = read("ViT-L-14.pt")        # or safetensors, .pth, .bin, an index of shards, a folder
+weights["visual.proj"]               # read from the file when asked for
+weights.metadata                     # what a safetensors file says of itself
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from eva_fast.errors import MissingFileError, UsageError
+from eva_fast.weights import folder
+from eva_fast.weights.hashes import check_hash
+from eva_fast.weights.torchscript import is_torchscript, read_torchscript
+
+FORMATS = (
+    "a safetensors file, a state dict saved by torch.save, or a TorchScript archive "
+    "such as OpenAI's ViT-L-14.pt"
+)
+# What training code puts around a state dict, the average of the weights first.
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module")
+# What DistributedDataParallel and torch.compile put in front of every name.
+PREFIXES = ("module.", "_orig_mod.")
+# Beside tensors and plain containers: harmless data that training code keeps in its checkpoints.
+_PLAIN_CLASSES: list[Any] = [argparse.Namespace]
+
+
+class Weights(Mapping[str, Tensor]):
+    """Tensors by name, each read when asked for, so that what nobody wants costs nothing.
+
+    `path` is the file (of shards: their index), `metadata` what the file says of itself, `kind`
+    "safetensors", "torch" or "torchscript". Names have lost prefixes that all of them share and that
+    only wrappers of modules put there (`module.`, `_orig_mod.`).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        kind: str,
+        tensors: Mapping[str, Callable[[], Tensor]],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path, self.kind, self.metadata = path, kind, dict(metadata or {})
+        self._tensors = dict(tensors)
+        while prefix := next((p for p in PREFIXES if _all_begin(self._tensors, p)), None):
+            self._tensors = {k.removeprefix(prefix): read for k, read in self._tensors.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        read = self._tensors[name]
+        try:
+            return read()
+        except (RuntimeError, zipfile.BadZipFile, ValueError, OSError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise _damaged(self.path, error) from error
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def read(path: str | os.PathLike[str]) -> Weights:
+    """Open weights: a file of any of `FORMATS`, an index of shards (`*.index.json`), or a folder as
+    Hugging Face, open_clip or timm save it. A hash in a file's name is checked.
+
+    Raises:
+        FileNotFoundError: no such file, or none in the folder.
+        UsageError: damaged, truncated, wrong hash, no tensors, or objects that are not tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = folder.weight_file(path)
+    if not path.is_file():
+        raise MissingFileError(f"weight file {path} does not exist")
+    return _read_shards(path) if path.name.endswith(folder.INDEX) else _read_file(path)
+
+
+def _read_shards(index: Path) -> Weights:
+    home = folder.shards(index)
+    parts = {shard: _read_file(index.parent / shard) for shard in sorted(set(home.values()))}
+    if missing := [name for name, shard in home.items() if name not in parts[shard]]:
+        raise UsageError(
+            f"{index} lists tensors that its files lack: {', '.join(missing[:4])}"
+            f"{', ...' if len(missing) > 4 else ''}; some files are of another model"
+        )
+    tensors = {name: partial(parts[shard].__getitem__, name) for name, shard in home.items()}
+    return Weights(index, next(iter(parts.values())).kind, tensors)
+
+
+def _read_file(path: Path) -> Weights:
+    if not path.is_file():
+        raise MissingFileError(f"weight file {path} does not exist")
+    check_hash(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+        if path.suffix == ".safetensors" or start[8:9] == b"{":
+            kind, (tensors, metadata) = "safetensors", _open_safetensors(path)
+        elif start[:4] == b"PK\x03\x04" and is_torchscript(path):
+            kind, (tensors, metadata) = "torchscript", read_torchscript(path)
+        else:
+            kind, tensors, metadata = "torch", _load_pickle(path, start[:4] == b"PK\x03\x04"), {}
+    except pickle.UnpicklingError as error:
+        if start[:1] not in (b"P", b"\x80") or "truncated" in str(error):
+            raise _damaged(path, error) from error
+        raise _pickled(path, error) from error
+    except Exception as error:  # a broken file can make the readers fail in any way
+        raise _damaged(path, error) from error
+    if not tensors:
+        raise UsageError(f"{path} holds no tensors with names, so no state dict")
+    return Weights(path, kind, tensors, metadata)
+
+
+def _open_safetensors(path: Path) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
+    file: Any = safe_open(path, "pt")
+    tensors: dict[str, Callable[[], Tensor]] = {n: partial(file.get_tensor, n) for n in file.keys()}  # noqa: SIM118
+    return tensors, file.metadata() or {}
+
+
+def _load_pickle(path: Path, mmap: bool) -> dict[str, Callable[[], Tensor]]:
+    with torch.serialization.safe_globals(_PLAIN_CLASSES):
+        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    while isinstance(state, Mapping):
+        inner = next((k for k in WRAPPERS if isinstance(state.get(k), Mapping)), None)
+        if inner is None:
+            break
+        state = state[inner]
+    found = state.items() if isinstance(state, Mapping) else ()
+    return {k: v.detach for k, v in found if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def _damaged(path: Path, error: Exception) -> UsageError:
+    return UsageError(
+        f"{path} is not a readable weight file: it is damaged, truncated or no weight file at all "
+        f"({type(error).__name__}: {_first_line(error)}); expected {FORMATS}"
+    )
+
+
+def _pickled(path: Path, error: Exception) -> UsageError:
+    """torch's own message advises to run whatever is in the file, so only the type is taken from it."""
+    refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return UsageError(
+        f"{path} is not a readable weight file: it holds pickled Python objects besides tensors "
+        f"({refused[1] if refused else _first_line(error)}), which are never loaded because loading "
+        "runs code. To convert a file you trust: state = torch.load(FILE, weights_only=False), then "
+        "safetensors.torch.save_file of the state dict in it"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:200]
+
+
+def _all_begin(names: Mapping[str, object], prefix: str) -> bool:
+    return bool(names) and all(name.startswith(prefix) and name != prefix for name in names)

@@ -1,0 +1,156 @@
+"""Students as weight files: safetensors in the official EVA-01 naming, which others read.
+
+The metadata holds the sizes as JSON under `sizes` (img_size, patch_size, embed_dim, depth, num_heads,
+mlp_hidden, predict_dim), so a file alone is enough to build its model. Files written by others
+have none: `infer_sizes` reads the sizes off the tensor shapes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import Tensor
+
+from eva_fast.errors import UsageError
+from eva_fast.model import EvaViT, ModelSizes
+from eva_fast.weights import naming
+from eva_fast.weights.reader import Weights, read
+from eva_fast.weights.resize import resize_patches, resize_positions
+from eva_fast.weights.writer import write
+
+logger = logging.getLogger(__name__)
+
+SIZE_NAMES = tuple(ModelSizes.__dataclass_fields__)
+PRETRAINING_ONLY = ("mask_token", "lm_head.weight", "lm_head.bias")
+"""What features do not need: weights of fine-tuned models lack it."""
+# Attention heads leave no trace in the shapes. EVA-01's giant has heads of 88, all others of 64.
+HEAD_WIDTH, GIANT_HEAD_WIDTH, GIANT_WIDTH = 64, 88, 1408
+
+
+def write_student(
+    model: EvaViT, path: str | os.PathLike[str], values: Mapping[str, Tensor] | None = None
+) -> Path:
+    """Writes a student as float32 safetensors in official naming; timm's `eva_*` loads the file.
+
+    Args:
+        model: an `EvaViT`; its sizes go into the metadata.
+        path: the file. It appears whole or not at all.
+        values: values to write instead of the model's own (an average of them, say); names that
+            are missing here are taken from the model.
+    """
+    tensors = model.official_state_dict()
+    for name, value in (values or {}).items():
+        if name not in tensors or tensors[name].shape != value.shape:
+            raise ValueError(f"{name} {tuple(value.shape)} is not a parameter of this model")
+        tensors[name] = value.detach().float().cpu().clone()
+    return write(path, tensors, {"sizes": json.dumps(asdict(model.sizes))})
+
+
+def read_student(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(state dict in official naming, metadata) of an EVA-01 ViT in any file or folder `read` takes.
+
+    Names of the official code, timm (`eva_*`, and `vit_*` with a class token), open_clip's timm towers
+    and Hugging Face's `ViTModel` are understood. A classifier is left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsageError: it is not a readable weight file, or not one of an EVA-01 ViT.
+    """
+    weights = read(path)
+    found = naming.find(weights, naming.EVA)
+    if found is None:
+        raise UsageError(
+            f"{weights.path} does not hold an EVA-01 ViT: official, timm, open_clip or Hugging Face "
+            "naming is expected, with pos_embed, patch_embed.proj.weight, blocks.0.attn.qkv.weight, "
+            f"... (its names: {', '.join(list(weights)[:4])}, ...)"
+        )
+    names, prefix = found
+    return names.read(weights, prefix), _metadata(weights)
+
+
+def _metadata(weights: Weights) -> dict[str, str]:
+    """The file's metadata, its `sizes` spread out."""
+    if "sizes" not in weights.metadata:
+        return weights.metadata
+    try:
+        return {k: str(v) for k, v in json.loads(weights.metadata["sizes"]).items()}
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f"{weights.path}: `sizes` in its metadata is no JSON: {error}") from None
+
+
+def infer_sizes(
+    state: Mapping[str, Tensor], metadata: Mapping[str, object] | None = None
+) -> ModelSizes:
+    """Sizes of the model that `state` belongs to. The shapes decide; heads, which the shapes do not
+    show, come from `metadata["num_heads"]` or from the usual head width (64; 88 at width 1408).
+    A file without `lm_head` (fine-tuned) gets `predict_dim` 1. UsageError if names are missing."""
+    try:
+        dim, _, patch, _ = state["patch_embed.proj.weight"].shape
+        patches = state["pos_embed"].shape[1] - 1
+        hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"these are not the weights of an EVA-01 ViT: {error}") from None
+    side = round(patches**0.5)
+    if side * side != patches:
+        raise UsageError(f"pos_embed has {patches} patches, which is not a square grid")
+    numbers = [int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k))]
+    head = state.get("lm_head.weight")
+    known = (metadata or {}).get("num_heads")
+    width = GIANT_HEAD_WIDTH if dim == GIANT_WIDTH else HEAD_WIDTH
+    if known is None and dim % width:
+        raise UsageError(
+            f"the number of attention heads cannot be told from the shapes (width {dim} is not a "
+            f"multiple of {width}); put the run's config.yaml beside the file, or num_heads into "
+            "its metadata"
+        )
+    return ModelSizes(
+        img_size=side * patch,
+        patch_size=patch,
+        embed_dim=dim,
+        depth=max(numbers) + 1,
+        num_heads=int(str(known)) if known is not None else dim // width,
+        mlp_hidden=hidden,
+        predict_dim=1 if head is None else head.shape[0],
+    )
+
+
+def initialise(model: EvaViT, path: str | os.PathLike[str]) -> None:
+    """Starts a student from a weight file: what `init_from` does.
+
+    Positions and the patch convolution are resized where the file is of another image or patch size.
+    What pre-training alone needs and the file lacks (mask token, prediction head, or one of another
+    teacher's width) keeps the model's own start, and that is logged. UsageError where the rest does
+    not fit.
+    """
+    state, _ = read_student(path)
+    own = model.state_dict()
+    fresh = [n for n in PRETRAINING_ONLY if n not in state or state[n].shape != own[n].shape]
+    state = fit(state, model.sizes) | {name: own[name] for name in fresh}
+    try:
+        model.load_official(state)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+    if fresh:
+        logger.warning("%s has no %s for this student: they start anew", path, ", ".join(fresh))
+
+
+def fit(state: Mapping[str, Tensor], sizes: ModelSizes) -> dict[str, Tensor]:
+    """`state` with positions and patch convolution of `sizes`, resized where they are of others."""
+    out = dict(state)
+    patch, table = state.get("patch_embed.proj.weight"), state.get("pos_embed")
+    if patch is not None and patch.ndim == 4:
+        out["patch_embed.proj.weight"] = resize_patches(patch, sizes.patch_size)
+    if table is not None and table.ndim == 3:
+        side = round((table.shape[1] - 1) ** 0.5)
+        if side * side == table.shape[1] - 1:
+            out["pos_embed"] = resize_positions(table, (side, side), sizes.grid)
+    resized = [name for name in out if out[name] is not state[name]]
+    if resized:
+        logger.info("resized to %s: %s", sizes, ", ".join(resized))
+    return out

@@ -1,0 +1,30 @@
+"""The one writer of weight files: safetensors that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from eva_fast.files import atomic_write
+
+
+def write(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes tensors as safetensors, in their own dtypes, and returns the path.
+
+    Args:
+        metadata: what the file says of itself. More than one entry are written in random order;
+            equal weights are equal files only with one.
+    """
+    with atomic_write(path) as draft:
+        save_file(
+            {k: t.contiguous() for k, t in tensors.items()}, draft, dict(metadata or {}) or None
+        )
+    return Path(path)
