@@ -42,8 +42,7 @@ class Weights(Mapping[str, Tensor]):
     """Tensors by name, each read when asked for, so that what nobody wants costs nothing.
 
     `path` is the file (of shards: their index), `metadata` what the file says of itself, `kind`
-    "safetensors", "torch" or "torchscript". Names have lost prefixes that all of them share and that
-    only wrappers of modules put there (`module.`, `_orig_mod.`).
+    "safetensors", "torch" or "torchscript".
     """
 
     def __init__(
@@ -55,8 +54,6 @@ class Weights(Mapping[str, Tensor]):
     ) -> None:
         self.path, self.kind, self.metadata = path, kind, dict(metadata or {})
         self._tensors = dict(tensors)
-        while prefix := next((p for p in PREFIXES if _all_begin(self._tensors, p)), None):
-            self._tensors = {k.removeprefix(prefix): read for k, read in self._tensors.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         read = self._tensors[name]
@@ -79,7 +76,8 @@ class Weights(Mapping[str, Tensor]):
 
 def read(path: str | os.PathLike[str]) -> Weights:
     """Open weights: a file of any of `FORMATS`, an index of shards (`*.index.json`), or a folder as
-    Hugging Face, open_clip or timm save it. A hash in a file's name is checked.
+    Hugging Face, open_clip or timm save it. A hash in a file's name is checked. Names lose prefixes
+    that all of them share and that only wrappers of modules put there (`module.`, `_orig_mod.`).
 
     Raises:
         FileNotFoundError: no such file, or none in the folder.
@@ -90,7 +88,11 @@ def read(path: str | os.PathLike[str]) -> Weights:
         path = folder.weight_file(path)
     if not path.is_file():
         raise MissingFileError(f"weight file {path} does not exist")
-    return _read_shards(path) if path.name.endswith(folder.INDEX) else _read_file(path)
+    found = _read_shards(path) if path.name.endswith(folder.INDEX) else _read_file(path)
+    tensors: dict[str, Callable[[], Tensor]] = {n: partial(found.__getitem__, n) for n in found}
+    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return Weights(found.path, found.kind, tensors, found.metadata)
 
 
 def _read_shards(index: Path) -> Weights:
@@ -167,7 +169,3 @@ def _pickled(path: Path, error: Exception) -> UsageError:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0][:200]
-
-
-def _all_begin(names: Mapping[str, object], prefix: str) -> bool:
-    return bool(names) and all(name.startswith(prefix) and name != prefix for name in names)

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from torchvision.models import get_model
 from eva_fast.teachers import load_teacher
 from eva_fast.teachers.base import IMAGENET_MEAN, IMAGENET_STD
 from tests.teachers.openai_tower import randomise
+
+TINY = json.dumps({"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 2}})
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +255,98 @@ def test_a_configuration_timm_cannot_build(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="timm cannot build vit_tiny_patch16_224 with .*nonsense"):
         load_teacher(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "visual.trunk.", "module.visual.trunk.", "backbone."]
+)
+def test_timm_names_behind_a_prefix(tmp_path, prefix):
+    """As DistributedDataParallel and open_clip save them, other towers and heads beside them."""
+    model, path = timm_file(tmp_path, "vit_tiny_patch16_224", depth=2, num_classes=0)
+    (tmp_path / "config.json").write_text(TINY)
+    images = pixels((32, 32))
+    expected = load_teacher(tmp_path, grid=2)(images)
+    state = {prefix + name: value for name, value in model.state_dict().items()}
+    if "trunk" in prefix:
+        outer = prefix.removesuffix("visual.trunk.")
+        state[f"{outer}visual.head.proj.weight"] = torch.zeros(4, 192)
+        state[f"{outer}text.token_embedding.weight"] = torch.zeros(3, 4)
+    save_file(state, path)
+    assert torch.equal(load_teacher(tmp_path, grid=2)(images), expected)
+
+
+def test_the_advice_about_open_clips_timm_towers_is_right(tmp_path):
+    model, path = timm_file(tmp_path, "vit_tiny_patch16_224", num_classes=0)
+    save_file({f"visual.trunk.{k}": v for k, v in model.state_dict().items()}, path)
+    with pytest.raises(ValueError, match="by timm/NAME:FILE"):
+        load_teacher(path, grid=2)
+    assert load_teacher(f"timm/vit_tiny_patch16_224:{path}", grid=2).dim == 192
+
+
+def test_two_networks_in_a_file_are_not_guessed_about(tmp_path):
+    model, path = timm_file(tmp_path, "vit_tiny_patch16_224", depth=2, num_classes=0)
+    (tmp_path / "config.json").write_text(TINY)
+    names = [f"{which}.{k}" for which in ("student", "teacher") for k in model.state_dict()]
+    save_file({n: model.state_dict()[n.partition(".")[2]].clone() for n in names}, path)
+    with pytest.raises(ValueError, match="does not fit vit_tiny_patch16_224: lacks"):
+        load_teacher(tmp_path, grid=2)
+
+
+@pytest.mark.parametrize("kind", ["vit_small_patch14_reg4_dinov2", "vit_small_patch14_dinov2"])
+def test_dinov2_in_its_authors_names(tmp_path, kind):
+    """Registers, a mask token and a position for the class token: timm's own loading converts them."""
+    options = dict(depth=2, img_size=56, num_classes=0)
+    model, path = timm_file(tmp_path, kind, **options)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": kind, "model_args": options}))
+    images = pixels((56, 56))
+    expected = load_teacher(tmp_path)(images)
+    state = model.state_dict() | {"mask_token": torch.zeros(1, 384)}
+    if "reg_token" in state:
+        state["register_tokens"] = state.pop("reg_token")
+        place = torch.randn(1, 1, 384)  # timm adds it to the class token
+        state["cls_token"] = state["cls_token"] - place
+        state["pos_embed"] = torch.cat([place, state["pos_embed"]], 1)
+    save_file(state, path)
+    close(load_teacher(tmp_path)(images), expected)
+
+
+def test_what_timm_would_load_with_another_meaning_is_refused(tmp_path):
+    """timm moves a pre-trained student's last norm behind a mean, where no patch feature sees it."""
+    options = dict(depth=1, embed_dim=64, num_heads=2, img_size=28, num_classes=0)
+    timm_file(tmp_path, "eva_giant_patch14_224", **options, global_pool="token")
+    name = "eva_giant_patch14_224"
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "model_args": options}))
+    with pytest.raises(ValueError, match=r"does not fit eva_giant_patch14_224: .*norm\.weight"):
+        load_teacher(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pit_ti_224", "volo_d1_224", "swin_tiny_patch4_window7_224"])
+def test_maps_that_timm_alone_knows_how_to_cut_out(tmp_path, name):
+    model, path = timm_file(tmp_path, name, num_classes=0)
+    teacher = load_teacher(f"timm/{name}:{path}")
+    images = pixels((224, 224))
+    with torch.no_grad():
+        expected = model.forward_intermediates(
+            timm_normalised(model, images), indices=1, norm=True, intermediates_only=True
+        )[-1]
+    assert teacher.grid == tuple(expected.shape[-2:])
+    close(teacher(images), expected.flatten(2).transpose(1, 2))
+
+
+def test_without_torchvision(tmp_path, monkeypatch, clip_micro):
+    """Only its own networks need it."""
+    from tests.conftest import GOLDEN
+
+    for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    assert load_teacher("hog", grid=2).dim == 108
+    assert load_teacher(GOLDEN / "clip_micro.safetensors").dim == 32
+    with pytest.raises(ValueError, match="pip install torchvision"):
+        load_teacher("torchvision/resnet18", grid=2)
+    save_file({"a.weight": torch.zeros(1)}, tmp_path / "resnet18-x.safetensors")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match="no known teacher"):
+        load_teacher(tmp_path / "resnet18-x.safetensors", grid=2)
 
 
 # Errors ------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Weight files: every damaged, wrong or hostile one ends in one clear error, and runs nothing."""
 
+import argparse
+import datetime
 import hashlib
 import io
 import os
@@ -71,6 +73,66 @@ def test_torch_and_safetensors(tmp_path, suffix):
         assert weights.kind == kind and set(weights) == set(state) and len(weights) == 2
         assert all(torch.equal(weights[k], v) for k, v in state.items())
     assert weights.metadata == {"heads": "2"}
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        ["model"],
+        ["module"],
+        ["state_dict"],
+        ["model", "module"],
+        ["module", "model"],
+        ["model", "state_dict"],
+        ["state_dict_ema"],
+        ["model_ema", "module"],
+    ],
+    ids=".".join,
+)
+def test_wrappers(tmp_path, around):
+    state = {"a": torch.randn(2)}
+    wrapped = state
+    for key in reversed(around):
+        wrapped = {key: wrapped, "epoch": 3, "optimizer": {"state": {0: torch.zeros(1)}}}
+    torch.save(wrapped, tmp_path / "x.pt")
+    weights = read(tmp_path / "x.pt")
+    assert list(weights) == ["a"] and torch.equal(weights["a"], state["a"])
+
+
+def test_an_average_is_preferred(tmp_path):
+    state = {"model": {"a": torch.zeros(1)}, "model_ema": {"a": torch.ones(1)}}
+    torch.save(state, tmp_path / "x.pt")
+    assert read(tmp_path / "x.pt")["a"] == 1
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_prefixes_of_wrapped_modules(tmp_path, prefix, suffix):
+    state = {f"{prefix}{name}": torch.ones(1) for name in ("a.weight", "module_b.bias")}
+    path = tmp_path / f"x{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    assert set(read(path)) == {"a.weight", "module_b.bias"}
+
+
+def test_a_prefix_of_some_names_stays(tmp_path):
+    save_file({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "x.safetensors")
+    assert set(read(tmp_path / "x.safetensors")) == {"module.a", "b"}
+
+
+def test_options_of_a_training_script_are_harmless(tmp_path):
+    """Official checkpoints (EVA, MAE, DeiT) keep their command line beside the weights."""
+    args = argparse.Namespace(lr=1e-3, betas=(0.9, 0.98), data="/x", nested=argparse.Namespace(a=1))
+    torch.save({"model": {"a": torch.ones(2)}, "args": args, "epoch": 3}, tmp_path / "x.pth")
+    assert torch.equal(read(tmp_path / "x.pth")["a"], torch.ones(2))
+
+
+def test_a_refused_type_is_named(tmp_path):
+    state = {"model": {"a": torch.ones(2)}, "when": datetime.date(2024, 1, 1)}
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"besides tensors \(datetime\.date\).*To convert a file"):
+        read(tmp_path / "x.pth")
 
 
 def test_hostile_pickles_run_nothing(tmp_path):

@@ -1,5 +1,7 @@
 """Weight files: official naming, sizes, and that timm reads what we write."""
 
+import logging
+
 import pytest
 import timm
 import torch
@@ -7,22 +9,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models.eva import checkpoint_filter_fn
 
+from eva_fast.errors import UsageError
 from eva_fast.model import create_model
-from eva_fast.weights import infer_sizes, read_student, write_student
+from eva_fast.weights import infer_sizes, initialise, naming, read_student, write, write_student
 from eva_fast.weights.student import SIZE_NAMES
-
-SMALL = dict(
-    img_size=48, patch_size=12, embed_dim=64, depth=3, num_heads=4, mlp_hidden=144, predict_dim=20
-)
-
-
-def student(**sizes):
-    torch.manual_seed(0)
-    model = create_model(**{**SMALL, **sizes}).eval()
-    with torch.no_grad():  # biases and norms that are not at their neutral initial values
-        for value in model.parameters():
-            value.add_(0.05 * torch.randn_like(value))
-    return model
+from tests.weights.networks import STUDENT, TIMM_STUDENT, images, random_, student
 
 
 @pytest.mark.parametrize(
@@ -72,7 +63,7 @@ def test_what_is_written_is_read_back(tmp_path):
     model = student()
     write_student(model, tmp_path / "deep" / "model.safetensors")
     state, metadata = read_student(tmp_path / "deep" / "model.safetensors")
-    assert {k: int(v) for k, v in metadata.items()} == SMALL and set(metadata) == set(SIZE_NAMES)
+    assert {k: int(v) for k, v in metadata.items()} == STUDENT and set(metadata) == set(SIZE_NAMES)
     own = model.state_dict()
     assert state.keys() == own.keys()
     assert all(torch.equal(state[k], own[k]) for k in own)
@@ -165,3 +156,91 @@ def test_the_file_is_float32_whatever_the_model_is(tmp_path):
     write_student(student().to(torch.bfloat16), tmp_path / "m.safetensors")
     with safe_open(tmp_path / "m.safetensors", "pt") as file:
         assert all(file.get_tensor(k).dtype == torch.float32 for k in file.keys())  # noqa: SIM118
+
+
+# Starting a student from a file -------------------------------------------------------------------
+
+
+def test_the_same_sizes_are_taken_over_exactly(tmp_path, caplog):
+    write_student(student(), tmp_path / "m.safetensors")
+    model = random_(create_model(**STUDENT))
+    with caplog.at_level(logging.INFO, "eva_fast"):
+        initialise(model, tmp_path / "m.safetensors")
+    assert all(torch.equal(v, student().state_dict()[k]) for k, v in model.state_dict().items())
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("source", ["timm", "without a head", "another teacher"])
+def test_what_pre_training_alone_needs_may_be_missing(tmp_path, caplog, source):
+    """It keeps the new model's own start, and a warning says so."""
+    given = student(predict_dim=7 if source == "another teacher" else 20)
+    state = given.state_dict()
+    if source == "timm":
+        state = naming.timm.EVA_POOLED.write(state)
+    elif source == "without a head":
+        state = {k: v for k, v in state.items() if not k.startswith("lm_head")}
+    write(tmp_path / "m.safetensors", state)
+    model = create_model(**STUDENT)
+    head = model.lm_head.weight.clone()
+    with caplog.at_level(logging.WARNING, "eva_fast"):
+        initialise(model, tmp_path / "m.safetensors")
+    assert "lm_head.weight, lm_head.bias for this student: they start anew" in caplog.text
+    assert torch.equal(model.lm_head.weight, head)
+    assert torch.equal(model.norm.weight, given.norm.weight)
+    assert torch.equal(model.mask_token, given.mask_token) == (source != "timm")
+
+
+def test_another_image_size(tmp_path):
+    """As timm resizes positions when it loads a file into a model of another image size."""
+    write_student(student(), tmp_path / "m.safetensors")
+    model = create_model(**{**STUDENT, "img_size": 72})
+    initialise(model, tmp_path / "m.safetensors")
+    theirs = timm_model(tmp_path / "m.safetensors", img_size=72)
+    with torch.no_grad():
+        expected = theirs.fc_norm(theirs.forward_features(images(72)))
+        torch.testing.assert_close(
+            model.forward_features(images(72)), expected, atol=1e-5, rtol=1e-5
+        )
+
+
+def test_another_patch_size(tmp_path):
+    """Patches of 12 become patches of 16: as timm resizes the convolution's kernels."""
+    write_student(student(), tmp_path / "m.safetensors")
+    model = create_model(**{**STUDENT, "img_size": 64, "patch_size": 16})
+    initialise(model, tmp_path / "m.safetensors")
+    theirs = timm_model(tmp_path / "m.safetensors", img_size=64, patch_size=16)
+    with torch.no_grad():
+        expected = theirs.fc_norm(theirs.forward_features(images(64)))
+        torch.testing.assert_close(
+            model.forward_features(images(64)), expected, atol=3e-5, rtol=1e-4
+        )
+
+
+def timm_model(path, **sizes):
+    return timm.create_model(
+        "eva_giant_patch14_224", **{**TIMM_STUDENT, **sizes}, num_classes=0, pretrained=True,
+        pretrained_cfg_overlay=dict(file=str(path)),
+    ).eval()  # fmt: skip
+
+
+def test_another_architecture_is_refused(tmp_path):
+    write_student(student(), tmp_path / "m.safetensors")
+    for sizes, message in (
+        (dict(embed_dim=128), "shape: blocks"),
+        (dict(depth=4), r"missing: blocks\.3"),
+        (dict(depth=2), r"unknown: blocks\.2"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            initialise(create_model(**{**STUDENT, **sizes}), tmp_path / "m.safetensors")
+
+
+def test_a_metadata_entry_that_is_no_json(tmp_path):
+    write(tmp_path / "m.safetensors", student().state_dict(), {"sizes": "{"})
+    with pytest.raises(UsageError, match="no JSON"):
+        read_student(tmp_path / "m.safetensors")
+
+
+def test_equal_weights_are_equal_files(tmp_path):
+    for name in ("a", "b"):
+        write_student(student(), tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

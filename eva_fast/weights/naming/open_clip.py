@@ -9,6 +9,6 @@ TRUNK = "visual.trunk."
 CLIP = openai.CLIP.under("visual.", "open_clip")
 """The image tower of a `CLIP`."""
 EVA = timm.EVA.under(TRUNK, "open_clip")
-"""The student as the timm tower of a `CustomTextCLIP` that pools the class token, or none."""
+"""The student as the timm tower of a `CustomTextCLIP`, where the tower keeps its last `norm`."""
 EVA_POOLED = timm.EVA_POOLED.under(TRUNK, "open_clip")
-"""The same where `timm_pool` is "avg"."""
+"""The same where the tower has `fc_norm` instead, as with `timm_pool="avg"`."""

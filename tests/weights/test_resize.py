@@ -1,0 +1,56 @@
+"""Positions and patch convolutions for other sizes, against timm and against their own meaning."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from eva_fast.weights import resize_patches, resize_positions
+
+timm_layers = pytest.importorskip("timm.layers")
+
+
+def test_resized_positions_keep_a_ramp_and_the_class_token():
+    rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    table = torch.cat([torch.tensor([[9.0, -9.0]]), torch.stack([rows, columns], -1).view(64, 2)])
+    out = resize_positions(table, (8, 8), (16, 16))
+    assert out[0].tolist() == [9, -9]
+    inner = out[1:].view(16, 16, 2)[4:12, 4:12]
+    expected = (torch.arange(4.0, 12) + 0.5) / 2 - 0.5
+    torch.testing.assert_close(inner[:, 0, 0], expected)
+    torch.testing.assert_close(inner[0, :, 1], expected)
+    assert resize_positions(table, (8, 8), (8, 8)) is table
+
+
+@pytest.mark.parametrize("old, new", [((4, 4), (7, 7)), ((8, 8), (5, 5)), ((3, 5), (6, 4))])
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_positions_are_timms(old, new, prefix):
+    table = torch.randn(1, prefix + old[0] * old[1], 6)
+    expected = timm_layers.resample_abs_pos_embed(
+        table, list(new), list(old), num_prefix_tokens=prefix
+    )
+    torch.testing.assert_close(resize_positions(table, old, new), expected)
+    assert torch.equal(resize_positions(table, old, new)[0], resize_positions(table[0], old, new))
+
+
+@pytest.mark.parametrize("old, new", [(14, 16), (16, 14), (16, 32), (8, (6, 10))])
+def test_patches_are_timms(old, new):
+    weight = torch.randn(5, 3, old, old)
+    size = (new, new) if isinstance(new, int) else new
+    expected = timm_layers.resample_patch_embed(weight, list(size))
+    out = resize_patches(weight, new)
+    assert out.shape == (5, 3, *size) and out.dtype == weight.dtype
+    torch.testing.assert_close(out, expected, atol=2e-5 * expected.abs().max().item(), rtol=1e-4)
+
+
+def test_enlarged_patches_give_what_the_small_ones_gave():
+    """What the pseudo-inverse is for: a patch that is enlarged with its kernel has the same feature."""
+    weight, patch = torch.randn(5, 3, 14, 14).double(), torch.randn(2, 3, 14, 14).double()
+    large = F.interpolate(patch, (16, 16), mode="bicubic", align_corners=False, antialias=True)
+    torch.testing.assert_close(
+        F.conv2d(large, resize_patches(weight, 16)), F.conv2d(patch, weight), atol=1e-10, rtol=1e-10
+    )
+
+
+def test_nothing_to_do():
+    weight = torch.randn(5, 3, 14, 14)
+    assert resize_patches(weight, 14) is weight and resize_patches(weight, (14, 14)) is weight
