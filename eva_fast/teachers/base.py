@@ -145,7 +145,7 @@ class Teacher(nn.Module):
             raise ValueError("calibration got no images")
         std = (square / count).sqrt()
         if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
-            raise ValueError(f"teacher {self.name!r} gives features that are not finite")
+            raise UsageError(f"teacher {self.name!r} gives features that are not finite")
         # A constant channel has a deviation of rounding errors; dividing by it would show noise.
         std[std <= 1e-6 * std.max()] = 1.0
         self.feature_mean.copy_(mean)
