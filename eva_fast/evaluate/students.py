@@ -11,6 +11,7 @@ from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.model import EvaViT, ModelSizes, create_model, sizes_of
 from eva_fast.train import checkpoint
 from eva_fast.weights import infer_sizes, read_student
+from eva_fast.weights.folder import weight_file
 from eva_fast.weights.student import PRETRAINING_ONLY, SIZE_NAMES
 
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
@@ -18,15 +19,18 @@ RANDOM_INIT_SEED = 0
 
 
 def find_weights(run_or_weights: str | Path) -> Path:
-    """The weight file of a run, or the file itself. FileNotFoundError says what was looked for."""
+    """The weight file of a run or of another library's folder, or the file itself.
+    FileNotFoundError says what was looked for."""
     path = Path(run_or_weights)
     if path.is_dir():
-        if not (path / WEIGHTS).is_file():
+        try:
+            return weight_file(path)
+        except MissingFileError as error:
             raise MissingFileError(
                 f"{path} holds no {WEIGHTS}: it is not a run's folder, or the run has not ended "
-                "(`eva-fast export RUN --out FILE` takes the weights of its newest checkpoint)"
-            )
-        return path / WEIGHTS
+                "(`eva-fast export RUN --out FILE` takes the weights of its newest checkpoint). As "
+                f"another library's folder: {error}"
+            ) from None
     if not path.is_file():
         raise MissingFileError(f"there is no run folder or weight file {path}")
     return path

@@ -17,15 +17,16 @@ def export_weights(source: Path | str, out: Path | str) -> Path:
 
     Args:
         source: a weights file, a run's folder (its final weights, or those of its newest whole
-            checkpoint if it has not ended), or one checkpoint.
+            checkpoint if it has not ended), one checkpoint, or another library's folder.
         out: the file to write.
 
     Raises FileNotFoundError where there is nothing to export, ValueError for a damaged checkpoint.
     """
     source = Path(source)
     folder = source if (source / checkpoint.STATE).is_file() else None
-    if folder is None and source.is_dir() and not (source / WEIGHTS).is_file():
-        folder = checkpoint.newest(source / "checkpoints")
+    unfinished = source / "checkpoints"
+    if folder is None and unfinished.is_dir() and not (source / WEIGHTS).is_file():
+        folder = checkpoint.newest(unfinished)
         if folder is None:
             raise MissingFileError(f"{source} holds neither final weights nor a whole checkpoint")
     if folder is None:

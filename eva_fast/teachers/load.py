@@ -97,13 +97,18 @@ def _from_path(name: str, path: Path, grid: Grid, whiten: bool) -> Teacher:
     if architecture := config.get("architecture"):
         options = config.get("model_args") or {}
         return _timm_file(name, str(architecture), weights, grid, whiten, options)
-    stem = weights.path.name.partition(".")[0].rpartition("-")[0] or weights.path.stem
-    if stem in torchvision_models():
-        return torchvision_teacher(name, stem, weights, grid, whiten=whiten)
-    # timm's own release files begin with the model's name, which can begin with another's.
-    names = [n for n in timm_models() if weights.path.name.startswith(n)]
-    if timm_name := max(names, key=len, default=None):
-        return _timm_file(name, timm_name, weights, grid, whiten)
+    # torch hub's files are the model's name and a hash. Any other ending may stand behind a name:
+    # timm's release files have many. Then it is the longest, since names begin with other names.
+    filename = weights.path.name
+    stem = filename.partition(".")[0]
+    known = torchvision_models()
+    for model in (stem, stem.rpartition("-")[0]):
+        if model in known:
+            return torchvision_teacher(name, model, weights, grid, whiten=whiten)
+    if model := max((n for n in timm_models() if filename.startswith(n)), key=len, default=""):
+        return _timm_file(name, model, weights, grid, whiten)
+    if model := max((n for n in known if filename.startswith(n)), key=len, default=""):
+        return torchvision_teacher(name, model, weights, grid, whiten=whiten)
     raise no_tower(weights)
 
 

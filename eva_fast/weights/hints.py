@@ -1,4 +1,4 @@
-"""What configuration files and metadata say about a CLIP tower that its shapes do not."""
+"""What configuration files and metadata say about a network that its shapes do not."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def clip_hints(weights: Weights) -> dict[str, Any]:
     hints = open_clip_hints(open_clip) if use_open_clip else _config_hints(config, folder)
     hints.update(_metadata_hints(weights.metadata))
     return {key: value for key, value in hints.items() if value is not None}
+
+
+def heads_beside(path: Path) -> int | None:
+    """Attention heads according to the config.json beside a weight file (Hugging Face's, timm's)."""
+    return _config_hints(read_json(path.parent / "config.json"), path.parent).get("heads")
 
 
 def open_clip_hints(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from eva_fast.errors import UsageError
 from eva_fast.model import EvaViT, ModelSizes
 from eva_fast.weights import naming
+from eva_fast.weights.hints import heads_beside
 from eva_fast.weights.reader import Weights, read
 from eva_fast.weights.resize import resize_patches, resize_positions
 from eva_fast.weights.writer import write
@@ -75,9 +76,10 @@ def read_student(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 
 
 def _metadata(weights: Weights) -> dict[str, str]:
-    """The file's metadata, its `sizes` spread out."""
+    """The file's metadata, its `sizes` spread out; without them, what a config.json says of heads."""
     if "sizes" not in weights.metadata:
-        return weights.metadata
+        heads = heads_beside(weights.path)
+        return ({} if heads is None else {"num_heads": str(heads)}) | weights.metadata
     try:
         return {k: str(v) for k, v in json.loads(weights.metadata["sizes"]).items()}
     except (ValueError, AttributeError) as error:

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 import eva_fast
+from eva_fast.evaluate.students import load_student
 from eva_fast.recipes.export import export_weights
 
 TINY = dict(
@@ -30,7 +31,28 @@ def test_run_file_and_checkpoint_give_the_same_weights(tmp_path):
 
 
 def test_nothing_to_export(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a run's folder, or the run has not ended"):
+        export_weights(tmp_path, tmp_path / "x.safetensors")
+    (tmp_path / "checkpoints").mkdir()
     with pytest.raises(FileNotFoundError, match="neither final weights nor a whole checkpoint"):
         export_weights(tmp_path, tmp_path / "x.safetensors")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         export_weights(tmp_path / "nowhere", tmp_path / "x.safetensors")
+
+
+def test_another_librarys_folder(tmp_path):
+    """Heads, which no shape shows, come from its config.json."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        image_size=32, patch_size=8, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    theirs = transformers.ViTModel(config, add_pooling_layer=False).eval()
+    theirs.save_pretrained(tmp_path / "vit")
+    file = export_weights(tmp_path / "vit", tmp_path / "out.safetensors")
+    ours = load_student(file, torch.device("cpu"))
+    assert ours.sizes.num_heads == 4
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = theirs(images).last_hidden_state
+        torch.testing.assert_close(ours.forward_features(images), expected, atol=1e-5, rtol=1e-5)

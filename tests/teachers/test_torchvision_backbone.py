@@ -155,6 +155,16 @@ def test_a_file_from_fine_tuning_has_another_head(tmp_path):
     assert load_teacher(path, grid=2).dim == model.fc.in_features
 
 
+@pytest.mark.parametrize(
+    "stem",
+    ["alexnet", "alexnet-20231015", "alexnet_20231015", "alexnet-step-00012000", "alexnet.e9"],
+)
+def test_the_name_begins_with_the_models(tmp_path, stem):
+    path = tmp_path / f"{stem}.pth"
+    save_torchvision("alexnet", path)
+    assert load_teacher(path, grid=2).dim == 256
+
+
 def test_without_torchvision(tmp_path, monkeypatch, clip_micro):
     """Only its own networks need it."""
     from tests.conftest import GOLDEN
