@@ -57,7 +57,10 @@ def load_student(weights: Path, device: torch.device) -> EvaViT:
         known.update(_heads(run_config(weights)))
     model = random_student(infer_sizes(state, known), device)
     own = model.state_dict()
-    model.load_official({**{name: own[name] for name in PRETRAINING_ONLY}, **state})
+    try:
+        model.load_official({**{name: own[name] for name in PRETRAINING_ONLY}, **state})
+    except ValueError as error:
+        raise UsageError(f"{weights}: {error}") from None
     return model
 
 

@@ -165,3 +165,15 @@ def test_wrong_use_is_refused_before_any_work(run, pictures, tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ValueError, match=r"eva-fast\[eval\]"):
         evaluate(run, pictures)
+
+
+def test_weights_of_a_network_with_more_in_it(run):
+    """A sentence for the person, not a traceback: layer scale, which the student has not."""
+    from eva_fast.errors import UsageError
+    from eva_fast.weights import read
+
+    state = dict(read(run)) | {"blocks.0.gamma_1": torch.ones(48)}
+    save_file(state, run / "other.safetensors")
+    (run / "config.yaml").write_text("model: eva_ti_patch8_32\nembed_dim: 48\nnum_heads: 4\n")
+    with pytest.raises(UsageError, match=r"other\.safetensors: .*unknown: blocks\.0\.gamma_1"):
+        load_student(run / "other.safetensors", CPU)
