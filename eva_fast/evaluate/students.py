@@ -12,6 +12,7 @@ from eva_fast.model import EvaViT, ModelSizes, create_model, sizes_of
 from eva_fast.train import checkpoint
 from eva_fast.weights import infer_sizes, read_student
 from eva_fast.weights.folder import weight_file
+from eva_fast.weights.naming import official
 from eva_fast.weights.student import PRETRAINING_ONLY, SIZE_NAMES
 
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
@@ -65,17 +66,22 @@ def load_student(weights: Path, device: torch.device) -> EvaViT:
 
 
 def load_checkpoint(folder: Path, device: torch.device) -> EvaViT:
-    """The model of one checkpoint of a run, in evaluation mode. UsageError for a damaged one."""
+    """The student in one checkpoint of a run, alone or a part of what was trained, in evaluation
+    mode. UsageError for a damaged checkpoint, or one without a student."""
     fault = checkpoint.fault_of(folder)
     if fault is not None:
         raise UsageError(f"checkpoint {folder} is damaged: {fault}")
     names = checkpoint.names_in(folder)
+    trained = {name: names[name] for name in names if name.startswith("model.")}
+    prefix = official.EVA.find(trained)
+    if prefix is None:
+        raise UsageError(f"checkpoint {folder} holds no student")
     tensors = {
-        name.removeprefix("model."): torch.empty(names[name].size)
-        for name in names
-        if name.startswith("model.")
+        name.removeprefix(prefix): torch.empty(stored.size)
+        for name, stored in trained.items()
+        if name.startswith(prefix)
     }
-    checkpoint.load(folder, {"model": tensors})
+    checkpoint.load(folder, {prefix + name: tensor for name, tensor in tensors.items()})
     known = _heads(checkpoint.read_state(folder)["options"])
     model = random_student(infer_sizes(tensors, known), device)
     model.load_official(tensors)

@@ -56,3 +56,34 @@ def test_another_librarys_folder(tmp_path):
     with torch.no_grad():
         expected = theirs(images).last_hidden_state
         torch.testing.assert_close(ours.forward_features(images), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_student_that_is_a_part_of_what_was_trained(tmp_path):
+    """Whatever else an objective trains, the student is known by its names."""
+    from torch import nn
+
+    from eva_fast.objectives import Objective
+
+    class Wrapped(nn.Module):
+        def __init__(self, student):
+            super().__init__()
+            self.inner = nn.ModuleDict({"student": student, "extra": nn.Linear(32, 1)})
+
+    class Length(Objective):
+        name = "length"
+
+        def build(self, setting, teacher):
+            return Wrapped(setting.student(predict_dim=3))
+
+        def loss(self, module, batch, target):
+            tokens = module.inner["student"].forward_features(batch.images)
+            return module.inner["extra"](tokens).square().mean(), {}
+
+        def exported(self, module):
+            return module.inner["student"]
+
+    run = eva_fast.pretrain(out=tmp_path / "run", steps=2, objective=Length, **TINY)
+    expected = load_file(run.weights)
+    found = load_file(export_weights(run.checkpoint, tmp_path / "x.safetensors"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[k], expected[k]) for k in expected)
