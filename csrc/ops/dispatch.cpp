@@ -4,6 +4,8 @@
 #include "../export.h"
 #include "kernels.h"
 
+EVA_EXPORT int eva_set_isa(int isa);
+
 namespace {
 
 int widest() {
@@ -19,12 +21,20 @@ int widest() {
 
 int chosen = -1;
 
-const Kernel* table(int isa) {
+Table table(int isa) {
 #if defined(__x86_64__)
-  if (isa == 2) return kernels_avx512();
-  if (isa == 1) return kernels_avx2();
+  if (isa == 2) return table_avx512();
+  if (isa == 1) return table_avx2();
 #endif
-  return kernels_base();
+  return table_base();
+}
+
+int in_use() { return chosen < 0 ? eva_set_isa(-1) : chosen; }
+
+const Kernel* find(const char* name) {
+  for (const Kernel* k = table(in_use()).kernels; k->name; ++k)
+    if (strcmp(k->name, name) == 0) return k;
+  return nullptr;
 }
 
 }  // namespace
@@ -37,11 +47,23 @@ EVA_EXPORT int eva_set_isa(int isa) {
   return chosen;
 }
 
-EVA_EXPORT int eva_isa() { return chosen < 0 ? eva_set_isa(-1) : chosen; }
+EVA_EXPORT int eva_isa() { return in_use(); }
 
 // Address of a kernel for the instruction set in use; null where there is none of that name.
 EVA_EXPORT void* eva_kernel(const char* name) {
-  for (const Kernel* k = table(eva_isa()); k->name; ++k)
-    if (strcmp(k->name, name) == 0) return k->function;
-  return nullptr;
+  const Kernel* found = find(name);
+  return found ? found->function : nullptr;
+}
+
+// The types of its arguments, a letter each as in kernels.h; null where there is none of that name.
+EVA_EXPORT const char* eva_kernel_signature(const char* name) {
+  const Kernel* found = find(name);
+  return found ? found->signature : nullptr;
+}
+
+// Size of "Structure" or offset of "Structure.field" in bytes; -1 for another name.
+EVA_EXPORT int64_t eva_offset(const char* name) {
+  for (const Place* p = table(in_use()).places; p->name; ++p)
+    if (strcmp(p->name, name) == 0) return p->bytes;
+  return -1;
 }

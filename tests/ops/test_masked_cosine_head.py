@@ -2,13 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eva_fast.ops import measure
-from eva_fast.ops.masked_cosine_head import (
-    VARIANTS,
-    choose_variant,
-    masked_cosine_head,
-    set_variant,
-)
+from eva_fast.ops import Case, choose
+from eva_fast.ops.masked_cosine_head import OP, masked_cosine_head
+from eva_fast.ops.race import timed_by
 from tests.ops.helpers import (
     DTYPES,
     SHORT,
@@ -52,14 +48,15 @@ def arguments(batch, patches, count, width, predict, dtype=torch.float32):
     return *inputs, target.detach(), EPS
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(params=["fused", "composed"])
 def variant(request, kernels):
-    """Both Triton variants; PyTorch has one."""
-    if kernels != "triton" and request.param == "fused":
+    """Both of Triton's implementations; PyTorch has one."""
+    if kernels == "triton":
+        choose.force(OP.name, request.param)
+    elif request.param == "fused":
         pytest.skip("only Triton has a fused forward")
-    set_variant(request.param)
     yield request.param
-    set_variant("auto")
+    choose.force(OP.name, "auto")
 
 
 # sizes (images, patches, masked, width, predicted) and draws: few values need many draws, or the
@@ -166,39 +163,46 @@ def test_reference_in_float64():
     )
 
 
-def test_choice_of_variant():
+def test_the_estimate_where_nothing_is_measured():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     small, large = (3360, 1408, 768), (3360 * 128, 1408, 768)
-    assert choose_variant(*small, torch.bfloat16, cuda) == "fused"
-    assert choose_variant(*large, torch.bfloat16, cuda) == "composed"
-    assert choose_variant(*small, torch.float32, cuda) == "composed"
-    set_variant("composed", small, torch.bfloat16)  # as a measurement would
-    assert choose_variant(*small, torch.bfloat16, cpu) == "composed"
-    set_variant("auto")
-    assert choose_variant(*small, torch.bfloat16, cpu) == "fused"
-    with pytest.raises(ValueError, match="unknown variant 'quick'"):
-        set_variant("quick")
+
+    def chosen(sizes, dtype, device=cuda):
+        return choose.decide(OP, Case(device, dtype, sizes)).name
+
+    assert chosen(small, torch.bfloat16) == "fused"
+    assert chosen(large, torch.bfloat16) == "composed"
+    assert chosen(small, torch.float32) == "composed"
+    assert chosen(small, torch.bfloat16, cpu) == "torch"
+    choose.force(OP.name, "composed")
+    assert chosen(small, torch.bfloat16) == "composed"
+    choose.force(OP.name, "triton")  # the family
+    assert chosen(small, torch.bfloat16) == "fused"
+    choose.force(OP.name, "auto")
+    assert chosen(small, torch.bfloat16) == "fused"
+    with pytest.raises(ValueError, match="unknown kernels 'quick' for masked_cosine_head"):
+        choose.force(OP.name, "quick")
 
 
-@pytest.mark.parametrize("faster", VARIANTS)
-def test_variant_is_measured_once_on_a_gpu(faster, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(measure, "fingerprint", lambda device: {"device": str(device)})
+@pytest.mark.parametrize("faster", ["fused", "composed", "torch"])
+def test_a_gpu_measures_each_shape_once(faster, gpu_to_race_on, monkeypatch):
     raced = []
+    monkeypatch.setattr(torch, "randn", lambda *sizes, **options: torch.empty(0, device="meta"))
 
-    def seconds(run, arguments, device):
-        raced.append(run())
-        return 1.0 if raced[-1] == faster else 2.0
+    def clock(name, run, device):
+        raced.append(name)
+        return 1.0 if name == faster else 2.0
 
-    monkeypatch.setattr(measure, "_seconds", seconds)
-    runs = {name: lambda name=name: name for name in VARIANTS}
-    head = (3360 * 128, 1408, 768, torch.bfloat16, torch.device("cuda"), runs)
-    assert choose_variant(*head) == faster and set(raced) == set(VARIANTS)
-    raced.clear()
-    set_variant("auto")  # as another process would start
-    assert choose_variant(*head) == faster and not raced
-    set_variant("auto")
+    case = Case(torch.device("cuda"), torch.bfloat16, (3360, 1408, 768))
+    with timed_by(clock):
+        assert choose.decide(OP, case).name == faster and set(raced) == {
+            "fused",
+            "composed",
+            "torch",
+        }
+        raced.clear()
+        choose.forget_measured()  # as another process would start
+        assert choose.decide(OP, case).name == faster and not raced
 
 
 BAD = {

@@ -5,10 +5,12 @@ import torch
 
 from eva_fast import native, ops
 from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD
-from eva_fast.ops import dispatch, native_calls
+from eva_fast.ops import choose, registry
 from eva_fast.ops.embed_tokens import embed_tokens_backward
-from eva_fast.ops.linear import linear, matmul, weight_gradient
+from eva_fast.ops.gemm import matmul
+from eva_fast.ops.linear import linear, weight_gradient
 from eva_fast.ops.masked_gather import masked_gather_backward
+from eva_fast.ops.native import calls
 from eva_fast.ops.packed_attention import (
     packed_attention,
     packed_attention_backward,
@@ -26,21 +28,21 @@ from tests.ops.helpers import (
 )
 
 pytestmark = pytest.mark.skipif(
-    not native.available() or dispatch.interpreted(),
+    not native.available() or registry.interpreted(),
     reason="the C++ kernels are not built, or this process runs Triton's interpreter",
 )
 
 
-@pytest.fixture(params=native_calls.ISA_NAMES)
+@pytest.fixture(params=calls.ISA_NAMES)
 def isa(request):
     """Forces the C++ kernels for one instruction set."""
-    if native_calls.set_isa(request.param) != request.param:
-        native_calls.set_isa(None)
+    if calls.set_isa(request.param) != request.param:
+        calls.set_isa(None)
         pytest.skip(f"this CPU does not run {request.param}")
-    dispatch.set_kernels("native")
+    choose.set_kernels("native")
     yield request.param
-    dispatch.set_kernels("auto")
-    native_calls.set_isa(None)
+    choose.set_kernels("auto")
+    calls.set_isa(None)
 
 
 def norm_inputs(dtype):
@@ -89,7 +91,7 @@ def test_row_kernels_against_float64(isa, case, dtype):
 @pytest.mark.parametrize("case", CASES)
 def test_row_kernels_give_the_same_bits_with_any_number_of_threads(case):
     op, make, _ = CASES[case]
-    dispatch.set_kernels("native")
+    choose.set_kernels("native")
     before = torch.get_num_threads()
     inputs = [
         t.detach().repeat(60, *[1] * (t.ndim - 1)).requires_grad_(t.requires_grad)
@@ -110,7 +112,7 @@ def test_row_kernels_give_the_same_bits_with_any_number_of_threads(case):
             found.append([out, *torch.autograd.grad(out, leaves, torch.randn_like(out))])
     finally:
         torch.set_num_threads(before)
-        dispatch.set_kernels("auto")
+        choose.set_kernels("auto")
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=0)
 
@@ -181,7 +183,7 @@ def test_gemm_of_nothing(isa, size):
 def test_gemm_gives_the_same_bits_with_any_number_of_threads(size):
     rows, columns, depth = size
     a, b = torch.randn(rows, depth), torch.randn(depth, columns)
-    dispatch.set_kernels("native")
+    choose.set_kernels("native")
     before = torch.get_num_threads()
     try:
         found = []
@@ -190,7 +192,7 @@ def test_gemm_gives_the_same_bits_with_any_number_of_threads(size):
             found.append(matmul(a, b))
     finally:
         torch.set_num_threads(before)
-        dispatch.set_kernels("auto")
+        choose.set_kernels("auto")
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
@@ -265,7 +267,7 @@ def test_attention_and_gemm_are_well_formed_ops():
 
 def test_unknown_instruction_set():
     with pytest.raises(ValueError, match="unknown instruction set 'sse9': choose from"):
-        native_calls.set_isa("sse9")
+        calls.set_isa("sse9")
 
 
 def test_nothing_to_do(isa):

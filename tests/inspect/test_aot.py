@@ -6,17 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from eva_fast.ops import dispatch
+from eva_fast.ops import registry
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.skipif(
-    dispatch.interpreted(), reason="the interpreter replaces the compiler in this process"
+    registry.interpreted(), reason="the interpreter replaces the compiler in this process"
 )
 
+from eva_fast.inspect import aot  # noqa: E402
 from eva_fast.kernels.aot_case import VIT_B, VIT_G, AotCase  # noqa: E402
-from eva_fast.plan import aot  # noqa: E402
 
-DOTS = ["attention", "attention_backward", "layer_norm_project", "masked_cosine_head"]
+DOTS = [
+    "layer_norm_project", "masked_cosine_head", "packed_attention", "packed_attention_backward"
+]  # fmt: skip
 
 
 def row_kernels():
@@ -51,7 +53,7 @@ def test_row_kernels():
 @pytest.mark.slow
 def test_a_sequence_with_a_partial_tile():
     """ViT-B at patch 16 has 1 + 196 tokens: the last tile is masked, and still loads 128 bits."""
-    rows = aot.aot_report(targets=[80], shapes=[VIT_B], kernels=["attention"])
+    rows = aot.aot_report(targets=[80], shapes=[VIT_B], kernels=["packed_attention"])
     assert aot.problems(rows) == []
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from eva_fast.ops import dispatch
+from eva_fast.ops import registry
 from eva_fast.ops.packed_attention import packed_attention
 from tests.ops.helpers import DTYPES, SHORT, check_against_float64, check_compiled, leaf
 
-if dispatch.interpreted():
+if registry.interpreted():
     BACKENDS = [pytest.param("triton", marks=pytest.mark.interpreted)]
 else:
     BACKENDS = ["cpu_flash", "math"]
