@@ -125,10 +125,12 @@ def _race_calls(name: str, calls: list[_Call]) -> Choice:
 
 def _copy(tensor: Tensor) -> Tensor:
     """The same values and strides in new memory: an op may write to its arguments."""
-    copy = torch.empty_strided(
-        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
-    )
-    return copy.copy_(tensor)
+    once = tensor
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0 and tensor.shape[dim] > 1:  # expanded: these elements are one
+            once = once.narrow(dim, 0, 1)
+    copy = torch.empty_strided(once.shape, once.stride(), dtype=once.dtype, device=once.device)
+    return copy.copy_(once).expand(tensor.shape)
 
 
 def _exists(op: str, name: str) -> bool:
