@@ -91,7 +91,7 @@ def test_arguments_are_specialised_as_the_launcher_does():
 
     (case, *_) = [c for _, c in aot.cases(VIT_G, ["gather_norm"]) if c.constants.get("WRITE_Y")]
     case = replace(case, args={**case.args, "s_row": 1, "s_image": 8, "K": 16})
-    source = aot._source(case)
+    source = aot.source(case)
     names = gather_norm_kernel.arg_names
     marked = {names[position] for (position,) in source.attrs}
     assert source.signature["s_row"] == "constexpr" and source.signature["eps"] == "fp32"
@@ -111,7 +111,7 @@ def test_arguments_are_specialised_as_the_launcher_does():
     ],
 )
 def test_width_of_an_access(instruction, bits):
-    assert aot._width_bits(instruction) == bits
+    assert aot.width_bits(instruction) == bits
 
 
 def test_problems_are_named():
@@ -137,7 +137,7 @@ def test_bad_requests():
     (_, case) = next(aot.cases(VIT_G, ["gather_norm"]))
     missing = AotCase(case.kernel, {}, case.constants)
     with pytest.raises(ValueError, match="no value for argument 'p_x'"):
-        aot._source(missing)
+        aot.source(missing)
 
 
 def test_not_under_the_interpreter(monkeypatch):

@@ -1,5 +1,7 @@
 """The C++ kernels at every instruction set this CPU has, and for any number of threads."""
 
+import ctypes
+
 import pytest
 import torch
 
@@ -263,6 +265,36 @@ def test_attention_and_gemm_are_well_formed_ops():
     opcheck(torch.ops.eva_fast.gemm.default, (a, b, bias))
     check_compiled(lambda *t: packed_attention(*t)[0], (q, packed, scale))
     check_compiled(linear, (leaf(2, 5, 7), leaf(3, 7), leaf(3)))
+
+
+def test_a_kernel_takes_what_the_library_says(isa):
+    """More or fewer arguments than the C++ function has are an error, not corrupted memory."""
+    kernel = calls.KERNELS["masked_gather"]
+    with pytest.raises(TypeError, match="masked_gather takes 9 arguments .* called with 8"):
+        kernel(*[0] * 8)
+    with pytest.raises(TypeError, match="masked_gather takes 9 arguments .* called with 10"):
+        kernel(*[0] * 10)
+    with pytest.raises(ctypes.ArgumentError, match="argument 1"):
+        kernel(*[0.5] * 9)
+    with pytest.raises(KeyError, match="no kernel 'masked_scatter'"):
+        calls.KERNELS["masked_scatter"]
+    x, mask = torch.randn(2, 5, 3), masks(2, 4, 2)
+    assert torch.equal(ops.masked_gather(x, mask), ops.masked_gather.reference(x, mask))
+
+
+def test_a_structure_lies_as_the_library_says():
+    def heads(*fields):
+        return type("Heads", (ctypes.Structure,), {"_fields_": fields})
+
+    names = ("data", "batch", "token", "head")
+    right = heads(*((name, ctypes.c_int64) for name in names))
+    assert calls.mirrored(right) is right
+    small = heads(("data", ctypes.c_int64), *((name, ctypes.c_int32) for name in names[1:]))
+    with pytest.raises(RuntimeError, match="Heads lies at 24 bytes in Python, but at 32 in the C"):
+        calls.mirrored(small)
+    swapped = heads(*((name, ctypes.c_int64) for name in ("data", "token", "batch", "head")))
+    with pytest.raises(RuntimeError, match=r"Heads\.token lies at 8 bytes .* at 16"):
+        calls.mirrored(swapped)
 
 
 def test_unknown_instruction_set():
