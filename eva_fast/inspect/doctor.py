@@ -107,12 +107,13 @@ def render(report: dict[str, Any]) -> Group:
 
 
 def _cannot_run(obstacles: dict[str, dict[str, str | None]]) -> dict[tuple[str, str], list[str]]:
-    """{(implementation, why): ops}."""
+    """{(implementation, why): ops}; a backward that shares its forward's fate is not named."""
     found: dict[tuple[str, str], list[str]] = {}
     for op, by_name in obstacles.items():
         for name, why in by_name.items():
-            if why is not None:
-                found.setdefault((name, why), []).append(op)
+            of = found.setdefault((name, why), []) if why is not None else None
+            if of is not None and op.removesuffix("_backward") not in of:
+                of.append(op)
     return found
 
 

@@ -228,14 +228,16 @@ packed_attention.reference = reference  # type: ignore[attr-defined]
 
 
 def _setup_context(ctx, inputs, output):
-    q, packed, ctx.scale, ctx.backend = inputs
+    q, packed, ctx.scale, ctx.implementation = inputs
     ctx.save_for_backward(q, packed, *output)
     ctx.mark_non_differentiable(output[1])
 
 
 def _autograd(ctx, dout, _dlse):
     q, packed, out, lse = ctx.saved_tensors
-    dq, dpacked, _ = packed_attention_backward(dout, q, packed, out, lse, ctx.scale, ctx.backend)
+    dq, dpacked, _ = packed_attention_backward(
+        dout, q, packed, out, lse, ctx.scale, ctx.implementation
+    )
     return None if q is None else dq, dpacked, None, None
 
 

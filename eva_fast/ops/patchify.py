@@ -44,7 +44,7 @@ def reference(
 def _op(
     images: Tensor, patch_size: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
 ) -> Tensor:
-    # float64 exists in plain PyTorch only; the probe carries the output's dtype to the dispatch.
+    # float64 exists in plain PyTorch only; the probe carries the output's dtype.
     probe = images.new_empty((0,), dtype=dtype)
     return chosen(OP, probe)(images.contiguous(), patch_size, mean, std, dtype)
 

@@ -49,7 +49,7 @@ def arguments(batch, patches, count, width, predict, dtype=torch.float32):
 
 
 @pytest.fixture(params=["fused", "composed"])
-def variant(request, kernels):
+def implementation(request, kernels):
     """Both of Triton's implementations; PyTorch has one."""
     if kernels == "triton":
         choose.force(OP.name, request.param)
@@ -72,12 +72,12 @@ CASES = {
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=SHORT.get)
 @pytest.mark.parametrize("case", CASES)
-def test_against_float64(variant, case, dtype):
+def test_against_float64(implementation, case, dtype):
     sizes, draws = CASES[case]
     check_against_float64(masked_cosine_head, plain, lambda: arguments(*sizes, dtype), draws=draws)
 
 
-def test_float32_parameters_with_16_bit_rows(variant):
+def test_float32_parameters_with_16_bit_rows(implementation):
     def inputs():
         x, mask, *parameters, target, eps = arguments(2, 9, 4, 60, 20)
         x = x.detach().to(torch.bfloat16).requires_grad_()
@@ -87,7 +87,7 @@ def test_float32_parameters_with_16_bit_rows(variant):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=SHORT.get)
-def test_rows_that_are_gathered_already(variant, dtype):
+def test_rows_that_are_gathered_already(implementation, dtype):
     def inputs():
         x, _, *parameters, target, eps = arguments(7, 1, 1, 60, 20, dtype)
         return x[:, 1].detach().requires_grad_(), None, *parameters, target, eps
@@ -95,7 +95,7 @@ def test_rows_that_are_gathered_already(variant, dtype):
     check_against_float64(masked_cosine_head, plain, inputs, draws=8)
 
 
-def test_strided_rows(variant):
+def test_strided_rows(implementation):
     x, mask, *parameters, target, eps = arguments(2, 9, 4, 60, 20)
     wide = torch.cat((mask, mask), 1)[:, :4]
     want = masked_cosine_head(x, mask, *parameters, target, eps)
@@ -107,7 +107,7 @@ def test_strided_rows(variant):
         torch.testing.assert_close(a, b)
 
 
-def test_zeros_where_nothing_is_masked(variant):
+def test_zeros_where_nothing_is_masked(implementation):
     x, mask, *rest = arguments(2, 9, 4, 60, 20)
     loss = masked_cosine_head(x, mask, *rest)
     (dx,) = torch.autograd.grad(loss, x)
@@ -117,7 +117,7 @@ def test_zeros_where_nothing_is_masked(variant):
     assert not dx[~touched].any() and dx[touched].any(-1).all()
 
 
-def test_saves_three_scalars_a_row(variant):
+def test_saves_three_scalars_a_row(implementation):
     """Beside the inputs, which the model holds anyway."""
     inputs = arguments(2, 9, 4, 60, 20)
     held = {t.data_ptr() for t in inputs if torch.is_tensor(t)}
@@ -127,7 +127,7 @@ def test_saves_three_scalars_a_row(variant):
     assert sum(t.numel() for t in saved if t.data_ptr() not in held) == 3 * 8
 
 
-def test_no_rows(variant):
+def test_no_rows(implementation):
     inputs = arguments(2, 9, 0, 60, 20)
     loss = masked_cosine_head(*inputs)
     assert loss == 0
@@ -136,7 +136,7 @@ def test_no_rows(variant):
         assert gradient.shape == tensor.shape and not gradient.any()
 
 
-def test_a_row_of_zeros_has_cosine_zero(variant):
+def test_a_row_of_zeros_has_cosine_zero(implementation):
     x, mask, ln_w, ln_b, weight, bias, target, eps = arguments(1, 4, 2, 60, 20)
     silent = (x, mask, ln_w, ln_b, torch.zeros_like(weight), torch.zeros_like(bias), target, eps)
     assert masked_cosine_head(*silent) == 0
