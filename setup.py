@@ -7,6 +7,7 @@ time. Without a C++ compiler the install still succeeds and the package runs on 
 csrc/input/jpeg.cpp is built where libjpeg-turbo and its headers are found; elsewhere Pillow decodes.
 """
 
+import importlib.util
 import platform
 import tempfile
 from pathlib import Path
@@ -39,6 +40,17 @@ int main() {
 """
 
 
+SOURCES_FILE = "csrc/sources.cpp"
+
+
+def source_hash() -> str:
+    """As `eva_fast.native` computes it when it loads the library; that file needs no torch to run."""
+    spec = importlib.util.spec_from_file_location("eva_fast_native", "eva_fast/native.py")
+    native = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(native)
+    return native.source_hash(Path("csrc"))
+
+
 def sources() -> list[str]:
     files = sorted(str(p) for p in Path("csrc").rglob("*.cpp"))
     return [f for f in files if X86 or not f.endswith(("_avx2.cpp", "_avx512.cpp"))]
@@ -62,6 +74,7 @@ class BuildNative(build_ext):
                 [source],
                 output_dir=self.build_temp,
                 include_dirs=["csrc"],
+                macros=[("EVA_SOURCES", f'"{source_hash()}"')] if source == SOURCES_FILE else [],
                 extra_postargs=FLAGS + (ISA_FLAGS[isa] if isa else []),
                 depends=ext.depends,
             )

@@ -1,32 +1,29 @@
-"""Every op, attention over its backends, the head and one block, at real shapes."""
+"""Every op, and one block, at real shapes."""
 
 import importlib
+import pkgutil
 
 import pytest
 
+import bench.ops
 from bench.conftest import state_of
 from bench.kit import Kit
 from bench.shapes import check_shape, op_shapes
+from eva_fast.ops import registry
 
-OPS = (
-    "patchify",
-    "embed_tokens",
-    "add_layer_norm",
-    "bias_gelu",
-    "masked_gather",
-    "negative_cosine",
-    "layer_norm_project",
-    "masked_cosine_head",
-    "attention",
-    "block",
-)
+
+def subjects() -> list[str]:
+    """Every op that has a bench, and what else lies in bench/ops: a block."""
+    found = {module.name for module in pkgutil.iter_modules(bench.ops.__path__)}
+    ops = [op.name for op in registry.ops() if op.name in found]
+    return ops + sorted(found - set(ops))
 
 
 def pytest_generate_tests(metafunc):
     state = state_of(metafunc.config)
     shapes = op_shapes(state.quick) if state.timed else [check_shape()]
     cases = []
-    for name in OPS:
+    for name in subjects():
         for mode in importlib.import_module(f"bench.ops.{name}").MODES:
             if state.timed and state.quick and mode == "both" and name != "block":
                 continue  # forward and backward are timed apart already

@@ -1,4 +1,4 @@
-"""How a kernel file declares what `eva_fast.plan.aot` compiles for GPUs that are not here.
+"""How a kernel file declares what `eva_fast.inspect.aot` compiles for GPUs that are not here.
 
 A kernel file has a function `aot_cases(shape: AotShape) -> list[AotCase]` that returns its kernels
 with the arguments, constants and launch options which its launcher would use at that shape, so that

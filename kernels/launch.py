@@ -7,14 +7,17 @@ from typing import Any
 import torch
 import triton
 
-from eva_fast.ops import dispatch
+from eva_fast.ops.registry import Obstacle, find
 
 # A tensor's elements are moved 16 bytes a thread and access; one warp then takes 512 bytes.
 WARP_SIZE = 32
 
 
-def triton_op(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: the launcher of `op`. It runs with the current device set to its first tensor's."""
+def triton_op(
+    op: str, name: str = "triton", limits: Obstacle | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: the launcher is the implementation `name` of `op`, which runs within `limits`. The
+    current device is then that of its first tensor."""
 
     def decorate(launcher: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(launcher)
@@ -22,7 +25,8 @@ def triton_op(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             with torch.cuda.device_of(first[0] if isinstance(first, (list, tuple)) else first):
                 return launcher(first, *args)
 
-        return dispatch.register(op, "triton", on_device)
+        find(op).add(name, on_device, limits=limits)
+        return on_device
 
     return decorate
 

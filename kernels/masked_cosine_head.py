@@ -1,13 +1,11 @@
 """Triton kernels of `masked_cosine_head`: see eva_fast/ops/masked_cosine_head.py for the maths.
 
-Fused forward: the product of `layer_norm_project`, whose tiles of predictions stay in registers and
+"fused": the product of `layer_norm_project`, whose tiles of predictions stay in registers and
 leave three sums a row and tile: p.t, p.p and t.t. A second kernel adds the tiles' sums. Splitting
 the columns over programs fills the GPU (3,360 rows are 53 tiles, an H100 has 132 multiprocessors).
-Composed forward: gather and norm, the library's GEMM, the row kernel of `negative_cosine`.
+"composed": gather and norm, the library's GEMM, the row kernel of `negative_cosine`.
 Both save the same three scalars a row; the backward rebuilds the rows with the library's GEMMs.
 """
-
-import functools
 
 import torch
 import triton
@@ -22,7 +20,6 @@ from eva_fast.kernels.layer_norm_project import (
     product_config,
     project_backward,
 )
-from eva_fast.ops.masked_cosine_head import choose_variant
 from eva_fast.ops.negative_cosine import (
     EPS,
     negative_cosine_backward,
@@ -78,7 +75,8 @@ def cosine_statistics_kernel(
     tl.store(p_statistics + 2 * M + o_m, 1.0 / norm_t, mask=m_m)
 
 
-def fused_forward(x, mask, ln_w, ln_b, weight, bias, target, eps):
+@triton_op("masked_cosine_head", "fused")
+def _fused_forward(x, mask, ln_w, ln_b, weight, bias, target, eps):
     """(loss, statistics [3, M]); no gathered, normalised or predicted row reaches memory."""
     rows, predict = rows_of(x, mask), weight.shape[0]
     statistics = x.new_empty((3, rows), dtype=torch.float32)
@@ -98,21 +96,11 @@ def fused_forward(x, mask, ln_w, ln_b, weight, bias, target, eps):
     return statistics[0].sum() / -max(rows, 1), statistics
 
 
-def composed_forward(x, mask, ln_w, ln_b, weight, bias, target, eps):
+@triton_op("masked_cosine_head", "composed")
+def _composed_forward(x, mask, ln_w, ln_b, weight, bias, target, eps):
     """The same through memory: faster where the GEMM dominates and the library's is much better."""
     y, _, _ = gather_norm(x, mask, ln_w, ln_b, eps, write=True)
     return negative_cosine_forward(torch.addmm(bias, y, weight.t()), target)
-
-
-@triton_op("masked_cosine_head")
-def _forward(x, mask, ln_w, ln_b, weight, bias, target, eps):
-    arguments = (x, mask, ln_w, ln_b, weight, bias, target, eps)
-    runs = {
-        "fused": functools.partial(fused_forward, *arguments),
-        "composed": functools.partial(composed_forward, *arguments),
-    }
-    rows, predict = rows_of(x, mask), weight.shape[0]
-    return runs[choose_variant(rows, x.shape[-1], predict, x.dtype, x.device, runs)]()
 
 
 @triton_op("masked_cosine_head_backward")

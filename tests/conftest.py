@@ -19,9 +19,9 @@ import torch
 from safetensors import safe_open
 
 from eva_fast import native
-from eva_fast.ops import dispatch
+from eva_fast.ops import choose, registry
 
-if dispatch.interpreted():
+if registry.interpreted():
     from tests.ops import interpreter_bf16
 
     interpreter_bf16.patch()
@@ -57,13 +57,13 @@ def kernels(request):
     """Forces one implementation for the test, "torch", "native" or "triton", on the device where
     tensors are made meanwhile."""
     kind, device = request.param
-    dispatch.set_kernels(kind)
+    choose.set_kernels(kind)
     if device != "cpu":
         torch.set_default_device(device)
     yield kind
     if device != "cpu":
         torch.set_default_device(None)
-    dispatch.set_kernels("auto")
+    choose.set_kernels("auto")
 
 
 def _read(name):

@@ -5,7 +5,7 @@
 
 namespace EVA_ISA {
 
-struct AdamTensor {  // mirrored in eva_fast/ops/native_ops.py
+struct AdamTensor {  // mirrored in eva_fast/ops/native/adamw.py
   int64_t size;
   float *param, *exp_avg, *exp_avg_sq;
   const void* grad;
@@ -57,39 +57,6 @@ static void adamw(const AdamTensor* tensors, int64_t count, const float* lr, dou
                   adamw_block<G>(a, start, n, (double)*lr, beta1, beta2, eps, factor));
     }
   }
-}
-
-// The sum of squares of many tensors, in a fixed order: the global gradient norm's square.
-static void sum_of_squares(const AdamTensor* tensors, int64_t count, double* out, int threads) {
-  const int64_t block = 1 << 15;
-  int64_t blocks = 0;
-  for (int64_t i = 0; i < count; ++i) blocks += (tensors[i].size + block - 1) / block;
-  float* partials = scratch(blocks + 1);
-#pragma omp parallel num_threads(threads)
-  {
-    int64_t first = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const AdamTensor& a = tensors[i];
-      const int64_t own = (a.size + block - 1) / block;
-#pragma omp for schedule(static) nowait
-      for (int64_t k = 0; k < own; ++k) {
-        const int64_t start = k * block, n = lesser(block, a.size - start);
-        vf total = {};
-        EVA_BY_TYPE(
-            a.grad_type, G, const auto* g = (const G::type*)a.grad + start;
-            auto step = [&](int64_t j, int64_t m) __attribute__((always_inline)) {
-              vf d = take(G{}, g + j, m);
-              total += d * d;
-            };
-            EVA_ROW(n, j, step));
-        partials[first + k] = sum(total);
-      }
-      first += own;
-    }
-  }
-  double total = 0.0;
-  for (int64_t k = 0; k < blocks; ++k) total += (double)partials[k];
-  *out = total;
 }
 
 }  // namespace EVA_ISA

@@ -1,3 +1,3 @@
 #include "table.h"
 
-const Kernel* kernels_base() { return base::kernels; }
+Table table_base() { return {base::kernels, base::places}; }

@@ -1,3 +1,3 @@
 #include "table.h"
 
-const Kernel* kernels_avx2() { return avx2::kernels; }
+Table table_avx2() { return {avx2::kernels, avx2::places}; }

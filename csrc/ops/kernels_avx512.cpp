@@ -1,3 +1,3 @@
 #include "table.h"
 
-const Kernel* kernels_avx512() { return avx512::kernels; }
+Table table_avx512() { return {avx512::kernels, avx512::places}; }

@@ -1,29 +1,48 @@
-// The kernels of one instruction set, by name. Including this in a file compiled for that set makes
-// them; the name of the array follows the set.
+// The kernels of one instruction set. Including this in a file compiled for that set makes them; the
+// name of the table follows the set.
 #pragma once
+#include <stddef.h>
+
 #include "add_layer_norm.h"
 #include "adamw.h"
-#include "attention.h"
 #include "bias_gelu.h"
+#include "embed_tokens.h"
 #include "gemm.h"
 #include "kernels.h"
+#include "masked_gather.h"
 #include "negative_cosine.h"
-#include "tokens.h"
+#include "packed_attention.h"
+#include "patchify.h"
 
 namespace EVA_ISA {
 
-#define EVA_ENTRY(name) {#name, (void*)&name}
+#define EVA_KERNEL(name) {#name, (void*)&name, Signature<decltype(&name)>::letters}
 static const Kernel kernels[] = {
-    EVA_ENTRY(add_layer_norm),   EVA_ENTRY(add_layer_norm_backward),
-    EVA_ENTRY(adamw),            EVA_ENTRY(sum_of_squares),
-    EVA_ENTRY(attention),        EVA_ENTRY(attention_backward),
-    EVA_ENTRY(bias_gelu),        EVA_ENTRY(bias_gelu_backward),
-    EVA_ENTRY(embed_tokens),     EVA_ENTRY(embed_tokens_backward),
-    EVA_ENTRY(gemm),             EVA_ENTRY(masked_gather),
-    EVA_ENTRY(masked_gather_backward), EVA_ENTRY(negative_cosine),
-    EVA_ENTRY(negative_cosine_backward), EVA_ENTRY(patchify),
-    {nullptr, nullptr},
+    EVA_KERNEL(add_layer_norm), EVA_KERNEL(add_layer_norm_backward),
+    EVA_KERNEL(adamw),
+    EVA_KERNEL(bias_gelu), EVA_KERNEL(bias_gelu_backward),
+    EVA_KERNEL(embed_tokens), EVA_KERNEL(embed_tokens_backward),
+    EVA_KERNEL(gemm),
+    EVA_KERNEL(masked_gather), EVA_KERNEL(masked_gather_backward),
+    EVA_KERNEL(negative_cosine), EVA_KERNEL(negative_cosine_backward),
+    EVA_KERNEL(packed_attention), EVA_KERNEL(packed_attention_backward),
+    EVA_KERNEL(patchify),
+    {nullptr, nullptr, nullptr},
 };
-#undef EVA_ENTRY
+#undef EVA_KERNEL
+
+#define EVA_SIZE(structure) {#structure, sizeof(structure)}
+#define EVA_FIELD(structure, field) {#structure "." #field, offsetof(structure, field)}
+static const Place places[] = {
+    EVA_SIZE(AdamTensor), EVA_FIELD(AdamTensor, size), EVA_FIELD(AdamTensor, param),
+    EVA_FIELD(AdamTensor, exp_avg), EVA_FIELD(AdamTensor, exp_avg_sq), EVA_FIELD(AdamTensor, grad),
+    EVA_FIELD(AdamTensor, copy), EVA_FIELD(AdamTensor, step), EVA_FIELD(AdamTensor, grad_type),
+    EVA_FIELD(AdamTensor, copy_type), EVA_FIELD(AdamTensor, weight_decay),
+    EVA_SIZE(Heads), EVA_FIELD(Heads, data), EVA_FIELD(Heads, batch), EVA_FIELD(Heads, token),
+    EVA_FIELD(Heads, head),
+    {nullptr, 0},
+};
+#undef EVA_SIZE
+#undef EVA_FIELD
 
 }  // namespace EVA_ISA

@@ -12,12 +12,12 @@ def doctor(aot: bool = False, json: bool = False) -> None:
         json: print JSON instead of tables.
     """
     if aot:
-        from eva_fast.plan.aot import aot_report, aot_table
+        from eva_fast.inspect.aot import aot_report, aot_table
 
         rows = aot_report()
         show(rows, None if json else aot_table(rows))
     else:
-        from eva_fast.doctor import diagnose, render
+        from eva_fast.inspect.doctor import diagnose, render
 
         report = diagnose()
         show(report, None if json else render(report))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eva_fast.layers import Projection, Stream
-from eva_fast.ops import dispatch
+from eva_fast.ops import choose
 from eva_fast.ops.masked_cosine_head import masked_cosine_head
 from eva_fast.ops.negative_cosine import negative_cosine
 
@@ -26,7 +26,7 @@ class Head(Projection):
         run chose."""
         if target.dtype == torch.float64 and stream.x.dtype != torch.float64:
             target = target.float()
-        way = fused_loss if dispatch.forced(OP) == "triton" else composed_loss
+        way = composed_loss if choose.demanded(OP) in (None, "torch") else fused_loss
         return way(self, stream, norm, target.detach())
 
 

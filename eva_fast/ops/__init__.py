@@ -1,77 +1,41 @@
-"""The fused ops. Each is a function with its plain-PyTorch version as `.reference`.
-
-    op                  what it does                                      gradients for
-    patchify            uint8 images to normalised patch rows             -
-    embed_tokens        mask tokens, CLS and positions in one pass        all five tensors
-    add_layer_norm      residual add, drop-path scale, LayerNorm          x, branch, biases, weight
-    bias_gelu           exact or quick GELU of h + b                      h, b
-    masked_gather       rows of the masked patches                        x
-    layer_norm_project  LayerNorm and Linear, gather optional in front    all but the mask
-    negative_cosine     the loss                                          p
-    masked_cosine_head  the three above as one                            all but mask and target
-    packed_attention    attention on packed projections                   q, packed
-    adamw               the optimiser over all tensors                    -
+"""The fused ops. Each is a function with its plain-PyTorch version as `.reference`; its module,
+`eva_fast.ops.NAME`, says what it computes, and `eva-fast doctor` lists them all.
 
 `<op>_forward` and `<op>_backward` are the same without checks and autograd, for functions that
-bring their own backward. `eva_fast.ops.dispatch` says which implementation runs.
+bring their own backward. Which implementation of an op runs is decided in `choose`; what there is to
+decide about, in `registry`. An op from elsewhere is declared with `define` too.
+
+Every module here is imported, and what its `__all__` names is found here as well.
 """
 
-from eva_fast.ops.adamw import FusedAdamW, adamw, gradient_scale
-from eva_fast.ops.add_layer_norm import (
-    add_layer_norm,
-    add_layer_norm_backward,
-    add_layer_norm_forward,
-)
-from eva_fast.ops.bias_gelu import bias_gelu, bias_gelu_backward, bias_gelu_forward
-from eva_fast.ops.dispatch import implementation, register, set_kernels
-from eva_fast.ops.embed_tokens import embed_tokens, embed_tokens_backward, embed_tokens_forward
-from eva_fast.ops.layer_norm_project import layer_norm_project
-from eva_fast.ops.masked_cosine_head import (
-    masked_cosine_head,
-    masked_cosine_head_backward,
-    masked_cosine_head_forward,
-)
-from eva_fast.ops.masked_gather import masked_gather, masked_gather_backward, masked_gather_forward
-from eva_fast.ops.negative_cosine import (
-    negative_cosine,
-    negative_cosine_backward,
-    negative_cosine_forward,
-)
-from eva_fast.ops.packed_attention import (
-    packed_attention,
-    packed_attention_backward,
-    packed_attention_forward,
-)
-from eva_fast.ops.patchify import patchify
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+from eva_fast.ops.adamw import FusedAdamW
+from eva_fast.ops.choose import chosen, force, implementation, register, set_kernels
+from eva_fast.ops.registry import Case, Op, Trial, define
 
 __all__ = [
+    "Case",
     "FusedAdamW",
-    "adamw",
-    "add_layer_norm",
-    "add_layer_norm_backward",
-    "add_layer_norm_forward",
-    "bias_gelu",
-    "bias_gelu_backward",
-    "bias_gelu_forward",
-    "embed_tokens",
-    "embed_tokens_backward",
-    "embed_tokens_forward",
-    "gradient_scale",
+    "Op",
+    "Trial",
+    "chosen",
+    "define",
+    "force",
     "implementation",
-    "layer_norm_project",
-    "masked_cosine_head",
-    "masked_cosine_head_backward",
-    "masked_cosine_head_forward",
-    "masked_gather",
-    "masked_gather_backward",
-    "masked_gather_forward",
-    "negative_cosine",
-    "negative_cosine_backward",
-    "negative_cosine_forward",
-    "packed_attention",
-    "packed_attention_backward",
-    "packed_attention_forward",
-    "patchify",
     "register",
     "set_kernels",
 ]
+
+for _module in pkgutil.iter_modules(__path__):
+    if not _module.ispkg:
+        _found = importlib.import_module(f"{__name__}.{_module.name}")
+        for _name in getattr(_found, "__all__", ()):
+            globals()[_name] = getattr(_found, _name)
+            __all__ += [_name]
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...

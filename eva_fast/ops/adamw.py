@@ -22,10 +22,12 @@ import torch
 from torch import Tensor
 
 from eva_fast.ops import copies as kept
-from eva_fast.ops import dispatch
 from eva_fast.ops.checks import FLOATS
+from eva_fast.ops.choose import chosen
+from eva_fast.ops.registry import define
 
-_OP = "adamw"
+__all__ = ["adamw", "gradient_scale"]
+_NAME = "adamw"
 MASTERS: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
 
 
@@ -77,7 +79,7 @@ def _op(
 ) -> None:
     if params:
         grads = [g.contiguous() for g in grads]
-        dispatch.function(_OP, params[0])(
+        chosen(OP, params[0])(
             params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays, lr,
             beta1, beta2, eps, grad_scale,
         )  # fmt: skip
@@ -115,9 +117,6 @@ def adamw(
         list(params), list(copies), list(grads), list(exp_avgs), list(exp_avg_sqs), list(steps),
         list(weight_decays), lr, *betas, eps, grad_scale,
     )  # fmt: skip
-
-
-adamw.reference = reference  # type: ignore[attr-defined]
 
 
 def gradient_scale(
@@ -293,7 +292,7 @@ def _check(params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays) -
         lists["copies"] = copies
     for name, values in lists.items():
         if len(values) != len(params):
-            raise ValueError(f"{_OP}: {len(values)} {name} for {len(params)} params")
+            raise ValueError(f"{_NAME}: {len(values)} {name} for {len(params)} params")
     for i, p in enumerate(params):
         for name in ("params", "exp_avgs", "exp_avg_sqs", "copies", "grads"):
             values = params if name == "params" else lists.get(name)
@@ -303,15 +302,15 @@ def _check(params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays) -
             allowed = FLOATS if name in ("grads", "copies") else MASTERS
             if tensor.shape != p.shape:
                 shapes = f"{tuple(tensor.shape)}, expected {tuple(p.shape)}"
-                raise ValueError(f"{_OP}: {name}[{i}] has shape {shapes}")
+                raise ValueError(f"{_NAME}: {name}[{i}] has shape {shapes}")
             if tensor.dtype not in allowed:
                 names = ", ".join(str(d).removeprefix("torch.") for d in allowed)
-                raise ValueError(f"{_OP}: {name}[{i}] has dtype {tensor.dtype}, expected {names}")
+                raise ValueError(f"{_NAME}: {name}[{i}] has dtype {tensor.dtype}, expected {names}")
             if tensor.device != p.device:
-                raise ValueError(f"{_OP}: {name}[{i}] is on {tensor.device}, expected {p.device}")
+                raise ValueError(f"{_NAME}: {name}[{i}] is on {tensor.device}, expected {p.device}")
             if name != "grads" and not tensor.is_contiguous():
                 strides = tuple(tensor.stride())
-                raise ValueError(f"{_OP}: {name}[{i}] has strides {strides}, expected contiguous")
+                raise ValueError(f"{_NAME}: {name}[{i}] has strides {strides}, expected contiguous")
 
 
 _BATCH = 1 << 26  # elements whose scaled gradients exist at once, in plain PyTorch
@@ -353,4 +352,5 @@ def _batches(params: Sequence[Tensor], weight_decays: Sequence[float]) -> list[l
     return list(batches.values())
 
 
-dispatch.register(_OP, "torch", _step_torch)
+OP = define(_NAME, part="optimizer", reference=reference, plain=_step_torch)
+adamw.reference = reference  # type: ignore[attr-defined]

@@ -22,10 +22,12 @@ with M % B == 0, the rest as in the custom op; and returns contiguous tensors.
 import torch
 from torch import Tensor
 
-from eva_fast.ops import dispatch
 from eva_fast.ops.checks import check, check_constant, dense_last, nothing, rows, statistics_dtype
+from eva_fast.ops.choose import chosen
+from eva_fast.ops.registry import define
 
-_OP = "add_layer_norm"
+__all__ = ["add_layer_norm", "add_layer_norm_backward", "add_layer_norm_forward"]
+_NAME = "add_layer_norm"
 
 
 def reference(
@@ -65,7 +67,7 @@ def _forward_op(
     bias: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    implementation = dispatch.function(_OP, x)
+    implementation = chosen(OP, x)
     total, y, mean, rstd = implementation(
         rows(x), rows(branch) if branch is not None else None, branch_bias, scale, weight, bias, eps
     )
@@ -92,7 +94,7 @@ def _backward_op(
     want_y: bool,
     want_branch_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    implementation = dispatch.function(f"{_OP}_backward", dy)
+    implementation = chosen(BACKWARD, dy)
     dresidual = rows(dresidual) if dresidual is not None else None
     dx, dbranch, y, *sums = implementation(
         rows(dy), dresidual, rows(total), mean, rstd, weight, bias, scale, want_y, want_branch_bias
@@ -176,29 +178,26 @@ def add_layer_norm(
     return add_layer_norm_forward(x, branch, branch_bias, scale, weight, bias, eps)
 
 
-add_layer_norm.reference = reference  # type: ignore[attr-defined]
-
-
 def _check(x, branch, branch_bias, scale, weight, bias) -> None:
     if x.dim() < 2:
-        raise ValueError(f"{_OP}: x has shape {tuple(x.shape)}, expected at least 2 dimensions")
-    check(_OP, "x", x)
+        raise ValueError(f"{_NAME}: x has shape {tuple(x.shape)}, expected at least 2 dimensions")
+    check(_NAME, "x", x)
     width, compute = x.shape[-1], (statistics_dtype(x), x.dtype)
-    check(_OP, "weight", weight, shape=(width,), dtypes=compute, like=x)
-    check(_OP, "bias", bias, shape=(width,), dtypes=(weight.dtype,), like=x)
+    check(_NAME, "weight", weight, shape=(width,), dtypes=compute, like=x)
+    check(_NAME, "bias", bias, shape=(width,), dtypes=(weight.dtype,), like=x)
     if branch is None:
         if branch_bias is not None or scale is not None:
-            raise ValueError(f"{_OP}: branch_bias and scale need a branch, which is None")
+            raise ValueError(f"{_NAME}: branch_bias and scale need a branch, which is None")
         return
-    check(_OP, "branch", branch, shape=x.shape, dtypes=(x.dtype,), like=x)
+    check(_NAME, "branch", branch, shape=x.shape, dtypes=(x.dtype,), like=x)
     if branch_bias is not None:
-        check(_OP, "branch_bias", branch_bias, shape=(width,), dtypes=compute, like=x)
+        check(_NAME, "branch_bias", branch_bias, shape=(width,), dtypes=compute, like=x)
     if scale is not None:
-        check(_OP, "scale", scale, shape=(None,), dtypes=(statistics_dtype(x),), like=x)
-        check_constant(_OP, "scale", scale)
+        check(_NAME, "scale", scale, shape=(None,), dtypes=(statistics_dtype(x),), like=x)
+        check_constant(_NAME, "scale", scale)
         if scale.shape[0] == 0 or x.shape[:-1].numel() % scale.shape[0]:
             raise ValueError(
-                f"{_OP}: scale has shape {tuple(scale.shape)}, expected a number of samples that "
+                f"{_NAME}: scale has shape {tuple(scale.shape)}, expected a number of samples that "
                 f"divides the {x.shape[:-1].numel()} rows of x"
             )
 
@@ -252,8 +251,11 @@ def _by_sample(rows: Tensor, scale: Tensor) -> Tensor:
     return (samples * scale[:, None, None]).view(rows.shape)
 
 
-dispatch.register(_OP, "torch", _forward_torch)
-dispatch.register(f"{_OP}_backward", "torch", _backward_torch)
+OP = define(_NAME, part="norm", reference=reference, plain=_forward_torch)
+add_layer_norm.reference = reference  # type: ignore[attr-defined]
+BACKWARD = define(
+    f"{_NAME}_backward", part="norm", kernels=2, plain=_backward_torch, backward_of=OP
+)
 
 
 def _setup_context(ctx, inputs, output):

@@ -14,10 +14,12 @@ the custom op; and returns contiguous tensors.
 import torch
 from torch import Tensor
 
-from eva_fast.ops import dispatch
 from eva_fast.ops.checks import check, dense_last, nothing, rows, statistics_dtype
+from eva_fast.ops.choose import chosen
+from eva_fast.ops.registry import define
 
-_OP = "bias_gelu"
+__all__ = ["bias_gelu", "bias_gelu_backward", "bias_gelu_forward"]
+_NAME = "bias_gelu"
 KINDS = ("erf", "quick")
 QUICK_SLOPE = 1.702
 
@@ -34,7 +36,7 @@ def reference(h: Tensor, bias: Tensor | None, kind: str = "erf") -> Tensor:
 
 @torch.library.custom_op("eva_fast::bias_gelu", mutates_args=())
 def _forward_op(h: Tensor, bias: Tensor | None, kind: str) -> Tensor:
-    return dispatch.function(_OP, h)(rows(h), bias, kind).view(h.shape)
+    return chosen(OP, h)(rows(h), bias, kind).view(h.shape)
 
 
 @_forward_op.register_fake
@@ -46,7 +48,7 @@ def _(h, bias, kind):
 def _backward_op(
     dg: Tensor, h: Tensor, bias: Tensor | None, kind: str, want_g: bool, want_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    implementation = dispatch.function(f"{_OP}_backward", h)
+    implementation = chosen(BACKWARD, h)
     dh, g, dbias = implementation(rows(dg), rows(h), bias, kind, want_g, want_bias)
     return dh.view(h.shape), g.view(h.shape) if want_g else g, dbias
 
@@ -89,17 +91,14 @@ def bias_gelu(h: Tensor, bias: Tensor | None, kind: str = "erf") -> Tensor:
     None. kind: "erf" (exact) or "quick" (CLIP's). Raises ValueError naming what does not fit.
     """
     if kind not in KINDS:
-        raise ValueError(f"{_OP}: unknown kind {kind!r}, choose from {KINDS}")
+        raise ValueError(f"{_NAME}: unknown kind {kind!r}, choose from {KINDS}")
     if h.dim() < 2:
-        raise ValueError(f"{_OP}: h has shape {tuple(h.shape)}, expected at least 2 dimensions")
-    check(_OP, "h", h)
+        raise ValueError(f"{_NAME}: h has shape {tuple(h.shape)}, expected at least 2 dimensions")
+    check(_NAME, "h", h)
     if bias is not None:
         dtypes = (statistics_dtype(h), h.dtype)
-        check(_OP, "bias", bias, shape=(h.shape[-1],), dtypes=dtypes, like=h)
+        check(_NAME, "bias", bias, shape=(h.shape[-1],), dtypes=dtypes, like=h)
     return _forward_op(h, bias, kind)
-
-
-bias_gelu.reference = reference  # type: ignore[attr-defined]
 
 
 def _forward_torch(h, bias, kind):
@@ -124,8 +123,11 @@ def _backward_torch(dg, h, bias, kind, want_g, want_bias):
     )
 
 
-dispatch.register(_OP, "torch", _forward_torch)
-dispatch.register(f"{_OP}_backward", "torch", _backward_torch)
+OP = define(_NAME, part="gelu", reference=reference, plain=_forward_torch)
+bias_gelu.reference = reference  # type: ignore[attr-defined]
+BACKWARD = define(
+    f"{_NAME}_backward", part="gelu", kernels=2, plain=_backward_torch, backward_of=OP
+)
 
 
 def _setup_context(ctx, inputs, output):

@@ -18,11 +18,13 @@ dout [B, T, D] with last stride 1; and returns contiguous tensors.
 import torch
 from torch import Tensor
 
-from eva_fast.ops import dispatch
 from eva_fast.ops.checks import check, dense_last, nothing, statistics_dtype
+from eva_fast.ops.choose import chosen
 from eva_fast.ops.masked_gather import token_rows
+from eva_fast.ops.registry import define
 
-_OP = "embed_tokens"
+__all__ = ["embed_tokens", "embed_tokens_backward", "embed_tokens_forward"]
+_NAME = "embed_tokens"
 
 
 def _masked(mask: Tensor, patches: int) -> Tensor:
@@ -61,7 +63,7 @@ def _forward_op(
     patch_bias: Tensor | None,
 ) -> Tensor:
     mask = mask.contiguous() if mask is not None else None
-    implementation = dispatch.function(_OP, patches)
+    implementation = chosen(OP, patches)
     return implementation(patches, mask, mask_token, cls_token, pos_embed, patch_bias)
 
 
@@ -76,7 +78,7 @@ def _backward_op(
     dout: Tensor, mask: Tensor | None, parameter_dtype: torch.dtype, want_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     mask = mask.contiguous() if mask is not None else None
-    implementation = dispatch.function(f"{_OP}_backward", dout)
+    implementation = chosen(BACKWARD, dout)
     return implementation(dout, mask, parameter_dtype, want_bias)
 
 
@@ -130,21 +132,18 @@ def embed_tokens(
     twice in a row, or None. mask_token, cls_token, patch_bias: [D], pos_embed: [T, D], all of one
     dtype, float32 or that of patches. Raises ValueError naming what does not fit.
     """
-    check(_OP, "patches", patches, shape=(None, None, None))
+    check(_NAME, "patches", patches, shape=(None, None, None))
     batch, count, width = patches.shape
     if mask is not None:
-        check(_OP, "mask", mask, shape=(batch, None), dtypes=(torch.int32,), like=patches)
+        check(_NAME, "mask", mask, shape=(batch, None), dtypes=(torch.int32,), like=patches)
     dtypes = (statistics_dtype(patches), patches.dtype)
-    check(_OP, "mask_token", mask_token, shape=(width,), dtypes=dtypes, like=patches)
+    check(_NAME, "mask_token", mask_token, shape=(width,), dtypes=dtypes, like=patches)
     same = (mask_token.dtype,)
-    check(_OP, "cls_token", cls_token, shape=(width,), dtypes=same, like=patches)
-    check(_OP, "pos_embed", pos_embed, shape=(count + 1, width), dtypes=same, like=patches)
+    check(_NAME, "cls_token", cls_token, shape=(width,), dtypes=same, like=patches)
+    check(_NAME, "pos_embed", pos_embed, shape=(count + 1, width), dtypes=same, like=patches)
     if patch_bias is not None:
-        check(_OP, "patch_bias", patch_bias, shape=(width,), dtypes=same, like=patches)
+        check(_NAME, "patch_bias", patch_bias, shape=(width,), dtypes=same, like=patches)
     return _forward_op(patches, mask, mask_token, cls_token, pos_embed, patch_bias)
-
-
-embed_tokens.reference = reference  # type: ignore[attr-defined]
 
 
 def _forward_torch(patches, mask, mask_token, cls_token, pos_embed, patch_bias):
@@ -183,8 +182,9 @@ def _backward_torch(dout, mask, parameter_dtype, want_bias):
     )
 
 
-dispatch.register(_OP, "torch", _forward_torch)
-dispatch.register(f"{_OP}_backward", "torch", _backward_torch)
+OP = define(_NAME, part="elementwise", reference=reference, plain=_forward_torch)
+embed_tokens.reference = reference  # type: ignore[attr-defined]
+BACKWARD = define(f"{_NAME}_backward", part="elementwise", plain=_backward_torch, backward_of=OP)
 
 
 def _setup_context(ctx, inputs, output):

@@ -19,12 +19,14 @@ contiguous tensors. The backward returns (dx, dln_w, dln_b, dW, db).
 import torch
 from torch import Tensor
 
-from eva_fast.ops import dispatch
 from eva_fast.ops.add_layer_norm import add_layer_norm_backward, add_layer_norm_forward
 from eva_fast.ops.checks import check, dense_last, statistics_dtype
+from eva_fast.ops.choose import chosen
 from eva_fast.ops.masked_gather import masked_gather_backward, masked_gather_forward
+from eva_fast.ops.registry import define
 
-_OP = "layer_norm_project"
+__all__ = ["layer_norm_project"]
+_NAME = "layer_norm_project"
 
 
 def gathered(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -62,7 +64,7 @@ def _forward_op(
     bias: Tensor,
     eps: float,
 ) -> Tensor:
-    return dispatch.function(_OP, x)(
+    return chosen(OP, x)(
         x, contiguous(mask), ln_w, ln_b, weight.to(x.dtype).contiguous(), bias.to(x.dtype), eps
     )
 
@@ -84,7 +86,7 @@ def _backward_op(
     bias: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dx, dln_w, dln_b, dweight, dbias = dispatch.function(f"{_OP}_backward", dout)(
+    dx, dln_w, dln_b, dweight, dbias = chosen(BACKWARD, dout)(
         dout, x, contiguous(mask), ln_w, ln_b, weight.to(x.dtype).contiguous(), eps
     )
     return dx, dln_w, dln_b, dweight.to(weight.dtype), dbias.to(bias.dtype)
@@ -116,11 +118,8 @@ def layer_norm_project(
     weight: [C, D], bias: [C], float32 or x's dtype; the product runs in x's dtype with float32
     sums. Gradients for all but the mask. Raises ValueError naming what does not fit.
     """
-    check_projection(_OP, x, mask, ln_w, ln_b, weight, bias)
+    check_projection(_NAME, x, mask, ln_w, ln_b, weight, bias)
     return _forward_op(x, mask, ln_w, ln_b, weight, bias, eps)
-
-
-layer_norm_project.reference = reference  # type: ignore[attr-defined]
 
 
 def check_projection(op, x, mask, ln_w, ln_b, weight, bias) -> None:
@@ -160,8 +159,21 @@ def project_backward(dout, rows, y, x, mask, ln_w, ln_b, weight, mean, rstd):
     return dx, dln_w, dln_b, dout.t() @ y, dbias
 
 
-dispatch.register(_OP, "torch", _forward_torch)
-dispatch.register(f"{_OP}_backward", "torch", _backward_torch)
+def product_flops(x, mask, ln_w, ln_b, weight, *_, **__) -> int:
+    """FLOPs of the Linear, from the operator's arguments."""
+    rows = x.shape[:-1].numel() if mask is None else mask.numel()
+    return 2 * rows * weight.shape[0] * weight.shape[1]
+
+
+def _backward_flops(dout, *arguments, **_) -> int:
+    return 2 * product_flops(*arguments)  # gradients of the rows and of the weight
+
+
+OP = define(_NAME, part="head", reference=reference, plain=_forward_torch, flops=product_flops)
+layer_norm_project.reference = reference  # type: ignore[attr-defined]
+BACKWARD = define(
+    f"{_NAME}_backward", part="head", plain=_backward_torch, flops=_backward_flops, backward_of=OP
+)
 
 
 def _setup_context(ctx, inputs, output):

@@ -1,52 +1,13 @@
-"""Matrix products of the step: a library's GEMM, or on CPUs the project's own where it is built.
+"""Linear layers on `gemm`.
 
-    matmul(a, b, bias) = a b + bias            a [M, K], b [K, N], bias [N]; either may be transposed
-    linear(x, weight, bias) = x weight^T + bias, differentiable
-    weight_gradient(g, x) = g^T x              in the dtype of the parameter
-
-On a GPU the vendor's GEMM is the right tool and is called as it is. On a CPU in float32 the op
-"gemm" runs: PyTorch's library or `csrc/ops/gemm.h`, which uses the whole of the cores of every
-vendor, hands out its work piece by piece, and adds the bias while the tile is in registers;
-`gemm_choice` measures which is faster.
+linear(x, weight, bias) = x weight^T + bias, differentiable
+weight_gradient(g, x) = g^T x              in the dtype of the parameter
 """
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from eva_fast.ops import dispatch
-
-_OP = "gemm"
-
-
-@torch.library.custom_op("eva_fast::gemm", mutates_args=())
-def _gemm_op(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    return dispatch.function(_OP, a)(a, b, bias)
-
-
-@_gemm_op.register_fake
-def _(a, b, bias):
-    return a.new_empty((a.shape[0], b.shape[1]))
-
-
-@register_flop_formula(torch.ops.eva_fast.gemm)
-def _(a_shape, b_shape, bias_shape=None, *_, **__):
-    return 2 * a_shape[0] * a_shape[1] * b_shape[1]
-
-
-def plain_gemm(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a b, plus bias, by PyTorch's library."""
-    return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
-
-
-dispatch.register(_OP, "torch", plain_gemm)
-
-
-def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a [M, K] times b [K, N], plus bias [N]: [M, N], contiguous. Not differentiable on CPUs."""
-    if a.device.type == "cpu":
-        return _gemm_op(a, b, bias)
-    return plain_gemm(a, b, bias)
+from eva_fast.ops.gemm import matmul
 
 
 def weight_gradient(g: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,8 +9,9 @@ and 1/|t|, beside its inputs; fused in Triton it never writes gathered, normalis
 The backward rebuilds them: dp as in `negative_cosine`, the rest as in `layer_norm_project`. No rows:
 the loss is 0.
 
-Two variants with the same numbers: "fused" as above, and "composed" from a gather+norm kernel, the
-library's GEMM and a row kernel. `choose_variant` picks; plain PyTorch is always composed.
+Triton has two implementations with the same numbers: "fused" as above, and "composed" from
+a gather+norm kernel, the library's GEMM and a row kernel. On a GPU a trial tells which is faster for
+a shape; plain PyTorch is always composed.
 
 An implementation gets x [B, T, D], or [M, D] where mask is None, and target [M, C] with last stride
 1, mask int32 [B, K] contiguous, ln_w, ln_b [D], W [C, D] contiguous and b [C] in x's dtype; and returns
@@ -19,88 +20,34 @@ An implementation gets x [B, T, D], or [M, D] where mask is None, and target [M,
 """
 
 import functools
-import logging
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from eva_fast.ops import dispatch
 from eva_fast.ops.checks import check, check_constant, statistics_dtype
+from eva_fast.ops.choose import chosen
 from eva_fast.ops.layer_norm_project import (
     check_projection,
     contiguous,
     normalised,
+    product_flops,
     project_backward,
 )
 from eva_fast.ops.layer_norm_project import reference as _project
-from eva_fast.ops.measure import Runs, in_turns, measured_choice
 from eva_fast.ops.negative_cosine import (
     negative_cosine_backward,
     negative_cosine_forward,
 )
 from eva_fast.ops.negative_cosine import reference as _loss
+from eva_fast.ops.registry import Case, Runs, Trial, define
 
-_OP = "masked_cosine_head"
-VARIANTS = ("fused", "composed")
+__all__ = ["masked_cosine_head", "masked_cosine_head_backward", "masked_cosine_head_forward"]
+_NAME = "masked_cosine_head"
 # Above this many multiply-adds the GEMM outweighs the memory traffic that fusing saves, and the
 # library's GEMM is the faster one: the estimate where nothing is measured.
 COMPOSED_FROM = 2**35
-
-logger = logging.getLogger(__name__)
-_variants: dict[tuple[int, int, int, torch.dtype], str] = {}
-_forced: str | None = None
-
-
-def set_variant(
-    variant: str, shape: tuple[int, int, int] | None = None, dtype: torch.dtype | None = None
-) -> None:
-    """Fixes the variant that Triton runs: "fused", "composed", or "auto" to forget all choices.
-
-    With shape (rows M, width D, predict C) and dtype the choice holds for these alone. Raises
-    ValueError for an unknown variant.
-    """
-    global _forced
-    if variant not in ("auto", *VARIANTS):
-        raise ValueError(f"unknown variant {variant!r}: choose from {('auto', *VARIANTS)}")
-    if variant == "auto":
-        _forced = None
-        _variants.clear()
-    elif shape is not None and dtype is not None:
-        key = (*shape, dtype)
-        _variants[key] = variant
-    else:
-        _forced = variant
-    logger.info("%s: %s", _OP, variant if shape is None else f"{variant} for {shape}, {dtype}")
-
-
-def choose_variant(
-    rows: int,
-    width: int,
-    predict: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    runs: Runs | None = None,
-) -> str:
-    """ "fused" or "composed" for a head of M rows, D columns and C predicted values.
-
-    runs: {variant: its forward}, timed on a GPU when a shape is met first, and kept on disk. Without
-    them, elsewhere and while a CUDA graph is captured it is an estimate.
-    """
-    if _forced is not None:
-        return _forced
-    key = (rows, width, predict, dtype)
-    if key in _variants:
-        return _variants[key]
-    if runs and device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-        shape = f"{rows} rows, {width} to {predict}, {str(dtype).removeprefix('torch.')}"
-        _variants[key] = measured_choice(
-            f"{_OP} {shape}", list(VARIANTS), device, {"variants of": _OP},
-            functools.partial(in_turns, runs, device),
-        )  # fmt: skip
-        return _variants[key]
-    # full fp32 products do not run on the tensor cores in Triton: leave them to the library
-    slow = dtype == torch.float32 and device.type == "cuda"
-    return "composed" if slow or rows * width * predict > COMPOSED_FROM else "fused"
 
 
 def reference(
@@ -129,7 +76,8 @@ def _forward_op(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     weight, bias = weight.to(x.dtype).contiguous(), bias.to(x.dtype)
-    return dispatch.function(_OP, x)(x, contiguous(mask), ln_w, ln_b, weight, bias, target, eps)
+    sizes = (target.shape[0], x.shape[-1], weight.shape[0])
+    return chosen(OP, x, sizes)(x, contiguous(mask), ln_w, ln_b, weight, bias, target, eps)
 
 
 @_forward_op.register_fake
@@ -151,7 +99,7 @@ def _backward_op(
     statistics: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    implementation = dispatch.function(f"{_OP}_backward", x)
+    implementation = chosen(BACKWARD, x)
     dx, dln_w, dln_b, dweight, dbias = implementation(
         dloss, x, contiguous(mask), ln_w, ln_b, weight.to(x.dtype).contiguous(),
         bias.to(x.dtype), target, statistics, eps,
@@ -211,14 +159,11 @@ def masked_cosine_head(
     weight: [C, D], bias: [C], float32 or x's dtype. target: [M, C], M = B K, any of these dtypes, no
     gradient. Gradients for all but mask and target. Raises ValueError naming what does not fit.
     """
-    check_projection(_OP, x, mask, ln_w, ln_b, weight, bias)
+    check_projection(_NAME, x, mask, ln_w, ln_b, weight, bias)
     rows = x.shape[0] if mask is None else mask.numel()
-    check(_OP, "target", target, shape=(rows, weight.shape[0]), like=x)
-    check_constant(_OP, "target", target)
+    check(_NAME, "target", target, shape=(rows, weight.shape[0]), like=x)
+    check_constant(_NAME, "target", target)
     return _forward_op(x, mask, ln_w, ln_b, weight, bias, target, eps)[0]
-
-
-masked_cosine_head.reference = reference  # type: ignore[attr-defined]
 
 
 def _forward_torch(x, mask, ln_w, ln_b, weight, bias, target, eps):
@@ -233,8 +178,52 @@ def _backward_torch(dloss, x, mask, ln_w, ln_b, weight, bias, target, statistics
     return project_backward(dp, rows, y, x, mask, ln_w, ln_b, weight, mean, rstd)
 
 
-dispatch.register(_OP, "torch", _forward_torch)
-dispatch.register(f"{_OP}_backward", "torch", _backward_torch)
+def _backward_flops(dloss, *arguments, **_) -> int:
+    return 3 * product_flops(*arguments)  # gradients of rows and weight; the predictions once more
+
+
+def _label(case: Case) -> str:
+    rows, width, predict = case.sizes
+    dtype = str(case.dtype).removeprefix("torch.")
+    return f"{_NAME}: {rows} rows, {width} to {predict}, {dtype}"
+
+
+def _trial_runs(case: Case, names: Sequence[str]) -> Runs:
+    """The forward on rows that were gathered before."""
+    rows, width, predict = case.sizes
+    options: dict[str, Any] = {"dtype": case.dtype, "device": case.device}
+    x, target = torch.randn(rows, width, **options), torch.randn(rows, predict, **options)
+    vectors, bias = torch.randn(2, width, **options), torch.randn(predict, **options)
+    weight = torch.randn(predict, width, **options)
+    arguments = (x, None, *vectors, weight, bias, target, 1e-6)
+    return {name: functools.partial(OP.function(name), *arguments) for name in names}
+
+
+def _estimate(case: Case) -> str:
+    if not case.sizes:
+        return "composed"
+    rows, width, predict = case.sizes
+    # full fp32 products do not run on the tensor cores in Triton: leave them to the library
+    slow = case.dtype == torch.float32 and case.device.type == "cuda"
+    return "composed" if slow or rows * width * predict > COMPOSED_FROM else "fused"
+
+
+OP = define(
+    _NAME,
+    part="head",
+    reference=reference,
+    plain=_forward_torch,
+    flops=product_flops,
+    trial=Trial(device_type="cuda", label=_label, runs=_trial_runs),
+    estimate=_estimate,
+    families=(),
+)
+for _name in ("composed", "fused"):
+    OP.add(_name, family="triton", home=f"eva_fast.kernels.{_NAME}")
+masked_cosine_head.reference = reference  # type: ignore[attr-defined]
+BACKWARD = define(
+    f"{_NAME}_backward", part="head", plain=_backward_torch, flops=_backward_flops, backward_of=OP
+)
 
 
 def _setup_context(ctx, inputs, output):

@@ -12,10 +12,12 @@ contiguous, dout [B K, D] with last stride 1; and returns contiguous tensors.
 import torch
 from torch import Tensor
 
-from eva_fast.ops import dispatch
 from eva_fast.ops.checks import check, dense_last
+from eva_fast.ops.choose import chosen
+from eva_fast.ops.registry import define
 
-_OP = "masked_gather"
+__all__ = ["masked_gather", "masked_gather_backward", "masked_gather_forward"]
+_NAME = "masked_gather"
 
 
 def reference(x: Tensor, mask: Tensor) -> Tensor:
@@ -26,7 +28,7 @@ def reference(x: Tensor, mask: Tensor) -> Tensor:
 
 @torch.library.custom_op("eva_fast::masked_gather", mutates_args=())
 def _forward_op(x: Tensor, mask: Tensor) -> Tensor:
-    return dispatch.function(_OP, x)(x, mask.contiguous())
+    return chosen(OP, x)(x, mask.contiguous())
 
 
 @_forward_op.register_fake
@@ -36,7 +38,7 @@ def _(x, mask):
 
 @torch.library.custom_op("eva_fast::masked_gather_backward", mutates_args=())
 def _backward_op(dout: Tensor, mask: Tensor, tokens: int) -> Tensor:
-    return dispatch.function(f"{_OP}_backward", dout)(dout, mask.contiguous(), tokens)
+    return chosen(BACKWARD, dout)(dout, mask.contiguous(), tokens)
 
 
 @_backward_op.register_fake
@@ -61,12 +63,9 @@ def masked_gather(x: Tensor, mask: Tensor) -> Tensor:
     ascending in [0, T - 1), no index twice (on a GPU the values are not read, so not checked).
     Returns [B K, D]. Raises ValueError naming what does not fit.
     """
-    check(_OP, "x", x, shape=(None, None, None))
-    check(_OP, "mask", mask, shape=(x.shape[0], None), dtypes=(torch.int32,), like=x)
+    check(_NAME, "x", x, shape=(None, None, None))
+    check(_NAME, "mask", mask, shape=(x.shape[0], None), dtypes=(torch.int32,), like=x)
     return _forward_op(x, mask)
-
-
-masked_gather.reference = reference  # type: ignore[attr-defined]
 
 
 def token_rows(mask: Tensor, tokens: int) -> Tensor:
@@ -85,8 +84,9 @@ def _backward_torch(dout, mask, tokens):
     return dx
 
 
-dispatch.register(_OP, "torch", _forward_torch)
-dispatch.register(f"{_OP}_backward", "torch", _backward_torch)
+OP = define(_NAME, part="elementwise", reference=reference, plain=_forward_torch)
+masked_gather.reference = reference  # type: ignore[attr-defined]
+BACKWARD = define(f"{_NAME}_backward", part="elementwise", plain=_backward_torch, backward_of=OP)
 
 
 def _setup_context(ctx, inputs, output):

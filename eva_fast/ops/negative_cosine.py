@@ -16,10 +16,12 @@ the backward gets dloss [] too and returns dp, contiguous.
 import torch
 from torch import Tensor
 
-from eva_fast.ops import dispatch
 from eva_fast.ops.checks import check, check_constant, statistics_dtype
+from eva_fast.ops.choose import chosen
+from eva_fast.ops.registry import define
 
-_OP = "negative_cosine"
+__all__ = ["negative_cosine", "negative_cosine_backward", "negative_cosine_forward"]
+_NAME = "negative_cosine"
 EPS = 1e-8
 
 
@@ -32,7 +34,7 @@ def reference(p: Tensor, t: Tensor) -> Tensor:
 
 @torch.library.custom_op("eva_fast::negative_cosine", mutates_args=())
 def _forward_op(p: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    return dispatch.function(_OP, p)(p, t)
+    return chosen(OP, p)(p, t)
 
 
 @_forward_op.register_fake
@@ -43,7 +45,7 @@ def _(p, t):
 
 @torch.library.custom_op("eva_fast::negative_cosine_backward", mutates_args=())
 def _backward_op(dloss: Tensor, p: Tensor, t: Tensor, statistics: Tensor) -> Tensor:
-    return dispatch.function(f"{_OP}_backward", p)(dloss, p, t, statistics)
+    return chosen(BACKWARD, p)(dloss, p, t, statistics)
 
 
 @_backward_op.register_fake
@@ -67,13 +69,10 @@ def negative_cosine(p: Tensor, t: Tensor) -> Tensor:
     p, t: [M, C] float32, bfloat16 or float16 (t may differ from p in dtype), last stride 1; t takes
     no gradient. Raises ValueError naming what does not fit.
     """
-    check(_OP, "p", p, shape=(None, None))
-    check(_OP, "t", t, shape=p.shape, like=p)
-    check_constant(_OP, "t", t)
+    check(_NAME, "p", p, shape=(None, None))
+    check(_NAME, "t", t, shape=p.shape, like=p)
+    check_constant(_NAME, "t", t)
     return _forward_op(p, t)[0]
-
-
-negative_cosine.reference = reference  # type: ignore[attr-defined]
 
 
 def _forward_torch(p, t):
@@ -96,8 +95,9 @@ def _backward_torch(dloss, p, t, statistics):
     return (t * across - p * along).to(p.dtype)
 
 
-dispatch.register(_OP, "torch", _forward_torch)
-dispatch.register(f"{_OP}_backward", "torch", _backward_torch)
+OP = define(_NAME, part="head", kernels=2, reference=reference, plain=_forward_torch)
+negative_cosine.reference = reference  # type: ignore[attr-defined]
+BACKWARD = define(f"{_NAME}_backward", part="head", plain=_backward_torch, backward_of=OP)
 
 
 def _setup_context(ctx, inputs, output):

@@ -7,27 +7,42 @@ q, k and v come from one GEMM, side by side: packed [B, T, 3, H, d]; or, where o
 back in the same layout, so that the GEMMs before and after it need no copies. The scores never
 reach memory (FlashAttention-2, Dao 2023): only out and lse, float32 [B, H, Tq], are kept.
 
-Which library computes it is chosen by `attention_choice` among `attention_backends`; it gets q, k, v
-as views [B, Tq or T, H, d] and fills views of the packed gradient. The C++ kernels of
-csrc/ops/attention.h come before them on CPUs.
+Implementations are our own kernels and those of `attention_libraries`. On an NVIDIA GPU they are
+raced, forward and backward together, when a shape is met first.
+
+An implementation gets q, k, v as views [B, Tq or T, H, d] with last stride 1, and returns out
+[B, Tq, H, d] and lse float32 [B, H, Tq], contiguous. The backward gets dout and views of the packed
+gradient to fill; out may be None, then it writes out to `again`.
 
 On a CPU not even out need be kept: the backward forms the probabilities anyway, and one more small
 product gives out again for the projection's weight gradient.
 """
 
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import (
-    register_flop_formula,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-)
+from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
-from eva_fast.ops import dispatch
-from eva_fast.ops.attention_choice import backend_of
+from eva_fast.ops.attention_libraries import LIBRARIES, Library
 from eva_fast.ops.checks import check, dense_last, nothing, statistics_dtype
+from eva_fast.ops.choose import chosen
+from eva_fast.ops.registry import Case, Runs, Trial, define
 
-_OP = "packed_attention"
+__all__ = ["packed_attention", "packed_attention_backward", "packed_attention_forward"]
+_NAME = "packed_attention"
+
+
+class AttentionShape(NamedTuple):
+    """Sizes of one attention call; the batch is no part of a choice."""
+
+    batch: int
+    queries: int
+    keys: int
+    heads: int
+    head_dim: int
 
 
 def _split(q: Tensor | None, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,6 +59,12 @@ def reference(q: Tensor | None, packed: Tensor, scale: float) -> tuple[Tensor, T
     return out.contiguous(), scores.logsumexp(-1)
 
 
+def _sizes(q: Tensor, k: Tensor) -> tuple[int, ...]:
+    """As `AttentionShape` names them."""
+    batch, queries, heads, dim = q.shape
+    return batch, queries, k.shape[1], heads, dim
+
+
 def _empty_outputs(q: Tensor | None, packed: Tensor) -> tuple[Tensor, Tensor]:
     batch, tokens, heads, dim = packed.select(2, 0).shape if q is None else q.shape
     out = packed.new_empty((batch, tokens, heads, dim))
@@ -52,22 +73,23 @@ def _empty_outputs(q: Tensor | None, packed: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("eva_fast::packed_attention", mutates_args=())
 def _forward_op(
-    q: Tensor | None, packed: Tensor, scale: float, backend: str = "auto"
+    q: Tensor | None, packed: Tensor, scale: float, implementation: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     if packed.numel() == 0 or (q is not None and q.numel() == 0):
         return _empty_outputs(q, packed)
-    return dispatch.function(_OP, packed)(*_split(q, packed), scale, backend)
+    q, k, v = _split(q, packed)
+    return chosen(OP, q, _sizes(q, k), implementation)(q, k, v, scale)
 
 
 @_forward_op.register_fake
-def _(q, packed, scale, backend="auto"):
+def _(q, packed, scale, implementation="auto"):
     return _empty_outputs(q, packed)
 
 
 @torch.library.custom_op("eva_fast::packed_attention_backward", mutates_args=())
 def _backward_op(
     dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor | None, lse: Tensor, scale: float,
-    backend: str = "auto",
+    implementation: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dpacked = torch.empty(packed.shape, dtype=packed.dtype, device=packed.device)
     dq = (
@@ -77,14 +99,15 @@ def _backward_op(
     if dout.numel() == 0:
         return dq, dpacked.zero_(), again
     gradients = _split(None if q is None else dq, dpacked)
-    dispatch.function(f"{_OP}_backward", packed)(
-        dout, *_split(q, packed), out, lse, scale, *gradients, again, backend
+    q, k, v = _split(q, packed)
+    chosen(BACKWARD, q, _sizes(q, k), implementation)(
+        dout, q, k, v, out, lse, scale, *gradients, again
     )
     return dq, dpacked, again
 
 
 @_backward_op.register_fake
-def _(dout, q, packed, out, lse, scale, backend="auto"):
+def _(dout, q, packed, out, lse, scale, implementation="auto"):
     return (
         nothing(packed) if q is None else q.new_empty(q.shape),
         packed.new_empty(packed.shape),
@@ -98,86 +121,124 @@ def recomputes_output(packed: Tensor) -> bool:
 
 
 def packed_attention_forward(
-    q: Tensor | None, packed: Tensor, scale: float, backend: str = "auto"
+    q: Tensor | None, packed: Tensor, scale: float, implementation: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """`packed_attention` without the checks, for functions that bring their own backward."""
-    return _forward_op(q, packed, scale, backend)
+    return _forward_op(q, packed, scale, implementation)
 
 
 def packed_attention_backward(
     dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor | None, lse: Tensor, scale: float,
-    backend: str = "auto",
+    implementation: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dq, dpacked, out) from dout [B, Tq, H, d]; dq is empty where q is None. out None: it was not
     kept, and is computed again."""
-    dq, dpacked, again = _backward_op(dense_last(dout), q, packed, out, lse, scale, backend)
+    dq, dpacked, again = _backward_op(dense_last(dout), q, packed, out, lse, scale, implementation)
     return dq, dpacked, again if out is None else out
 
 
 def packed_attention(
-    q: Tensor | None, packed: Tensor, scale: float, backend: str = "auto"
+    q: Tensor | None, packed: Tensor, scale: float, implementation: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """(out [B, Tq, H, d], lse [B, H, Tq]); lse carries no gradient.
 
     packed: [B, T, 3, H, d], or [B, T, 2, H, d] with q [B, Tq, H, d] apart; float32, bfloat16 or
-    float16, last stride 1. backend: a name of `attention_backends.BACKENDS`, or "auto" for the
-    measured choice. Raises ValueError naming what does not fit.
+    float16, last stride 1. implementation: the one to run, by name, or "auto" for the chosen one.
+    Raises ValueError naming what does not fit.
     """
-    check(_OP, "packed", packed, shape=(None, None, 3 if q is None else 2, None, None))
+    check(_NAME, "packed", packed, shape=(None, None, 3 if q is None else 2, None, None))
     if q is not None:
         batch, _, _, heads, dim = packed.shape
-        check(_OP, "q", q, shape=(batch, None, heads, dim), dtypes=(packed.dtype,), like=packed)
-    return _forward_op(q, packed, scale, backend)
+        check(_NAME, "q", q, shape=(batch, None, heads, dim), dtypes=(packed.dtype,), like=packed)
+    return _forward_op(q, packed, scale, implementation)
 
 
+def _flops(q, packed, *_, **__) -> int:
+    q_shape, kv = _head_shapes(q, packed)
+    return sdpa_flop_count(q_shape, kv, kv)
+
+
+def _backward_flops(dout, q, packed, *_, **__) -> int:
+    q_shape, kv = _head_shapes(q, packed)
+    return sdpa_backward_flop_count(q_shape, q_shape, kv, kv)
+
+
+def _head_shapes(q, packed):
+    batch, tokens, _, heads, dim = packed.shape
+    queries = tokens if q is None else q.shape[1]
+    return (batch, heads, queries, dim), (batch, heads, tokens, dim)
+
+
+def _label(case: Case) -> str:
+    _, queries, keys, heads, dim = case.sizes
+    dtype = str(case.dtype).removeprefix("torch.")
+    return f"attention {queries}x{keys}, {heads} heads of {dim}, {dtype}"
+
+
+def _trial_runs(case: Case, names: Sequence[str]) -> Runs:
+    """Forward and backward on packed projections."""
+    batch, queries, keys, heads, dim = case.sizes
+    options: dict[str, Any] = {"dtype": case.dtype, "device": case.device}
+    packed = torch.randn((batch, keys, 3, heads, dim), **options)
+    q, k, v = packed.unbind(2)
+    if queries != keys:
+        q = torch.randn((batch, queries, heads, dim), **options)
+    dout, dq = torch.randn(q.shape, **options), torch.empty_like(q)
+    dk, dv = torch.empty_like(packed).unbind(2)[1:]
+    scale = dim**-0.5
+
+    def run(name: str) -> None:
+        out, lse = OP.function(name)(q, k, v, scale)
+        BACKWARD.function(name)(dout, q, k, v, out, lse, scale, dq, dk, dv, None)
+
+    return {name: functools.partial(run, name) for name in names}
+
+
+def _backward_of(library: Library) -> Callable[..., None]:
+    def backward(dout, q, k, v, out, lse, scale, dq, dk, dv, again=None):
+        if out is None:
+            out = again.copy_(library.forward(q, k, v, scale)[0])
+        library.backward(dout, q, k, v, out, lse, scale, dq, dk, dv)
+
+    return backward
+
+
+OP = define(
+    _NAME,
+    part="attention",
+    reference=reference,
+    flops=_flops,
+    trial=Trial(device_type="cuda", label=_label, runs=_trial_runs),
+)
+BACKWARD = define(
+    f"{_NAME}_backward", part="attention", flops=_backward_flops, kernels=3, backward_of=OP
+)
+for _library in LIBRARIES:
+    for _op, _function in ((OP, _library.forward), (BACKWARD, _backward_of(_library))):
+        _op.add(
+            _library.name,
+            _function,
+            family=_library.family,
+            limits=_library.limits,
+            last_resort=_library.last_resort,
+        )
+for _op in (OP, BACKWARD):
+    _op.prefer("native", "flash_attn_3", "cudnn", "flash_attn_2", "flash", "triton")
 packed_attention.reference = reference  # type: ignore[attr-defined]
 
 
-def forward_chosen(q, k, v, scale, backend):
-    return backend_of(backend, q, k).forward(q, k, v, scale)
-
-
-def backward_chosen(dout, q, k, v, out, lse, scale, dq, dk, dv, again, backend):
-    chosen = backend_of(backend, q, k)
-    if out is None:
-        out = again.copy_(chosen.forward(q, k, v, scale)[0])
-    chosen.backward(dout, q, k, v, out, lse, scale, dq, dk, dv)
-
-
-# The C++ kernels hand over to these where they do not fit (16 bit, a backend asked for by name).
-dispatch.register(_OP, "torch", forward_chosen)
-dispatch.register(f"{_OP}_backward", "torch", backward_chosen)
-
-
 def _setup_context(ctx, inputs, output):
-    q, packed, ctx.scale, ctx.backend = inputs
+    q, packed, ctx.scale, ctx.implementation = inputs
     ctx.save_for_backward(q, packed, *output)
     ctx.mark_non_differentiable(output[1])
 
 
 def _autograd(ctx, dout, _dlse):
     q, packed, out, lse = ctx.saved_tensors
-    dq, dpacked, _ = packed_attention_backward(dout, q, packed, out, lse, ctx.scale, ctx.backend)
+    dq, dpacked, _ = packed_attention_backward(
+        dout, q, packed, out, lse, ctx.scale, ctx.implementation
+    )
     return None if q is None else dq, dpacked, None, None
 
 
 _forward_op.register_autograd(_autograd, setup_context=_setup_context)
-
-
-@register_flop_formula(torch.ops.eva_fast.packed_attention)
-def _flops(q, packed, *_, out_shape=None, **__) -> int:
-    q_shape, kv = _head_shapes(q, packed)
-    return sdpa_flop_count(q_shape, kv, kv)
-
-
-@register_flop_formula(torch.ops.eva_fast.packed_attention_backward)
-def _backward_flops(dout, q, packed, *_, out_shape=None, **__) -> int:
-    q_shape, kv = _head_shapes(q, packed)
-    return sdpa_backward_flop_count(q_shape, q_shape, kv, kv)
-
-
-def _head_shapes(q, packed):
-    # register_flop_formula hands over shapes in place of tensors
-    batch, tokens, _, heads, dim = packed
-    queries = tokens if q is None else q[1]
-    return (batch, heads, queries, dim), (batch, heads, tokens, dim)

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from eva_fast.ops import dispatch
 from eva_fast.ops.checks import FLOATS, check
+from eva_fast.ops.choose import chosen
+from eva_fast.ops.registry import define
 
-_OP = "patchify"
+__all__ = ["patchify"]
+_NAME = "patchify"
 
 
 def reference(
@@ -42,9 +44,9 @@ def reference(
 def _op(
     images: Tensor, patch_size: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
 ) -> Tensor:
-    # float64 exists in plain PyTorch only; the probe carries the output's dtype to the dispatch.
+    # float64 exists in plain PyTorch only; the probe carries the output's dtype.
     probe = images.new_empty((0,), dtype=dtype)
-    return dispatch.function(_OP, probe)(images.contiguous(), patch_size, mean, std, dtype)
+    return chosen(OP, probe)(images.contiguous(), patch_size, mean, std, dtype)
 
 
 @_op.register_fake
@@ -66,19 +68,21 @@ def patchify(
     H and W are multiples of patch_size; mean and std: three values each, in units of a [0, 1]
     image. Raises ValueError naming what does not fit.
     """
-    check(_OP, "images", images, shape=(None, 3, None, None), dtypes=(torch.uint8,))
+    check(_NAME, "images", images, shape=(None, 3, None, None), dtypes=(torch.uint8,))
     height, width = images.shape[2:]
     if patch_size < 1 or height % patch_size or width % patch_size:
         raise ValueError(
-            f"{_OP}: images have shape {tuple(images.shape)}, expected a height and width that "
+            f"{_NAME}: images have shape {tuple(images.shape)}, expected a height and width that "
             f"patch_size {patch_size} divides"
         )
     if len(mean) != 3 or len(std) != 3:
-        raise ValueError(f"{_OP}: mean and std have {len(mean)} and {len(std)} values, expected 3")
+        raise ValueError(
+            f"{_NAME}: mean and std have {len(mean)} and {len(std)} values, expected 3"
+        )
     if dtype not in FLOATS:
-        raise ValueError(f"{_OP}: dtype {dtype} is not a floating point type of the ops")
+        raise ValueError(f"{_NAME}: dtype {dtype} is not a floating point type of the ops")
     return _op(images, patch_size, mean, std, dtype)
 
 
+OP = define(_NAME, part="elementwise", reference=reference, plain=reference)
 patchify.reference = reference  # type: ignore[attr-defined]
-dispatch.register(_OP, "torch", reference)

@@ -205,7 +205,7 @@ class Recorder(TorchDispatchMode):
         )
 
     def _add(self, name: str, flops: int, size: int, dtype: str, elements: int) -> None:
-        part, kernels = formulas.part_of(name), formulas.KERNELS.get(name, 1)
+        part, kernels = formulas.part_of(name), formulas.kernels(name)
         self.operators.append(
             Operator(self.phase, name, part, flops, size, kernels, dtype, elements)
         )

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from eva_fast.objectives.base import Objective, Setting
-from eva_fast.ops import FusedAdamW, dispatch
-from eva_fast.ops.measure import choose_kernels
+from eva_fast.ops import FusedAdamW, choose
+from eva_fast.ops.settle import settle, take_over
 from eva_fast.train.guard import Guard
 from eva_fast.train.state import TrainState
 from eva_fast.train.step import TrainStep
@@ -26,7 +26,7 @@ def settle_kernels(
     *,
     kept: dict[str, str] | None = None,
 ) -> dict[str, str]:
-    """Chooses implementations for the process and returns {op: kind}.
+    """Chooses implementations for the process and returns {op: implementation}.
 
     The run's option `kernels` says how: "auto" measures on a micro-batch of noise (or reads the
     measurement kept on disk); "torch", "native" and "triton" force.
@@ -38,14 +38,12 @@ def settle_kernels(
     """
     mode, device, optim = setting.config.run.kernels, setting.device, setting.config.optim
     if mode != "auto":
-        dispatch.set_kernels(mode)
+        choose.set_kernels(mode)
         return {}
     if kept is not None:
-        dispatch.set_kernels(
-            "auto", {o: k for o, k in kept.items() if dispatch.usable(k, device.type)}
-        )
+        take_over(kept, device.type)
         return kept
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with choose.random_state_kept(device):
         size, module = optim.batch_size // optim.accumulate, state.module.train()
         batch, target = objective.example(setting, state.teacher, size)
         scratch = TrainState(
@@ -54,13 +52,13 @@ def settle_kernels(
         )  # fmt: skip
         step = TrainStep(scratch, objective, lambda batch: target, clip_grad=optim.clip_grad)
         with _unchanged(module, state.optimizer):
-            found = choose_kernels(
+            found = settle(
                 lambda: step(batch, rate=0.0),
                 device,
                 _shapes(setting, objective, module, batch, target),
                 objective.alternatives(module, batch, target),
             )
-    return {op: entry["kind"] for op, entry in found.items()}
+    return {op: choice.implementation for op, choice in found.items()}
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from eva_fast.errors import UsageError
 from eva_fast.files import cpu_count
 from eva_fast.model import sizes_of
 from eva_fast.objectives.base import SIZE_OPTIONS, Objective, Setting
-from eva_fast.ops.dispatch import usable
+from eva_fast.ops.registry import family_obstacle
 from eva_fast.train.telemetry import require_tensorboard
 
 
@@ -54,11 +54,11 @@ def check_run(config: Config, device: torch.device) -> None:
     if config.data.decode == "gpu" and device.type != "cuda":
         raise UsageError(f"decode='gpu' needs an NVIDIA GPU, and the run is on {device}")
     kernels = config.run.kernels
-    if kernels != "auto" and not usable(kernels, device.type):
-        needs = {"native": "a CPU and the built C++ library", "triton": "an NVIDIA GPU"}[kernels]
+    obstacle = family_obstacle(kernels, device.type)
+    if obstacle is not None:
         raise UsageError(
-            f"kernels={kernels!r} needs {needs}, and the run is on {device}; 'auto' and 'torch' "
-            "run everywhere, `eva-fast doctor` shows what is installed"
+            f"kernels={kernels!r} cannot be used: it {obstacle}, and the run is on {device}; 'auto' "
+            "and 'torch' run everywhere, `eva-fast doctor` shows what is installed"
         )
     if config.run.track:
         require_tensorboard()

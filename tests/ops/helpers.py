@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eva_fast.ops import dispatch
+from eva_fast.ops import registry
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -109,7 +109,7 @@ def check_against_float64(
     errors is less a matter of luck.
     """
     accuracy = Accuracy()
-    for _ in range(draws if dispatch.interpreted() else 8 * draws):
+    for _ in range(draws if registry.interpreted() else 8 * draws):
         inputs = make_inputs()
         with torch.no_grad():
             shapes = plain(*inputs)
@@ -128,7 +128,7 @@ def check_against_float64(
 def opcheck(op: Any, inputs: Sequence[Any]) -> None:
     """torch.library.opcheck; in the slow interpreter, the two tests that run the kernels plainly."""
     tests = ("test_schema", "test_faketensor")
-    if dispatch.interpreted():
+    if registry.interpreted():
         torch.library.opcheck(op, inputs, test_utils=tests)
     else:
         torch.library.opcheck(op, inputs)

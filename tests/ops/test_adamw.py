@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from eva_fast import ops
+from eva_fast.ops import choose
 from tests.ops.helpers import Accuracy, opcheck
 
 BETAS, EPS = (0.9, 0.98), 1e-6
@@ -101,8 +102,15 @@ def test_an_overflow_changes_nothing(kernels, scale):
 
 
 def test_no_tensors(kernels):
+    """Nothing is launched, and an optimiser without gradients keeps all as it is."""
     arguments = {k: [] if isinstance(v, list) else v for k, v in tensors().items()}
-    ops.adamw(**arguments)
+    model, optimizer = model_and_optimizer(ops.FusedAdamW)
+    before = copy.deepcopy(model.state_dict())
+    with choose.noting(lambda op, *_: pytest.fail(f"{op.name} ran")):
+        ops.adamw(**arguments)
+        optimizer.step()
+    assert arguments["lr"] == 1e-2 and not optimizer.state
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_reference_in_float64():

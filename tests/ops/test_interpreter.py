@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from eva_fast.ops import dispatch
+from eva_fast.ops import registry
 
 HERE = Path(__file__).parent
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(dispatch.interpreted(), reason="this process interprets Triton already")
+@pytest.mark.skipif(registry.interpreted(), reason="this process interprets Triton already")
 def test_kernels_through_the_interpreter():
     pytest.importorskip("triton", reason="Triton is not installed")
     command = [

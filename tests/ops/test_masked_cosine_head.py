@@ -2,13 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eva_fast.ops import measure
-from eva_fast.ops.masked_cosine_head import (
-    VARIANTS,
-    choose_variant,
-    masked_cosine_head,
-    set_variant,
-)
+from eva_fast.ops import Case, choose
+from eva_fast.ops.masked_cosine_head import OP, masked_cosine_head
+from eva_fast.ops.race import timed_by
 from tests.ops.helpers import (
     DTYPES,
     SHORT,
@@ -52,14 +48,15 @@ def arguments(batch, patches, count, width, predict, dtype=torch.float32):
     return *inputs, target.detach(), EPS
 
 
-@pytest.fixture(params=VARIANTS)
-def variant(request, kernels):
-    """Both Triton variants; PyTorch has one."""
-    if kernels != "triton" and request.param == "fused":
+@pytest.fixture(params=["fused", "composed"])
+def implementation(request, kernels):
+    """Both of Triton's implementations; PyTorch has one."""
+    if kernels == "triton":
+        choose.force(OP.name, request.param)
+    elif request.param == "fused":
         pytest.skip("only Triton has a fused forward")
-    set_variant(request.param)
     yield request.param
-    set_variant("auto")
+    choose.force(OP.name, "auto")
 
 
 # sizes (images, patches, masked, width, predicted) and draws: few values need many draws, or the
@@ -75,12 +72,12 @@ CASES = {
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=SHORT.get)
 @pytest.mark.parametrize("case", CASES)
-def test_against_float64(variant, case, dtype):
+def test_against_float64(implementation, case, dtype):
     sizes, draws = CASES[case]
     check_against_float64(masked_cosine_head, plain, lambda: arguments(*sizes, dtype), draws=draws)
 
 
-def test_float32_parameters_with_16_bit_rows(variant):
+def test_float32_parameters_with_16_bit_rows(implementation):
     def inputs():
         x, mask, *parameters, target, eps = arguments(2, 9, 4, 60, 20)
         x = x.detach().to(torch.bfloat16).requires_grad_()
@@ -90,7 +87,7 @@ def test_float32_parameters_with_16_bit_rows(variant):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=SHORT.get)
-def test_rows_that_are_gathered_already(variant, dtype):
+def test_rows_that_are_gathered_already(implementation, dtype):
     def inputs():
         x, _, *parameters, target, eps = arguments(7, 1, 1, 60, 20, dtype)
         return x[:, 1].detach().requires_grad_(), None, *parameters, target, eps
@@ -98,7 +95,7 @@ def test_rows_that_are_gathered_already(variant, dtype):
     check_against_float64(masked_cosine_head, plain, inputs, draws=8)
 
 
-def test_strided_rows(variant):
+def test_strided_rows(implementation):
     x, mask, *parameters, target, eps = arguments(2, 9, 4, 60, 20)
     wide = torch.cat((mask, mask), 1)[:, :4]
     want = masked_cosine_head(x, mask, *parameters, target, eps)
@@ -110,7 +107,7 @@ def test_strided_rows(variant):
         torch.testing.assert_close(a, b)
 
 
-def test_zeros_where_nothing_is_masked(variant):
+def test_zeros_where_nothing_is_masked(implementation):
     x, mask, *rest = arguments(2, 9, 4, 60, 20)
     loss = masked_cosine_head(x, mask, *rest)
     (dx,) = torch.autograd.grad(loss, x)
@@ -120,7 +117,7 @@ def test_zeros_where_nothing_is_masked(variant):
     assert not dx[~touched].any() and dx[touched].any(-1).all()
 
 
-def test_saves_three_scalars_a_row(variant):
+def test_saves_three_scalars_a_row(implementation):
     """Beside the inputs, which the model holds anyway."""
     inputs = arguments(2, 9, 4, 60, 20)
     held = {t.data_ptr() for t in inputs if torch.is_tensor(t)}
@@ -130,7 +127,7 @@ def test_saves_three_scalars_a_row(variant):
     assert sum(t.numel() for t in saved if t.data_ptr() not in held) == 3 * 8
 
 
-def test_no_rows(variant):
+def test_no_rows(implementation):
     inputs = arguments(2, 9, 0, 60, 20)
     loss = masked_cosine_head(*inputs)
     assert loss == 0
@@ -139,7 +136,7 @@ def test_no_rows(variant):
         assert gradient.shape == tensor.shape and not gradient.any()
 
 
-def test_a_row_of_zeros_has_cosine_zero(variant):
+def test_a_row_of_zeros_has_cosine_zero(implementation):
     x, mask, ln_w, ln_b, weight, bias, target, eps = arguments(1, 4, 2, 60, 20)
     silent = (x, mask, ln_w, ln_b, torch.zeros_like(weight), torch.zeros_like(bias), target, eps)
     assert masked_cosine_head(*silent) == 0
@@ -166,39 +163,46 @@ def test_reference_in_float64():
     )
 
 
-def test_choice_of_variant():
+def test_the_estimate_where_nothing_is_measured():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     small, large = (3360, 1408, 768), (3360 * 128, 1408, 768)
-    assert choose_variant(*small, torch.bfloat16, cuda) == "fused"
-    assert choose_variant(*large, torch.bfloat16, cuda) == "composed"
-    assert choose_variant(*small, torch.float32, cuda) == "composed"
-    set_variant("composed", small, torch.bfloat16)  # as a measurement would
-    assert choose_variant(*small, torch.bfloat16, cpu) == "composed"
-    set_variant("auto")
-    assert choose_variant(*small, torch.bfloat16, cpu) == "fused"
-    with pytest.raises(ValueError, match="unknown variant 'quick'"):
-        set_variant("quick")
+
+    def chosen(sizes, dtype, device=cuda):
+        return choose.decide(OP, Case(device, dtype, sizes)).name
+
+    assert chosen(small, torch.bfloat16) == "fused"
+    assert chosen(large, torch.bfloat16) == "composed"
+    assert chosen(small, torch.float32) == "composed"
+    assert chosen(small, torch.bfloat16, cpu) == "torch"
+    choose.force(OP.name, "composed")
+    assert chosen(small, torch.bfloat16) == "composed"
+    choose.force(OP.name, "triton")  # the family
+    assert chosen(small, torch.bfloat16) == "fused"
+    choose.force(OP.name, "auto")
+    assert chosen(small, torch.bfloat16) == "fused"
+    with pytest.raises(ValueError, match="unknown kernels 'quick' for masked_cosine_head"):
+        choose.force(OP.name, "quick")
 
 
-@pytest.mark.parametrize("faster", VARIANTS)
-def test_variant_is_measured_once_on_a_gpu(faster, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(measure, "fingerprint", lambda device: {"device": str(device)})
+@pytest.mark.parametrize("faster", ["fused", "composed", "torch"])
+def test_a_gpu_measures_each_shape_once(faster, gpu_to_race_on, monkeypatch):
     raced = []
+    monkeypatch.setattr(torch, "randn", lambda *sizes, **options: torch.empty(0, device="meta"))
 
-    def seconds(run, arguments, device):
-        raced.append(run())
-        return 1.0 if raced[-1] == faster else 2.0
+    def clock(name, run, device):
+        raced.append(name)
+        return 1.0 if name == faster else 2.0
 
-    monkeypatch.setattr(measure, "_seconds", seconds)
-    runs = {name: lambda name=name: name for name in VARIANTS}
-    head = (3360 * 128, 1408, 768, torch.bfloat16, torch.device("cuda"), runs)
-    assert choose_variant(*head) == faster and set(raced) == set(VARIANTS)
-    raced.clear()
-    set_variant("auto")  # as another process would start
-    assert choose_variant(*head) == faster and not raced
-    set_variant("auto")
+    case = Case(torch.device("cuda"), torch.bfloat16, (3360, 1408, 768))
+    with timed_by(clock):
+        assert choose.decide(OP, case).name == faster and set(raced) == {
+            "fused",
+            "composed",
+            "torch",
+        }
+        raced.clear()
+        choose.forget_measured()  # as another process would start
+        assert choose.decide(OP, case).name == faster and not raced
 
 
 BAD = {

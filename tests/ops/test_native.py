@@ -1,14 +1,18 @@
 """The C++ kernels at every instruction set this CPU has, and for any number of threads."""
 
+import ctypes
+
 import pytest
 import torch
 
 from eva_fast import native, ops
 from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD
-from eva_fast.ops import dispatch, native_calls
+from eva_fast.ops import choose, registry
 from eva_fast.ops.embed_tokens import embed_tokens_backward
-from eva_fast.ops.linear import linear, matmul, weight_gradient
+from eva_fast.ops.gemm import matmul
+from eva_fast.ops.linear import linear, weight_gradient
 from eva_fast.ops.masked_gather import masked_gather_backward
+from eva_fast.ops.native import calls
 from eva_fast.ops.packed_attention import (
     packed_attention,
     packed_attention_backward,
@@ -26,21 +30,21 @@ from tests.ops.helpers import (
 )
 
 pytestmark = pytest.mark.skipif(
-    not native.available() or dispatch.interpreted(),
+    not native.available() or registry.interpreted(),
     reason="the C++ kernels are not built, or this process runs Triton's interpreter",
 )
 
 
-@pytest.fixture(params=native_calls.ISA_NAMES)
+@pytest.fixture(params=calls.ISA_NAMES)
 def isa(request):
     """Forces the C++ kernels for one instruction set."""
-    if native_calls.set_isa(request.param) != request.param:
-        native_calls.set_isa(None)
+    if calls.set_isa(request.param) != request.param:
+        calls.set_isa(None)
         pytest.skip(f"this CPU does not run {request.param}")
-    dispatch.set_kernels("native")
+    choose.set_kernels("native")
     yield request.param
-    dispatch.set_kernels("auto")
-    native_calls.set_isa(None)
+    choose.set_kernels("auto")
+    calls.set_isa(None)
 
 
 def norm_inputs(dtype):
@@ -89,7 +93,7 @@ def test_row_kernels_against_float64(isa, case, dtype):
 @pytest.mark.parametrize("case", CASES)
 def test_row_kernels_give_the_same_bits_with_any_number_of_threads(case):
     op, make, _ = CASES[case]
-    dispatch.set_kernels("native")
+    choose.set_kernels("native")
     before = torch.get_num_threads()
     inputs = [
         t.detach().repeat(60, *[1] * (t.ndim - 1)).requires_grad_(t.requires_grad)
@@ -110,7 +114,7 @@ def test_row_kernels_give_the_same_bits_with_any_number_of_threads(case):
             found.append([out, *torch.autograd.grad(out, leaves, torch.randn_like(out))])
     finally:
         torch.set_num_threads(before)
-        dispatch.set_kernels("auto")
+        choose.set_kernels("auto")
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=0)
 
@@ -181,7 +185,7 @@ def test_gemm_of_nothing(isa, size):
 def test_gemm_gives_the_same_bits_with_any_number_of_threads(size):
     rows, columns, depth = size
     a, b = torch.randn(rows, depth), torch.randn(depth, columns)
-    dispatch.set_kernels("native")
+    choose.set_kernels("native")
     before = torch.get_num_threads()
     try:
         found = []
@@ -190,7 +194,7 @@ def test_gemm_gives_the_same_bits_with_any_number_of_threads(size):
             found.append(matmul(a, b))
     finally:
         torch.set_num_threads(before)
-        dispatch.set_kernels("auto")
+        choose.set_kernels("auto")
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
@@ -263,9 +267,39 @@ def test_attention_and_gemm_are_well_formed_ops():
     check_compiled(linear, (leaf(2, 5, 7), leaf(3, 7), leaf(3)))
 
 
+def test_a_kernel_takes_what_the_library_says(isa):
+    """More or fewer arguments than the C++ function has are an error, not corrupted memory."""
+    kernel = calls.KERNELS["masked_gather"]
+    with pytest.raises(TypeError, match="masked_gather takes 9 arguments .* called with 8"):
+        kernel(*[0] * 8)
+    with pytest.raises(TypeError, match="masked_gather takes 9 arguments .* called with 10"):
+        kernel(*[0] * 10)
+    with pytest.raises(ctypes.ArgumentError, match="argument 1"):
+        kernel(*[0.5] * 9)
+    with pytest.raises(KeyError, match="no kernel 'masked_scatter'"):
+        calls.KERNELS["masked_scatter"]
+    x, mask = torch.randn(2, 5, 3), masks(2, 4, 2)
+    assert torch.equal(ops.masked_gather(x, mask), ops.masked_gather.reference(x, mask))
+
+
+def test_a_structure_lies_as_the_library_says():
+    def heads(*fields):
+        return type("Heads", (ctypes.Structure,), {"_fields_": fields})
+
+    names = ("data", "batch", "token", "head")
+    right = heads(*((name, ctypes.c_int64) for name in names))
+    assert calls.mirrored(right) is right
+    small = heads(("data", ctypes.c_int64), *((name, ctypes.c_int32) for name in names[1:]))
+    with pytest.raises(RuntimeError, match="Heads lies at 24 bytes in Python, but at 32 in the C"):
+        calls.mirrored(small)
+    swapped = heads(*((name, ctypes.c_int64) for name in ("data", "token", "batch", "head")))
+    with pytest.raises(RuntimeError, match=r"Heads\.token lies at 8 bytes .* at 16"):
+        calls.mirrored(swapped)
+
+
 def test_unknown_instruction_set():
     with pytest.raises(ValueError, match="unknown instruction set 'sse9': choose from"):
-        native_calls.set_isa("sse9")
+        calls.set_isa("sse9")
 
 
 def test_nothing_to_do(isa):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from eva_fast import native
-from eva_fast.ops import dispatch
+from eva_fast.ops import choose
 from eva_fast.teachers import Teacher, load_teacher
 from eva_fast.teachers.base import CLIP_MEAN, CLIP_STD
 from tests.conftest import GOLDEN
@@ -69,7 +69,7 @@ def test_fused_tower_is_the_plain_one(saved, kernels, masked):
     images = torch.randn(2, 3, sizes["size"], sizes["size"])
     patches = math.prod(teacher.grid)
     index = torch.stack([torch.randperm(patches)[: patches // 2].sort()[0] for _ in range(2)])
-    dispatch.set_kernels(kernels)
+    choose.set_kernels(kernels)
     try:
         for quick in (True, False):
             for block in (*teacher.tower.transformer.resblocks, *exact.tower.transformer.resblocks):
@@ -82,7 +82,7 @@ def test_fused_tower_is_the_plain_one(saved, kernels, masked):
             error, usual = ((t - wide).abs().max() for t in (fused, plain))
             assert error <= 2 * usual
     finally:
-        dispatch.set_kernels("auto")
+        choose.set_kernels("auto")
 
 
 @pytest.mark.parametrize("kind", ["bool", "bool_grid", "int32", "int64"])

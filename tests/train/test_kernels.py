@@ -11,7 +11,8 @@ import eva_fast
 from eva_fast.config import Config
 from eva_fast.model import head
 from eva_fast.objectives.eva import Eva
-from eva_fast.ops import dispatch, measure
+from eva_fast.ops import choose, kept, registry
+from eva_fast.ops.race import timed_by
 from eva_fast.train import TrainState
 from eva_fast.train.kernels import settle_kernels
 from eva_fast.train.resolve import setting_of
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     yield
-    dispatch.set_kernels("auto")
+    choose.set_kernels("auto")
 
 
 OPTIONS = dict(
@@ -58,7 +59,7 @@ def test_every_op_of_the_step_is_chosen_and_the_run_is_untouched(parts):
     chosen = settle(*parts)
     assert {"add_layer_norm", "bias_gelu_backward", "negative_cosine", "adamw"} <= chosen.keys()
     for op, kind in chosen.items():
-        assert dispatch.implementation(op, "cpu") == kind
+        assert choose.implementation(op, "cpu") == kind
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert all(p.grad is None for p in model.parameters())
@@ -67,68 +68,59 @@ def test_every_op_of_the_step_is_chosen_and_the_run_is_untouched(parts):
     assert state.step == 0 and not state.sums.tensor.any() and not state.guard.state[:3].any()
 
 
-def test_the_second_start_reads_the_first_ones_choice(parts, monkeypatch, caplog):
+def test_the_second_start_reads_the_first_ones_choice(parts, caplog):
     first = settle(*parts)
 
-    def forbidden(*_):
-        raise AssertionError("measured again")
-
-    monkeypatch.setattr(measure, "_race", forbidden)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO), timed_by(lambda *_: pytest.fail("measured again")):
         assert settle(*parts) == first
     assert "as measured before" in caplog.text and "add_layer_norm" in caplog.text
-    kept = measure.kept_choices()
-    assert len(kept) == 1 and kept[0]["choices"].keys() == first.keys()
+    assert first.keys() in [choices.keys() for _, choices in kept.everything()]
 
 
 def test_a_damaged_cache_is_measured_again(parts):
     first = settle(*parts)
-    path = measure.cache_file(CPU, {"sizes": "x"}).parent
-    (file,) = path.glob("*.json")
-    file.write_text('{"adamw": {"kind": "magic"}}')
+    (file,) = (path for path, choices in kept.everything() if "adamw" in choices)
+    file.write_text('{"adamw": {"implementation": "magic", "milliseconds": {}}}')
     assert settle(*parts).keys() == first.keys()
-    assert json.loads(file.read_text())["adamw"]["kind"] in dispatch.KINDS
+    known = registry.find("adamw").implementations
+    assert json.loads(file.read_text())["adamw"]["implementation"] in known
 
 
 def test_the_faster_one_is_taken(parts, monkeypatch):
     """A torch implementation that sleeps must lose, a fused one that sleeps too."""
-    slow = "torch" if dispatch.implementation("bias_gelu", "cpu") == "native" else None
+    slow = "torch" if choose.implementation("bias_gelu", "cpu") == "native" else None
     if slow is None:
         pytest.skip("no C++ library here: there is nothing to choose between")
     for victim, winner in (("torch", "native"), ("native", "torch")):
-        function = dispatch.function_of("bias_gelu", victim)
+        function = registry.find("bias_gelu").function(victim)
 
         def sleeping(*arguments, function=function):
             time.sleep(0.02)
             return function(*arguments)
 
-        dispatch.register("bias_gelu", victim, sleeping)
+        choose.register("bias_gelu", victim, sleeping)
         try:
-            for file in measure.cache_file(CPU, {}).parent.glob("*.json"):
+            for file, _ in kept.everything():
                 file.unlink()
             assert settle(*parts)["bias_gelu"] == winner
         finally:
-            dispatch.register("bias_gelu", victim, function)
+            choose.register("bias_gelu", victim, function)
 
 
-def test_a_resumed_run_keeps_its_kernels(parts, monkeypatch):
-    monkeypatch.setattr(measure, "_race", None)
+def test_a_resumed_run_keeps_its_kernels(parts):
     assert settle(*parts, kept={"bias_gelu": "torch"}) == {"bias_gelu": "torch"}
-    assert dispatch.implementation("bias_gelu", "cpu") == "torch"
+    assert choose.implementation("bias_gelu", "cpu") == "torch"
 
 
 def test_forced():
     assert settle(*run_parts(kernels="torch")) == {}
-    assert dispatch.implementation("add_layer_norm", "cpu") == "torch"
+    assert choose.implementation("add_layer_norm", "cpu") == "torch"
 
 
 @pytest.mark.parametrize("faster", ["composed", "fused"])
 def test_the_head_is_measured_whole_where_there_is_a_fused_one(parts, monkeypatch, faster):
     """As on a GPU: forward and backward of both ways, and the step takes the faster."""
-    found = dispatch.fused_kind
-    monkeypatch.setattr(
-        dispatch, "fused_kind", lambda op, device: "triton" if op == head.OP else found(op, device)
-    )
+    monkeypatch.setattr(choose, "can_run", lambda op, name, device: op == head.OP)
     taken, real = [], head.composed_loss
     for name in ("composed", "fused"):
 
@@ -138,14 +130,14 @@ def test_the_head_is_measured_whole_where_there_is_a_fused_one(parts, monkeypatc
 
         monkeypatch.setattr(head, f"{name}_loss", loss)
 
-    def seconds(function, arguments, device):
-        function(*arguments)
+    def clock(name, run, device):
+        run()
         return 1.0 if taken[-1] == faster else 2.0
 
-    monkeypatch.setattr(measure, "_seconds", seconds)
     model = parts[2].module
     weights = {k: v.clone() for k, v in model.state_dict().items()}
-    chosen = settle(*parts)
+    with timed_by(clock):
+        chosen = settle(*parts)
     assert chosen[head.OP] == ("triton" if faster == "fused" else "torch")
     assert set(taken) == {"composed", "fused"}
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())

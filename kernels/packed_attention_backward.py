@@ -5,7 +5,7 @@
 
 (Dao 2023, FlashAttention-2, algorithm 2.) The dq kernel owns a tile of queries, walks over the keys
 and writes delta for the second kernel, which owns a tile of keys and walks over the queries. Tiles
-are those of `attention.py`: row 0 apart, exact tiles, the head in two parts.
+are those of `packed_attention.py`: row 0 apart, exact tiles, the head in two parts.
 """
 
 from typing import Any
@@ -15,12 +15,16 @@ import triton
 import triton.language as tl
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
-from eva_fast.kernels.attention import (
+from eva_fast.kernels.launch import triton_op
+from eva_fast.kernels.packed_attention import (
     FIRST,
     LOG2E,
     aot_strides,
     dot_heads,
+    forward,
+    limits,
     load_tile,
+    same_strides,
     split_head,
     store_tile,
     tiles_a_head,
@@ -203,12 +207,20 @@ def backward_config(
     }  # fmt: skip
 
 
-def attention_backward(dout, q, k, v, out, lse, dq, dk, dv, scale: float) -> None:
-    """Launches both kernels; fills dq, dk and dv.
+@triton_op("packed_attention_backward", limits=limits)
+def _backward(dout, q, k, v, out, lse, scale, dq, dk, dv, again):
+    if out is None:
+        out = again.copy_(forward(q, k, v, scale)[0])
+    k, v = same_strides(k, v)
+    own_k, own_v = (dk, dv) if dk.stride() == dv.stride() else map(torch.empty_like, (k, v))
+    _launch(dout, q, k, v, out, lse, scale, dq, own_k, own_v)
+    if own_k is not dk:
+        dk.copy_(own_k)
+        dv.copy_(own_v)
 
-    dout, q, out, dq: [B, Tq, H, d]; k, v, dk, dv: [B, T, H, d]; k and v have equal strides, and so
-    have dk and dv. lse: fp32 [B, H, Tq], contiguous, of the forward. Last strides 1.
-    """
+
+def _launch(dout, q, k, v, out, lse, scale, dq, dk, dv) -> None:
+    """Both kernels, on k and v of equal strides, and dk and dv likewise."""
     batch, queries, heads, head_dim = q.shape
     keys, first = k.shape[1], q.shape[1] == k.shape[1]
     delta = torch.empty_like(lse)

@@ -13,7 +13,9 @@
 
 namespace EVA_ISA {
 
-struct Heads {  // element (b, t, h, j) at data[b * batch + t * token + h * head + j]
+// Element (b, t, h, j) at data[b * batch + t * token + h * head + j]. Mirrored in
+// eva_fast/ops/native/packed_attention.py.
+struct Heads {
   float* data;
   int64_t batch, token, head;
   float* at(int64_t b, int64_t h) const { return data + b * batch + h * head; }
@@ -28,9 +30,9 @@ static inline int64_t query_block(int64_t queries, int64_t keys) {
 }
 
 // out and q: [B, queries, H, d]; k, v: [B, keys, H, d]; lse: [B, H, queries].
-static void attention(int64_t batch, int64_t heads, int64_t queries, int64_t keys, int64_t width,
-                      const Heads* q, const Heads* k, const Heads* v, const Heads* out, float* lse,
-                      float scale, int threads) {
+static void packed_attention(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
+                             int64_t width, const Heads* q, const Heads* k, const Heads* v,
+                             const Heads* out, float* lse, float scale, int threads) {
   const int64_t block = query_block(queries, keys);
   const int64_t work = multiply_floats(block, keys, width) + multiply_floats(block, width, keys);
 #pragma omp parallel num_threads(threads) if (batch * heads * queries * keys > 20000)
@@ -79,10 +81,11 @@ static void attention(int64_t batch, int64_t heads, int64_t queries, int64_t key
 }
 
 // Fills dq, dk, dv, and out where out->data is not null.
-static void attention_backward(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
-                               int64_t width, const Heads* dout, const Heads* q, const Heads* k,
-                               const Heads* v, const float* lse, const Heads* dq, const Heads* dk,
-                               const Heads* dv, const Heads* out, float scale, int threads) {
+static void packed_attention_backward(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
+                                      int64_t width, const Heads* dout, const Heads* q,
+                                      const Heads* k, const Heads* v, const float* lse,
+                                      const Heads* dq, const Heads* dk, const Heads* dv,
+                                      const Heads* out, float scale, int threads) {
   const int64_t block = query_block(queries, keys);
   const int64_t work = multiply_floats(block, keys, width) + multiply_floats(block, width, keys) +
                        multiply_floats(keys, width, block);

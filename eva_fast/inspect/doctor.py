@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import platform
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,8 +12,7 @@ from rich.table import Table
 
 from eva_fast import __version__, native
 from eva_fast.data import jpeg
-from eva_fast.ops import attention_choice, dispatch
-from eva_fast.ops.measure import kept_choices
+from eva_fast.ops import choose, kept, registry
 
 PACKAGES = (
     *(
@@ -35,18 +35,13 @@ PACKAGES = (
         "tensorboard",
     ),
 )
-OPS = (
-    *("patchify", "embed_tokens", "add_layer_norm", "bias_gelu", "masked_gather", "gemm"),
-    *("layer_norm_project", "negative_cosine", "masked_cosine_head", "adamw"),
-)
-HEAD_DIM = 64  # the head size for which attention backends are listed
 
 
 def diagnose() -> dict[str, Any]:
     """Everything the report shows, fit for JSON."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    dtype = torch.bfloat16 if cuda else torch.float32
+    case = registry.Case(device, torch.bfloat16 if cuda else torch.float32)
     return {
         "eva_fast": __version__,
         "python": platform.python_version(),
@@ -55,11 +50,15 @@ def diagnose() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "cpp_kernels": native.available(),
+        "cpp_obstacle": native.obstacle(),
         "libjpeg_turbo": jpeg.available(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "ops": {op: dispatch.implementation(op, device.type) for op in OPS},
-        "attention": attention_choice.backends(HEAD_DIM, dtype, device),
-        "measured": kept_choices(),
+        "ops": {op.name: choose.implementation(op.name, device.type) for op in registry.ops()},
+        "obstacles": {op.name: op.obstacles(case) for op in registry.ops()},
+        "measured": [
+            {"file": str(path), "choices": {op: asdict(c) for op, c in choices.items()}}
+            for path, choices in kept.everything()
+        ],
     }
 
 
@@ -78,9 +77,8 @@ def render(report: dict[str, Any]) -> Group:
     machine = Table(title="Machine", show_header=False)
     for name in ("eva_fast", "python", "machine", "device", "cpu_capability", "threads"):
         machine.add_row(name, str(report[name]))
-    cpp = "built" if report["cpp_kernels"] else (
-        "not built: plain PyTorch runs instead. With a C++ compiler (apt install g++) install again"
-    )  # fmt: skip
+    obstacle = report["cpp_obstacle"]
+    cpp = "built" if obstacle is None else f"plain PyTorch runs instead: the library {obstacle}"
     machine.add_row("C++ kernels", cpp)
     turbo = "libjpeg-turbo, only where the crop needs it" if report["libjpeg_turbo"] else (
         "Pillow, slower. With libjpeg-turbo's headers (apt install libjpeg-dev) install again"
@@ -94,30 +92,42 @@ def render(report: dict[str, Any]) -> Group:
         packages.add_row(name, version or "[dim]not installed[/dim]")
 
     ops = Table(title="Ops: what runs unless a run measures otherwise")
-    ops.add_column("op")
-    ops.add_column("implementation")
-    for op, kind in report["ops"].items():
-        ops.add_row(op, kind)
+    for heading in ("op", "implementation", "could run too"):
+        ops.add_column(heading)
+    for op, chosen in report["ops"].items():
+        others = [n for n, why in report["obstacles"][op].items() if why is None and n != chosen]
+        ops.add_row(op, chosen, ", ".join(others))
 
-    attention = Table(title=f"Attention backends, head size {HEAD_DIM}, in order of preference")
-    attention.add_column("backend")
-    attention.add_column("runs here")
-    for name, obstacle in report["attention"].items():
-        attention.add_row(name, "yes" if obstacle is None else f"[dim]no: it {obstacle}[/dim]")
-    return Group(machine, packages, ops, attention, *map(_measured, report["measured"][:8]))
+    absent = Table(title="What cannot run here")
+    for heading in ("implementation", "because it", "of"):
+        absent.add_column(heading)
+    for (name, why), of in _cannot_run(report["obstacles"]).items():
+        absent.add_row(name, why, ", ".join(of))
+    return Group(machine, packages, ops, absent, *map(_measured, report["measured"][:8]))
+
+
+def _cannot_run(obstacles: dict[str, dict[str, str | None]]) -> dict[tuple[str, str], list[str]]:
+    """{(implementation, why): ops}; a backward that shares its forward's fate is not named."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for op, by_name in obstacles.items():
+        for name, why in by_name.items():
+            of = found.setdefault((name, why), []) if why is not None else None
+            if of is not None and op.removesuffix("_backward") not in of:
+                of.append(op)
+    return found
 
 
 def _measured(entry: dict[str, Any]) -> Table:
     table = Table(title="Measured choice, milliseconds", caption=entry["file"])
-    kinds = sorted({kind for e in entry["choices"].values() for kind in e["milliseconds"]})
+    names = sorted({name for e in entry["choices"].values() for name in e["milliseconds"]})
     table.add_column("op")
-    for kind in kinds:
-        table.add_column(kind, justify="right")
+    for name in names:
+        table.add_column(name, justify="right")
     for op, found in entry["choices"].items():
         cells = []
-        for kind in kinds:
-            ms = found["milliseconds"].get(kind)
+        for name in names:
+            ms = found["milliseconds"].get(name)
             text = "" if ms is None else f"{ms:.2f}"
-            cells.append(f"[bold]{text}[/bold]" if kind == found["kind"] else text)
+            cells.append(f"[bold]{text}[/bold]" if name == found["implementation"] else text)
         table.add_row(op, *cells)
     return table

@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 
 from eva_fast import native
-from eva_fast.doctor import diagnose, render
-from eva_fast.ops import dispatch
+from eva_fast.inspect.doctor import diagnose, render
+from eva_fast.ops import choose
 
 
 def test_report(tmp_path, monkeypatch):
@@ -21,14 +21,17 @@ def test_report(tmp_path, monkeypatch):
     assert report["cpp_kernels"] == native.available()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for op, kind in report["ops"].items():
-        assert kind == dispatch.implementation(op, device)
-    assert report["attention"]["math"] is None  # runs everywhere
+        assert kind == choose.implementation(op, device)
+    assert report["obstacles"]["packed_attention"]["math"] is None  # runs everywhere
+    assert report["cpp_obstacle"] == native.obstacle()
     measured = {op for kept in report["measured"] for op in kept["choices"]}
-    assert measured <= {"gemm"}  # asked for by the report itself; nothing else ran in this cache
+    assert all(
+        label.startswith("gemm ") for label in measured
+    )  # asked for by the report itself; nothing else ran in this cache
 
 
 def test_without_the_library_it_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(native, "obstacle", lambda: "is not built: install again")
     console = Console(record=True, width=200)
     console.print(render(diagnose()))
     text = console.export_text()

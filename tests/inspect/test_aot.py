@@ -6,17 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from eva_fast.ops import dispatch
+from eva_fast.ops import registry
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.skipif(
-    dispatch.interpreted(), reason="the interpreter replaces the compiler in this process"
+    registry.interpreted(), reason="the interpreter replaces the compiler in this process"
 )
 
+from eva_fast.inspect import aot  # noqa: E402
 from eva_fast.kernels.aot_case import VIT_B, VIT_G, AotCase  # noqa: E402
-from eva_fast.plan import aot  # noqa: E402
 
-DOTS = ["attention", "attention_backward", "layer_norm_project", "masked_cosine_head"]
+DOTS = [
+    "layer_norm_project", "masked_cosine_head", "packed_attention", "packed_attention_backward"
+]  # fmt: skip
 
 
 def row_kernels():
@@ -51,7 +53,7 @@ def test_row_kernels():
 @pytest.mark.slow
 def test_a_sequence_with_a_partial_tile():
     """ViT-B at patch 16 has 1 + 196 tokens: the last tile is masked, and still loads 128 bits."""
-    rows = aot.aot_report(targets=[80], shapes=[VIT_B], kernels=["attention"])
+    rows = aot.aot_report(targets=[80], shapes=[VIT_B], kernels=["packed_attention"])
     assert aot.problems(rows) == []
 
 
@@ -89,7 +91,7 @@ def test_arguments_are_specialised_as_the_launcher_does():
 
     (case, *_) = [c for _, c in aot.cases(VIT_G, ["gather_norm"]) if c.constants.get("WRITE_Y")]
     case = replace(case, args={**case.args, "s_row": 1, "s_image": 8, "K": 16})
-    source = aot._source(case)
+    source = aot.source(case)
     names = gather_norm_kernel.arg_names
     marked = {names[position] for (position,) in source.attrs}
     assert source.signature["s_row"] == "constexpr" and source.signature["eps"] == "fp32"
@@ -109,7 +111,7 @@ def test_arguments_are_specialised_as_the_launcher_does():
     ],
 )
 def test_width_of_an_access(instruction, bits):
-    assert aot._width_bits(instruction) == bits
+    assert aot.width_bits(instruction) == bits
 
 
 def test_problems_are_named():
@@ -135,7 +137,7 @@ def test_bad_requests():
     (_, case) = next(aot.cases(VIT_G, ["gather_norm"]))
     missing = AotCase(case.kernel, {}, case.constants)
     with pytest.raises(ValueError, match="no value for argument 'p_x'"):
-        aot._source(missing)
+        aot.source(missing)
 
 
 def test_not_under_the_interpreter(monkeypatch):

@@ -1,17 +1,17 @@
-"""Numbers of the attention backends that run here: our Triton kernels and what PyTorch has for CPUs."""
+"""Numbers of the attention implementations that run here: our Triton kernels and what PyTorch has for CPUs."""
 
 import pytest
 import torch
 
-from eva_fast.ops import dispatch
+from eva_fast.ops import registry
 from eva_fast.ops.packed_attention import packed_attention
 from tests.ops.helpers import DTYPES, SHORT, check_against_float64, check_compiled, leaf
 
-if dispatch.interpreted():
-    BACKENDS = [pytest.param("triton", marks=pytest.mark.interpreted)]
+if registry.interpreted():
+    IMPLEMENTATIONS = [pytest.param("triton", marks=pytest.mark.interpreted)]
 else:
-    BACKENDS = ["cpu_flash", "math"]
-ACCURATE = [b for b in BACKENDS if b != "cpu_flash"]
+    IMPLEMENTATIONS = ["cpu_flash", "math"]
+ACCURATE = [i for i in IMPLEMENTATIONS if i != "cpu_flash"]
 
 
 def plain(q, packed, scale):
@@ -45,10 +45,10 @@ CASES = {
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=SHORT.get)
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("backend", ACCURATE)
-def test_against_float64(backend, case, dtype):
+@pytest.mark.parametrize("implementation", ACCURATE)
+def test_against_float64(implementation, case, dtype):
     check_against_float64(
-        lambda *a: packed_attention(*a, backend)[0],
+        lambda *a: packed_attention(*a, implementation)[0],
         lambda *a: plain(*a)[0],
         lambda: CASES[case](dtype),
         draws=1 if "257" in case else 2,
@@ -56,11 +56,11 @@ def test_against_float64(backend, case, dtype):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_against_the_reference(backend, case):
-    """All backends, the library's too, and their log-sum-exp."""
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_against_the_reference(implementation, case):
+    """All implementations, the library's too, and their log-sum-exp."""
     inputs = CASES[case](torch.float32)
-    out, lse = packed_attention(*inputs, backend)
+    out, lse = packed_attention(*inputs, implementation)
     want, want_lse = packed_attention.reference(*inputs)
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(lse, want_lse)
@@ -73,11 +73,11 @@ def test_against_the_reference(backend, case):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("backend", ACCURATE)
-def test_one_token(backend):
+@pytest.mark.parametrize("implementation", ACCURATE)
+def test_one_token(implementation):
     """Softmax over a single key: out is v, and q and k have no gradient."""
     _, packed, scale = whole(2, 1, 2, 60)
-    out, lse = packed_attention(None, packed, scale, backend)
+    out, lse = packed_attention(None, packed, scale, implementation)
     torch.testing.assert_close(out, packed[:, :, 2])
     torch.testing.assert_close(lse[:, :, 0], (packed[:, 0, 0] * packed[:, 0, 1]).sum(-1) * scale)
     (gradient,) = torch.autograd.grad(out, packed, torch.ones_like(out))
@@ -85,55 +85,55 @@ def test_one_token(backend):
     assert gradient[:, :, :2].abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_large_scores(backend):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_large_scores(implementation):
     """Scores of some hundreds: exp without the running maximum would overflow."""
     _, packed, scale = whole(1, 20, 1, 16)
     packed = (packed.detach() * 20).requires_grad_()
-    out, lse = packed_attention(None, packed, scale, backend)
+    out, lse = packed_attention(None, packed, scale, implementation)
     exact, exact_lse = packed_attention.reference(None, packed.double(), scale)
     torch.testing.assert_close(out.double(), exact, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=0)
     assert torch.autograd.grad(out, packed, torch.ones_like(out))[0].isfinite().all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_strided(backend):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_strided(implementation):
     """Projections with gaps between tokens, and k, v of a wider tensor."""
     wide = torch.randn(2, 20, 4, 2, 24)
     packed = wide[:, :, 1:]
     q, kv = wide[:, :7, 0], wide[:, :, 2:]
     for inputs in ((None, packed), (q, kv)):
-        out, lse = packed_attention(*inputs, 0.2, backend)
+        out, lse = packed_attention(*inputs, 0.2, implementation)
         dense = [None if t is None else t.contiguous() for t in inputs]
-        want, want_lse = packed_attention(*dense, 0.2, backend)
+        want, want_lse = packed_attention(*dense, 0.2, implementation)
         torch.testing.assert_close(out, want, rtol=0, atol=0)
         torch.testing.assert_close(lse, want_lse, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_asked(backend):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_nothing_asked(implementation):
     for inputs in (asked(1, 0, 17, 2, 16), whole(0, 17, 2, 16)):
-        out, _ = packed_attention(*inputs, backend)
+        out, _ = packed_attention(*inputs, implementation)
         assert out.numel() == 0
         leaves = [t for t in inputs if torch.is_tensor(t)]
         for gradient, tensor in zip(torch.autograd.grad(out, leaves, out), leaves, strict=True):
             assert gradient.shape == tensor.shape and not gradient.any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_opcheck(backend):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_opcheck(implementation):
     op, backward = (
         torch.ops.eva_fast.packed_attention,
         torch.ops.eva_fast.packed_attention_backward,
     )
     for inputs in (whole(1, 2, 1, 16), asked(1, 1, 2, 1, 16)):
-        torch.library.opcheck(op.default, (*inputs, backend))
+        torch.library.opcheck(op.default, (*inputs, implementation))
         q, packed, scale = (t.detach() if torch.is_tensor(t) else t for t in inputs)
-        out, lse = op(q, packed, scale, backend)
-        torch.library.opcheck(backward.default, (out, q, packed, out, lse, scale, backend))
+        out, lse = op(q, packed, scale, implementation)
+        torch.library.opcheck(backward.default, (out, q, packed, out, lse, scale, implementation))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_compiled(backend):
-    check_compiled(lambda *a: packed_attention(*a, backend), asked(1, 3, 5, 2, 16))
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_compiled(implementation):
+    check_compiled(lambda *a: packed_attention(*a, implementation), asked(1, 3, 5, 2, 16))

@@ -1,4 +1,4 @@
-"""Attention backends on packed qkv [B,T,3,H,d]."""
+"""Attention on packed qkv [B,T,3,H,d], and the libraries that compute it."""
 
 import torch
 import torch.nn.functional as F

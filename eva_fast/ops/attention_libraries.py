@@ -6,10 +6,9 @@
 q, dout, out, dq are [B, Tq, H, d], k, v, dk, dv [B, T, H, d], last stride 1, usually views of packed
 projections; out is contiguous; lse is the natural log-sum-exp, float32 [B, H, Tq], contiguous,
 whatever the library's own layout. So the forward's out and lse are all that a backward needs, and
-any backend can follow any other.
+any library can follow any other, and our own kernels too.
 
-    backend          where                                  what
-    triton           NVIDIA GPUs (CPU: the interpreter)     kernels/attention.py
+    library          where                                  what
     flash_attn_3     sm_90, 16 bit, installed               flash-attn's Hopper kernels
     flash_attn_2     sm_80 and later, 16 bit, installed     flash-attn
     xformers         NVIDIA GPUs, 16 bit, installed         memory_efficient_attention
@@ -32,21 +31,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from eva_fast.ops import dispatch
 from eva_fast.ops.checks import statistics_dtype
+from eva_fast.ops.registry import Case, Obstacle
 
 aten = torch.ops.aten
 HALF = (torch.float16, torch.bfloat16)
 
 
-@dataclass(frozen=True)
-class Backend:
-    """One library. `obstacle(head_dim, dtype, device)` is None where it runs, else says why not."""
+@dataclass(frozen=True, slots=True)
+class Library:
+    """One library's pair of calls, and which cases (sizes: `AttentionShape`) it does not take."""
 
     name: str
+    family: str
     forward: Callable[..., tuple[Tensor, Tensor]]
     backward: Callable[..., None]
-    obstacle: Callable[[int, torch.dtype, torch.device], str | None]
+    limits: Obstacle
+    last_resort: bool = False
 
 
 def _heads_first(*tensors: Tensor) -> list[Tensor]:
@@ -192,35 +193,7 @@ def _xformers_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):
         target.copy_(gradient)
 
 
-def _triton_forward(q, k, v, scale):
-    from eva_fast.kernels.attention import attention_forward, same_strides
-
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    batch, queries, heads, _ = q.shape
-    lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
-    with torch.cuda.device_of(q):
-        attention_forward(q, *same_strides(k, v), out, lse, scale)
-    return out, lse
-
-
-def _triton_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):
-    from eva_fast.kernels.attention import same_strides
-    from eva_fast.kernels.attention_backward import attention_backward
-
-    own_k, own_v = (dk, dv) if dk.stride() == dv.stride() else map(torch.empty_like, (k, v))
-    with torch.cuda.device_of(q):
-        attention_backward(dout, q, *same_strides(k, v), out, lse, dq, own_k, own_v, scale)
-    if own_k is not dk:
-        dk.copy_(own_k)
-        dv.copy_(own_v)
-
-
-@functools.cache
-def _capability(index: int | None) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(index)
-
-
-def _obstacle(
+def _limits(
     *,
     module: str | None = None,
     cuda: bool = True,
@@ -228,18 +201,18 @@ def _obstacle(
     capability: tuple[int, int] = (8, 0),
     exact: bool = False,
     head_dim: int = 256,
-) -> Callable[[int, torch.dtype, torch.device], str | None]:
-    def check(dim: int, dtype: torch.dtype, device: torch.device) -> str | None:
-        if device.type != ("cuda" if cuda else "cpu"):
+) -> Obstacle:
+    def check(case: Case) -> str | None:
+        if case.device.type != ("cuda" if cuda else "cpu"):
             return f"runs on {'NVIDIA GPUs' if cuda else 'CPUs'}"
         if module and importlib.util.find_spec(module) is None:
-            return f"{module} is not installed"
-        if dtypes and dtype not in dtypes:
+            return f"needs {module}, which is not installed"
+        if dtypes and case.dtype not in dtypes:
             return f"takes {', '.join(str(d).removeprefix('torch.') for d in dtypes)}"
-        if dim > head_dim or (dtypes == HALF and dim % 8):
+        if case.sizes and (case.sizes[-1] > head_dim or (dtypes == HALF and case.sizes[-1] % 8)):
             return f"takes heads of a multiple of 8 values up to {head_dim}"
         if cuda and torch.cuda.is_available():
-            found = _capability(device.index)
+            found = torch.cuda.get_device_capability(case.device)
             if found < capability or (exact and found[0] != capability[0]):
                 return f"needs compute capability {capability[0]}.{capability[1]}"
         return None
@@ -247,40 +220,26 @@ def _obstacle(
     return check
 
 
-def _triton_obstacle(dim: int, dtype: torch.dtype, device: torch.device) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if device.type == "cpu" and not dispatch.interpreted():
-        return "runs on NVIDIA GPUs (on CPUs only under TRITON_INTERPRET=1)"
-    if device.type not in ("cpu", "cuda"):
-        return "runs on NVIDIA GPUs"
-    if dtype not in (*HALF, torch.float32):
-        return "takes float16, bfloat16, float32"
-    return None if dim <= 256 else "takes heads of up to 256 values"
-
-
 FLOAT = (*HALF, torch.float32)
-BACKENDS = {
-    backend.name: backend
-    for backend in (
-        Backend(
-            "flash_attn_3", _flash_3_forward, _flash_3_backward,
-            _obstacle(module="flash_attn_interface", capability=(9, 0), exact=True),
-        ),
-        Backend("cudnn", _cudnn_forward, _cudnn_backward, _obstacle(head_dim=128)),
-        Backend(
-            "flash_attn_2", _flash_2_forward, _flash_2_backward, _obstacle(module="flash_attn")
-        ),
-        Backend("flash", _flash_forward, _flash_backward, _obstacle()),
-        Backend("triton", _triton_forward, _triton_backward, _triton_obstacle),
-        Backend(
-            "xformers", _xformers_forward, _xformers_backward, _obstacle(module="xformers")
-        ),
-        Backend(
-            "efficient", _efficient_forward, _efficient_backward,
-            _obstacle(dtypes=FLOAT, capability=(5, 0)),
-        ),
-        Backend("cpu_flash", _cpu_forward, _cpu_backward, _obstacle(cuda=False, dtypes=None)),
-        Backend("math", _math_forward, _math_backward, lambda *_: None),
-    )
-}  # fmt: skip
+# In order of preference.
+LIBRARIES = (
+    Library(
+        "flash_attn_3", "library", _flash_3_forward, _flash_3_backward,
+        _limits(module="flash_attn_interface", capability=(9, 0), exact=True),
+    ),
+    Library("cudnn", "torch", _cudnn_forward, _cudnn_backward, _limits(head_dim=128)),
+    Library(
+        "flash_attn_2", "library", _flash_2_forward, _flash_2_backward,
+        _limits(module="flash_attn"),
+    ),
+    Library("flash", "torch", _flash_forward, _flash_backward, _limits()),
+    Library(
+        "xformers", "library", _xformers_forward, _xformers_backward, _limits(module="xformers")
+    ),
+    Library(
+        "efficient", "torch", _efficient_forward, _efficient_backward,
+        _limits(dtypes=FLOAT, capability=(5, 0)),
+    ),
+    Library("cpu_flash", "torch", _cpu_forward, _cpu_backward, _limits(cuda=False, dtypes=None)),
+    Library("math", "torch", _math_forward, _math_backward, lambda case: None, last_resort=True),
+)  # fmt: skip

@@ -24,6 +24,8 @@ import triton
 import triton.language as tl
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
+from eva_fast.kernels.launch import triton_op
+from eva_fast.ops.registry import Case
 
 FIRST = tl.constexpr(16)  # rows of the tile that holds row 0 alone
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -173,13 +175,25 @@ def tiles_a_head(rows: int, block: int, first: bool) -> int:
     return first + triton.cdiv(rows - first, block)
 
 
-def attention_forward(q, k, v, out, lse, scale: float) -> None:
-    """Launches the forward kernel.
+def same_strides(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """k and v as the kernels take them: equal strides, the last one 1; copied where they are not."""
+    if k.stride() != v.stride() or k.stride(-1) != 1:
+        return k.contiguous(), v.contiguous()
+    return k, v
 
-    q, out: [B, Tq, H, d]; k, v: [B, T, H, d] with equal strides; lse: fp32 [B, H, Tq], contiguous.
-    Row 0 of the queries gets a tile of its own where there are as many queries as keys.
-    """
+
+def limits(case: Case) -> str | None:
+    """What the kernels do not take, see `eva_fast.ops.registry.Implementation`."""
+    return None if case.sizes[-1:] <= (256,) else "takes heads of up to 256 values"
+
+
+@triton_op("packed_attention", limits=limits)
+def forward(q, k, v, scale):
+    """Row 0 of the queries gets a tile of its own where there are as many queries as keys."""
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     batch, queries, heads, head_dim = q.shape
+    lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
+    k, v = same_strides(k, v)
     keys = k.shape[1]
     config = forward_config(queries, keys, head_dim, queries == keys)
     tiles = tiles_a_head(queries, config["BM"], config["FIRST_QUERY"])
@@ -188,6 +202,7 @@ def attention_forward(q, k, v, out, lse, scale: float) -> None:
         H=heads, S_QT=q.stride(1), S_QH=q.stride(2), S_KT=k.stride(1), S_KH=k.stride(2),
         S_OT=out.stride(1), S_OH=out.stride(2), **config,
     )  # fmt: skip
+    return out, lse
 
 
 def aot_strides(shape: AotShape, masked: bool) -> dict[str, int]:
@@ -221,10 +236,3 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
             AotCase(attention_forward_kernel, args, constants, warps, stages, True, label, True)
         )
     return found
-
-
-def same_strides(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """k and v as the kernels take them: equal strides, the last one 1; copied where they are not."""
-    if k.stride() != v.stride() or k.stride(-1) != 1:
-        return k.contiguous(), v.contiguous()
-    return k, v

@@ -69,7 +69,7 @@ def cases(shape: AotShape, kernels: Iterable[str] | None = None) -> Iterator[tup
             yield name, case
 
 
-def _source(case: AotCase) -> Any:
+def source(case: AotCase) -> Any:
     """Triton's source object, specialised as its launcher specialises a call with these arguments."""
     from triton.compiler import ASTSource
 
@@ -99,7 +99,7 @@ def _source(case: AotCase) -> Any:
     return ASTSource(function, signature, constants, attributes)
 
 
-def _width_bits(instruction: str) -> int:
+def width_bits(instruction: str) -> int:
     """Bits a thread moves with a global load or store instruction."""
     if instruction.startswith(("UTMA", "UBLKCP")):
         return 128  # the copy engine: always full lines
@@ -127,7 +127,7 @@ def inspect_case(file: str, case: AotCase, shape: AotShape) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
 
     compiled = triton.compile(
-        _source(case),
+        source(case),
         target=GPUTarget("cuda", shape.capability, 32),
         options={"num_warps": case.num_warps, "num_stages": case.num_stages},
     )
@@ -151,7 +151,7 @@ def inspect_case(file: str, case: AotCase, shape: AotShape) -> dict[str, Any]:
         return having(lambda name: name.split(".")[0] in names)
 
     def moved(opcodes: tuple[str, ...], test) -> int:
-        return having(lambda name: name.split(".")[0] in opcodes and test(_width_bits(name)))
+        return having(lambda name: name.split(".")[0] in opcodes and test(width_bits(name)))
 
     widths = (8, 16) if case.single_rows else (8, 16, 64)
     kinds = [kind for kind in ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "UTCOMMA") if opcode(kind)]

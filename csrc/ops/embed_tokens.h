@@ -1,29 +1,8 @@
-// patchify, embed_tokens and masked_gather: see the ops of these names in eva_fast/ops.
+// Mask tokens, CLS and positions in one pass: see eva_fast/ops/embed_tokens.py.
 #pragma once
 #include "rows.h"
 
 namespace EVA_ISA {
-
-template <class T>
-static void patchify_rows(int64_t batch, int64_t height, int64_t width, int64_t patch,
-                          const uint8_t* images, const float* table, typename T::type* out,
-                          int threads) {
-  const T t{};
-  const int64_t down = height / patch, across = width / patch, columns = 3 * patch * patch;
-#pragma omp parallel for num_threads(threads) schedule(static) if (batch * height * width > 20000)
-  for (int64_t strip = 0; strip < batch * down; ++strip) {
-    const int64_t b = strip / down, i = strip % down;
-    for (int64_t c = 0; c < 3; ++c)
-      for (int64_t u = 0; u < patch; ++u) {
-        const uint8_t* line = images + ((b * 3 + c) * height + i * patch + u) * width;
-        for (int64_t j = 0; j < across; ++j) {
-          auto* target = out + (strip * across + j) * columns + (c * patch + u) * patch;
-          for (int64_t v = 0; v < patch; ++v)
-            put(t, target + v, table[c * 256 + line[j * patch + v]]);
-        }
-      }
-  }
-}
 
 // flags[n] = 1 where patch n is masked.
 static inline void mark(uint8_t* flags, int64_t patches, const int32_t* mask, int64_t masked) {
@@ -107,12 +86,6 @@ static void embed_tokens_backward_rows(int64_t batch, int64_t patches, int64_t w
   add_partials(partials, chunks, 2 * width, dtokens, threads);
 }
 
-static void patchify(int type, int64_t batch, int64_t height, int64_t width, int64_t patch,
-                     const uint8_t* images, const float* table, void* out, int threads) {
-  EVA_BY_TYPE(type, T,
-              patchify_rows<T>(batch, height, width, patch, images, table, (T::type*)out, threads));
-}
-
 static void embed_tokens(int type, int64_t batch, int64_t patches, int64_t width, const void* x,
                          int64_t x_batch, int64_t x_row, const int32_t* mask, int64_t masked,
                          const float* mask_token, const float* cls, const float* pos,
@@ -130,32 +103,6 @@ static void embed_tokens_backward(int type, int64_t batch, int64_t patches, int6
               embed_tokens_backward_rows<T>(batch, patches, width, (const T::type*)dout, d_batch,
                                             d_row, mask, masked, (T::type*)dx, dtokens, dpos,
                                             threads));
-}
-
-// Rows are copied as bytes: any dtype. Strides in bytes.
-static void masked_gather(int64_t batch, int64_t masked, int64_t row_bytes, const char* x,
-                          int64_t x_batch, int64_t x_row, const int32_t* mask, char* out,
-                          int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (batch * masked * row_bytes > 80000)
-  for (int64_t i = 0; i < batch * masked; ++i)
-    memcpy(out + i * row_bytes, x + i / masked * x_batch + (1 + (int64_t)mask[i]) * x_row,
-           (size_t)row_bytes);
-}
-
-static void masked_gather_backward(int64_t batch, int64_t tokens, int64_t masked,
-                                   int64_t row_bytes, const char* dout, int64_t d_row,
-                                   const int32_t* mask, char* dx, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (batch * tokens * row_bytes > 80000)
-  for (int64_t b = 0; b < batch; ++b) {
-    int32_t* source = (int32_t*)thread_scratch(tokens + 1);  // which row of dout; -1: none
-    for (int64_t i = 0; i < tokens; ++i) source[i] = -1;
-    for (int64_t k = 0; k < masked; ++k) source[1 + mask[b * masked + k]] = (int32_t)k;
-    char* target = dx + b * tokens * row_bytes;
-    for (int64_t i = 0; i < tokens; ++i, target += row_bytes) {
-      if (source[i] < 0) memset(target, 0, (size_t)row_bytes);
-      else memcpy(target, dout + (b * masked + source[i]) * d_row, (size_t)row_bytes);
-    }
-  }
 }
 
 }  // namespace EVA_ISA

@@ -1,0 +1,91 @@
+"""What a run settles on: each op of a step raced with its own arguments, unless it is forced."""
+
+import pytest
+import torch
+
+from eva_fast import native, ops
+from eva_fast.ops import choose, kept
+from eva_fast.ops.race import timed_by
+from eva_fast.ops.settle import settle, take_over
+
+CPU = torch.device("cpu")
+pytestmark = [
+    pytest.mark.skipif(not native.available(), reason="the native library is not built"),
+    pytest.mark.usefixtures("own_cache"),
+]
+
+
+def step():
+    h = torch.ones(4, 6, requires_grad=True)
+    for _ in range(3):
+        out = ops.bias_gelu(h, None)
+    out.sum().backward()  # an expanded gradient
+    ops.bias_gelu(torch.ones(2, 6, dtype=torch.bfloat16), None)
+
+
+class Clock:
+    """Times every candidate with a second, and the favourite with half of one."""
+
+    def __init__(self, favourite):
+        self.favourite, self.calls = favourite, []
+
+    def __call__(self, name, run, device):
+        run()
+        self.calls.append(name)
+        return 0.5 if name == self.favourite else 1.0
+
+
+def test_calls_count_as_often_as_a_step_makes_them():
+    with timed_by(Clock("torch")):
+        found = settle(step, CPU, {})
+    assert found["bias_gelu"] == kept.Choice("torch", {"native": 4e3, "torch": 2e3})
+    assert found["bias_gelu_backward"].implementation == "torch"
+    assert choose.demanded("bias_gelu") == "torch"
+    choose.set_kernels("auto")
+    assert choose.demanded("bias_gelu") is None
+
+
+def test_the_subject_finds_its_choice_again():
+    with timed_by(Clock("torch")):
+        found = settle(step, CPU, {"batch": 4})
+    clock = Clock("native")
+    with timed_by(clock):
+        assert settle(step, CPU, {"batch": 4}) == found and not clock.calls
+        assert settle(step, CPU, {"batch": 8})["bias_gelu"].implementation == "native"
+
+
+def test_what_is_forced_stays():
+    ops.force("bias_gelu", "torch")
+    with timed_by(Clock("native")):
+        found = settle(step, CPU, {})
+    assert {choice.implementation for choice in found.values()} == {"torch"}
+    assert choose.implementation("bias_gelu", "cpu") == "torch"
+    ops.force("bias_gelu", "auto")
+    with timed_by(Clock("native")):
+        assert settle(step, CPU, {})["bias_gelu"].implementation == "native"
+
+
+def test_no_random_number_is_drawn():
+    before = torch.get_rng_state()
+    settle(lambda: ops.bias_gelu(torch.randn(4, 6), None), CPU, {})
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_part_that_replaces_others_is_raced_whole():
+    ran = []
+    parts = {"masked_cosine_head": {n: lambda n=n: ran.append(n) for n in ("torch", "triton")}}
+    with timed_by(Clock("triton")):
+        found = settle(step, CPU, {}, parts)
+    assert found["masked_cosine_head"].implementation == "triton" and set(ran) == {
+        "torch",
+        "triton",
+    }
+
+
+def test_a_resumed_run_takes_over_what_this_machine_has():
+    take_over(
+        {"bias_gelu": "torch", "packed_attention": "torch", "adamw": "triton", "gone": "x"}, "cpu"
+    )
+    assert choose.demanded("bias_gelu_backward") == "torch"
+    assert choose.implementation("packed_attention", "cpu") == "cpu_flash"
+    assert choose.demanded("adamw") is None and choose.implementation("adamw", "cpu") == "native"
