@@ -8,7 +8,7 @@
     block        the two, with drop-path
     patch_embed  images to tokens
     projection   the final norm and a Linear
-    precision    the dtype that products run in
+    precision    the dtype that products run in         sharding: what FSDP2 asks of them
     inputs       images and masks as they are accepted
     plain        the reference of all of them
 

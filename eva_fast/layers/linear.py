@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from eva_fast.layers.sharding import is_sharded
 from eva_fast.ops import copies
 from eva_fast.ops.linear import linear
 
@@ -121,9 +122,3 @@ def drop_copies(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, KeepsCopies):
             layer.drop_copies()
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Whether `fully_shard` (FSDP2) made this module a unit. It gives a unit's class such methods;
-    asking so spares everyone else the import of torch.distributed.fsdp, most of a second."""
-    return hasattr(type(module), "set_requires_gradient_sync")

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eva_fast.layers.block import LAYER_NORM_EPS
 from eva_fast.layers.inputs import normalise, take_rows
 from eva_fast.layers.stream import drop_path_scale
-
-LAYER_NORM_EPS = 1e-6
 
 
 class Precision:

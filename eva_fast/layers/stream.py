@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from eva_fast.layers.linear import is_sharded
+from eva_fast.layers.sharding import is_sharded
 from eva_fast.ops.checks import statistics_dtype
 
 
