@@ -217,6 +217,21 @@ def test_both_heads_give_the_same(dtype):
         assert (a - b).norm() <= tolerance * a.norm()
 
 
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("auto", "composed"), ("torch", "composed"), ("native", "composed"), ("triton", "fused")],
+)
+def test_the_head_that_a_mode_takes(monkeypatch, mode, expected):
+    taken, real = [], head.composed_loss
+    for name in ("composed", "fused"):
+        monkeypatch.setattr(
+            head, f"{name}_loss", lambda *a, name=name: taken.append(name) or real(*a)
+        )
+    monkeypatch.setattr("eva_fast.ops.choose.demanded", lambda op: None if mode == "auto" else mode)
+    create_model(**MICRO).loss(*batch(MICRO, 5))
+    assert taken == [expected]
+
+
 def test_compiled_equals_eager():
     model = create_model(**MICRO, kernels="auto")
     images, mask, target = batch(MICRO, 5, bytes_=True)
