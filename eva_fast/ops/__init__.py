@@ -12,8 +12,8 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
-from eva_fast.ops.adamw import FusedAdamW
 from eva_fast.ops.choose import chosen, force, implementation, register, set_kernels
+from eva_fast.ops.fused_adamw import FusedAdamW
 from eva_fast.ops.registry import Case, Op, Trial, define
 
 __all__ = [

@@ -123,27 +123,6 @@ def test_reference_in_float64():
             torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("max_norm", [None, 3.0, 1e6])
-@pytest.mark.parametrize("loss_scale", [None, 1024.0])
-def test_gradient_scale_is_clip_grad_norm(max_norm, loss_scale):
-    params = [torch.nn.Parameter(torch.randn(s)) for s in SHAPES]
-    for p in params:
-        p.grad = torch.randn_like(p)
-    sent = [p.grad * (loss_scale or 1) for p in params]
-    norm, scale = ops.gradient_scale(
-        sent, max_norm, torch.tensor(loss_scale) if loss_scale else None
-    )
-    expected = torch.nn.utils.clip_grad_norm_(params, max_norm or float("inf"))
-    torch.testing.assert_close(norm, expected)
-    for g, p in zip(sent, params, strict=True):
-        torch.testing.assert_close(g * scale, p.grad)
-
-
-def test_gradient_scale_of_an_overflow_is_nan():
-    norm, scale = ops.gradient_scale([torch.tensor([1.0, float("inf")])], 3.0)
-    assert norm.isinf() and scale.isnan()
-
-
 def model_and_optimizer(kind, wrap=None):
     torch.manual_seed(1)
     model = torch.nn.Sequential(torch.nn.Linear(20, 60), torch.nn.GELU(), torch.nn.Linear(60, 3))

@@ -1,4 +1,4 @@
-"""Numbers of the attention implementations that run here: our Triton kernels, PyTorch's for CPUs."""
+"""Numbers of attention as it runs here: our Triton kernels, and what PyTorch has for CPUs."""
 
 import pytest
 import torch

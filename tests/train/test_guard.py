@@ -90,3 +90,27 @@ def test_scaled_steps_equal_unscaled_ones():
             one_step(model, optimizer, guard, clip=0.1)
         weights.append(model.weight.detach())
     torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.1, 1e6])
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled loss"])
+def test_gradients_are_clipped_as_torch_clips_them(parts, clip, scaled):
+    """The factor that the optimiser gets, loss scale included."""
+    model, _ = parts
+    guard = Guard(torch.device("cpu"), scaled=scaled)
+    taken = []
+
+    class Optimizer:
+        def step(self, grad_scale):
+            taken.extend(p.grad * grad_scale for p in model.parameters())
+
+    loss = model(torch.ones(2, 4)).square().mean()
+    guard.scale(loss).backward()
+    norm = guard.unscale(gradient_norm(model.parameters()))
+    assert guard.step(Optimizer(), loss.detach(), norm, clip)
+    model.zero_grad()
+    model(torch.ones(2, 4)).square().mean().backward()
+    expected = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf"))
+    torch.testing.assert_close(norm, expected)
+    for found, p in zip(taken, model.parameters(), strict=True):
+        torch.testing.assert_close(found, p.grad)
