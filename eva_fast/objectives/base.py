@@ -165,7 +165,7 @@ class Objective:
         """Writes the exported part as safetensors and returns it. weights: {name in `module`:
         value} to take instead of the module's own, an average of them say."""
         part = self.exported(module)
-        (prefix,) = [name + "." if name else "" for name, m in module.named_modules() if m is part]
+        (prefix,) = (f"{name}." if name else "" for name, m in module.named_modules() if m is part)
         own = {
             name.removeprefix(prefix): value
             for name, value in (weights or {}).items()

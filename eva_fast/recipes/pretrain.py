@@ -106,8 +106,7 @@ def run(config: Config, on_step: Callable[[int], object] | None = None) -> Pretr
             state, objective, answer(teacher, request),
             clip_grad=config.optim.clip_grad, accumulate=config.optim.accumulate,
         )  # fmt: skip
-        before = resume_from and checkpoint.read_state(resume_from)
-        kept = before["kernels"] if before else None
+        kept = None if resume_from is None else checkpoint.read_state(resume_from)["kernels"]
         state.kernels = settle_kernels(setting, objective, state, kept=kept)
         examples = Examples(source, sample, device)
         length = RunLength.of(config, loader.batches_per_epoch)

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from eva_fast.errors import UsageError
+from eva_fast.files import atomic_write
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 10.0
@@ -102,9 +103,8 @@ def keep_until(path: Path, step: int) -> None:
         if record["step"] > step:
             break
         kept.append(line + "\n")
-    draft = path.with_suffix(".tmp")
-    draft.write_text("".join(kept))
-    draft.replace(path)
+    with atomic_write(path) as draft:
+        draft.write_text("".join(kept))
 
 
 def require_tensorboard():
