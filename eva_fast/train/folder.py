@@ -14,18 +14,11 @@ import yaml
 from torch import nn
 
 from eva_fast import __version__, native
-from eva_fast.config import Config
+from eva_fast.config import MAY_CHANGE, Config
 from eva_fast.errors import UsageError
 from eva_fast.train import checkpoint
 
 log = logging.getLogger(__name__)
-# What a run may change when it goes on; anything else would make it another run.
-MAY_CHANGE = {
-    *("steps", "epochs", "lr", "min_lr", "warmup_lr", "warmup_epochs", "betas", "eps"),
-    *("weight_decay", "clip_grad", "workers", "max_bad_share", "out", "resume", "kernels"),
-    *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every", "picture_every"),
-    *("track", "progress", "device", "init_from", "accumulate"),
-}
 
 
 def open_folder(config: Config) -> tuple[Path, Path | None]:

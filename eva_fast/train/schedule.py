@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from eva_fast.config import BUILTIN_EPOCHS, EVA_EPOCHS, Config, OptimConfig
+from eva_fast.config import Config
+from eva_fast.train.config import BUILTIN_EPOCHS, EVA_EPOCHS, OptimConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
