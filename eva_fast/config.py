@@ -82,6 +82,17 @@ class Config:
             flat |= {f.name: plain(getattr(part, f.name)) for f in dataclasses.fields(part)}
         return flat
 
+    def changed(self, before: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Options that make this another run than the one that was started with `before`, its
+        `options()`: {name: (value then, value now)}. What a resumed run may change is not among
+        them, nor what `before` did not know yet."""
+        now = self.options()
+        return {
+            name: (before[name], value)
+            for name, value in now.items()
+            if name in before and before[name] != value and name not in MAY_CHANGE
+        }
+
 
 # Where each flat name lives: {"lr": ("optim", <field lr>), ...}
 _HOME = {
