@@ -11,6 +11,7 @@ import torch
 
 from bench import machine, official
 from bench.harness import OURS, Case, Settings, check_agreement, measure
+from eva_fast.files import atomic_write
 from eva_fast.ops.settle import settle
 
 RESULTS = Path(__file__).parent / "results"
@@ -179,5 +180,6 @@ def pytest_sessionfinish(session):
     path = out / f"{machine.slug(header)}.json"
     old = json.loads(path.read_text()) if path.exists() else None
     data = merge(old, header, state.entries, state.predictions)
-    path.write_text(json.dumps(data, indent=1) + "\n")
+    with atomic_write(path) as draft:  # what was measured before must not be lost
+        draft.write_text(json.dumps(data, indent=1) + "\n")
     config.stash[_PATHS] = [path, *write_report([path], out)]

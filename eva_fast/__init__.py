@@ -4,12 +4,19 @@ Names are loaded on first use, so that `import eva_fast` and `eva-fast --help` s
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eva_fast.data.masks import BlockMasker
+    from eva_fast.model import create_model
+    from eva_fast.recipes.pretrain import PretrainResult, pretrain
+    from eva_fast.teachers import load_teacher
 
 __version__ = "0.1.0"
 
-from eva_fast.recipes.pretrain import PretrainResult, pretrain
-
 _HOME = {
+    "pretrain": "eva_fast.recipes.pretrain",
+    "PretrainResult": "eva_fast.recipes.pretrain",
     "create_model": "eva_fast.model",
     "load_teacher": "eva_fast.teachers",
     "BlockMasker": "eva_fast.data.masks",
@@ -28,10 +35,18 @@ _MODULES = (
     "weights",
 )
 
-__all__ = ["PretrainResult", "__version__", "pretrain", *_HOME, *_MODULES]
+__all__ = [
+    "BlockMasker",
+    "PretrainResult",
+    "__version__",
+    "create_model",
+    "load_teacher",
+    "pretrain",
+    *_MODULES,
+]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value

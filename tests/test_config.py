@@ -1,11 +1,13 @@
 """Options: defaults are EVA-01's, wrong ones are refused with one clear message."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import yaml
 
-from eva_fast.config import Config, OptimConfig
+from eva_fast.config import MAY_CHANGE, Config, OptimConfig
 
 
 def test_defaults_are_eva01s():
@@ -21,6 +23,22 @@ def test_every_option_has_one_home_and_help():
     names = [o.name for g in dataclasses.fields(Config) for o in dataclasses.fields(g.type)]
     assert len(names) == len(set(names))
     assert list(Config().options()) == names
+
+
+def test_what_a_resumed_run_may_change():
+    """Length, schedule, where and how fast it runs; never what is learned from what."""
+    length = {"steps", "epochs", "accumulate"}
+    schedule = {"lr", "min_lr", "warmup_lr", "warmup_epochs", "betas", "eps", "weight_decay"}
+    place = {"out", "resume", "init_from", "device", "kernels", "workers", "max_bad_share"}
+    record = {"log_every", "picture_every", "track", "progress", "keep_checkpoints"}
+    when = {"checkpoint_every", "checkpoint_minutes"}
+    assert length | schedule | {"clip_grad"} | place | record | when == MAY_CHANGE
+
+
+def test_options_are_read_without_torch():
+    """`eva-fast --help` and a wrong option cost no seconds."""
+    code = "import sys, eva_fast.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_yaml_round_trip(tmp_path):

@@ -12,7 +12,6 @@ this works in a process that runs under TRITON_INTERPRET=1.
 import collections
 import concurrent.futures
 import importlib
-import os
 import pkgutil
 import re
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import eva_fast.kernels
+from eva_fast.files import cpu_count
 from eva_fast.kernels.aot_case import VIT_B, VIT_G, AotCase, AotShape
 
 TARGETS = (80, 90, 100)
@@ -203,7 +203,7 @@ def aot_report(
         for target in targets:
             aimed = replace(shape, capability=target)
             work += [(file, case, aimed) for file, case in cases(aimed, kernels)]
-    with concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with concurrent.futures.ThreadPoolExecutor(workers or cpu_count()) as pool:
         rows = list(pool.map(lambda item: inspect_case(*item), work))
     return sorted(rows, key=lambda row: (row["file"], row["kernel"], row["shape"], row["target"]))
 

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from eva_fast.config import Config
 from eva_fast.errors import UsageError
+from eva_fast.files import atomic_write
 from eva_fast.inspect.figures import pyplot
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,8 @@ def profile(
     drawn = _draw_memory(events, folder / MEMORY, device)
     found = _summarise(config, result, marks, device, waits, folder, drawn, events, steps)
     data = {**asdict(found), "folder": None, "trace": TRACE, "memory": drawn and MEMORY}
-    (folder / SUMMARY).write_text(json.dumps(data, indent=1) + "\n")
+    with atomic_write(folder / SUMMARY) as draft:
+        draft.write_text(json.dumps(data, indent=1) + "\n")
     return found
 
 

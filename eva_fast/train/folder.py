@@ -6,7 +6,7 @@ import platform
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -14,21 +14,17 @@ import yaml
 from torch import nn
 
 from eva_fast import __version__, native
-from eva_fast.config import Config
 from eva_fast.errors import UsageError
+from eva_fast.files import atomic_write
 from eva_fast.train import checkpoint
 
+if TYPE_CHECKING:
+    from eva_fast.config import Config
+
 log = logging.getLogger(__name__)
-# What a run may change when it goes on; anything else would make it another run.
-MAY_CHANGE = {
-    *("steps", "epochs", "lr", "min_lr", "warmup_lr", "warmup_epochs", "betas", "eps"),
-    *("weight_decay", "clip_grad", "workers", "max_bad_share", "out", "resume", "kernels"),
-    *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every", "picture_every"),
-    *("track", "progress", "device", "init_from", "accumulate"),
-}
 
 
-def open_folder(config: Config) -> tuple[Path, Path | None]:
+def open_folder(config: "Config") -> tuple[Path, Path | None]:
     """(the run's folder, the checkpoint to go on from or None)."""
     out = config.run.out
     if out is None:
@@ -47,10 +43,9 @@ def open_folder(config: Config) -> tuple[Path, Path | None]:
             )
         return out, None
     if found is not None:
-        before, now = checkpoint.read_state(found)["options"], config.options()
-        other = [k for k in now if k not in MAY_CHANGE and before.get(k, now[k]) != now[k]]
+        other = config.changed(checkpoint.read_state(found)["options"])
         if other:
-            changes = ", ".join(f"{k}: {before[k]!r} -> {now[k]!r}" for k in other)
+            changes = ", ".join(f"{k}: {then!r} -> {now!r}" for k, (then, now) in other.items())
             raise UsageError(
                 f"{out} was started with other options ({changes}); give the same ones to go on "
                 "with it, or another out="
@@ -62,9 +57,10 @@ def _has_lines(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def write_header(out: Path, config: Config, model: nn.Module, device: torch.device) -> None:
+def write_header(out: Path, config: "Config", model: nn.Module, device: torch.device) -> None:
     """The record of what runs, before it runs: config.yaml and environment.json."""
-    (out / "config.yaml").write_text(yaml.safe_dump(config.options(), sort_keys=False))
+    with atomic_write(out / "config.yaml") as draft:
+        draft.write_text(yaml.safe_dump(config.options(), sort_keys=False))
     environment = {
         "eva_fast": __version__,
         "git": _git_sha(),
@@ -76,7 +72,8 @@ def write_header(out: Path, config: Config, model: nn.Module, device: torch.devi
         "cpp_kernels": native.available(),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    (out / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+    with atomic_write(out / "environment.json") as draft:
+        draft.write_text(json.dumps(environment, indent=1) + "\n")
     log.info("%s", "  ".join(f"{k} {v}" for k, v in environment.items()))
     if not native.available():
         log.warning(

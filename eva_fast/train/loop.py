@@ -5,9 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eva_fast.config import Config
 from eva_fast.train.guard import NonFiniteError
 from eva_fast.train.schedule import RunLength
 from eva_fast.train.state import TrainState
@@ -15,13 +14,16 @@ from eva_fast.train.step import TrainStep
 from eva_fast.train.stop import StopRequest
 from eva_fast.train.telemetry import Telemetry
 
+if TYPE_CHECKING:
+    from eva_fast.config import Config
+
 log = logging.getLogger(__name__)
 
 
 def train(
     step: TrainStep,
     length: RunLength,
-    config: Config,
+    config: "Config",
     out: Path,
     telemetry: Telemetry,
     *,
@@ -68,7 +70,7 @@ def train(
 class _Saver:
     """Writes the checkpoints of a run when they are due."""
 
-    def __init__(self, state: TrainState, config: Config, folder: Path):
+    def __init__(self, state: TrainState, config: "Config", folder: Path):
         self.state, self.run, self.folder = state, config.run, folder
         self.options = config.options()
         self.step, self.time = state.step, time.monotonic()

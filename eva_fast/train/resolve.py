@@ -6,11 +6,10 @@ loaded or written.
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from eva_fast.config import Config
 from eva_fast.device import choose_device
 from eva_fast.errors import UsageError
 from eva_fast.files import cpu_count
@@ -19,8 +18,11 @@ from eva_fast.objectives.base import SIZE_OPTIONS, Objective, Setting
 from eva_fast.ops.registry import family_obstacle
 from eva_fast.train.telemetry import require_tensorboard
 
+if TYPE_CHECKING:
+    from eva_fast.config import Config
 
-def setting_of(config: Config) -> Setting:
+
+def setting_of(config: "Config") -> Setting:
     """What is known before anything is built; ValueError for what cannot run here."""
     device, compute_dtype = device_and_dtype(config)
     options = {name: getattr(config.model, name) for name in SIZE_OPTIONS}
@@ -32,7 +34,7 @@ def setting_of(config: Config) -> Setting:
     )
 
 
-def device_and_dtype(config: Config) -> tuple[torch.device, torch.dtype]:
+def device_and_dtype(config: "Config") -> tuple[torch.device, torch.dtype]:
     """Where the run computes, and in what the student's blocks do."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
@@ -46,7 +48,7 @@ def device_and_dtype(config: Config) -> tuple[torch.device, torch.dtype]:
     return device, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def check_run(config: Config, device: torch.device) -> None:
+def check_run(config: "Config", device: torch.device) -> None:
     """ValueError for what the run asks for and cannot have here: kernels, a decoder, a library, a
     folder to go on in."""
     if config.run.resume == "auto" and config.run.out is None:
@@ -74,7 +76,7 @@ def sample_options(setting: Setting, objective: Objective) -> dict[str, Any]:
     }
 
 
-def loader_workers(config: Config, device: torch.device) -> int:
+def loader_workers(config: "Config", device: torch.device) -> int:
     """Decoding processes: on a GPU all cores but one, at most 16; a student on the CPU takes tens of
     times longer than decoding its images, so an eighth of the cores is plenty."""
     if config.data.workers is not None:

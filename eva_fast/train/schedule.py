@@ -2,8 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from eva_fast.config import BUILTIN_EPOCHS, EVA_EPOCHS, Config, OptimConfig
+from eva_fast.train.config import BUILTIN_EPOCHS, EVA_EPOCHS, OptimConfig
+
+if TYPE_CHECKING:
+    from eva_fast.config import Config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,7 +19,7 @@ class RunLength:
     steps_per_epoch: int
 
     @classmethod
-    def of(cls, config: Config, steps_per_epoch: int) -> "RunLength":
+    def of(cls, config: "Config", steps_per_epoch: int) -> "RunLength":
         """`steps`, else `epochs`, else EVA-01's 150 epochs (4 on the built-in drawings, a few
         minutes); the warm-up is at most a tenth of it."""
         optim = config.optim

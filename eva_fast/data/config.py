@@ -1,0 +1,43 @@
+"""Options of the data: what is read, how it is cropped, by whom it is decoded."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from eva_fast.options import TextOrObject, option, require
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Data."""
+
+    data: TextOrObject = "builtin"
+    """builtin (2,154 drawings), a folder, several with weights (a:0.7,b:0.3), a text file of
+    paths, tar shards (shard-{000..123}.tar); from Python also any map-style dataset."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Share of an image's area that a crop covers, from and to."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Aspect of a crop, from and to."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    workers: int | None = option(None, resume=True)
+    """Processes that decode images; by default as many as fit the machine."""
+    decode: Literal["cpu", "gpu"] = "cpu"
+    """Where JPEGs are decoded: in the workers, or on the NVIDIA GPU through nvJPEG."""
+    max_bad_share: float = option(0.05, resume=True)
+    """Stop when more than this share of the images cannot be read."""
+
+    def __post_init__(self):
+        low, high = self.crop_scale
+        require(0 < low <= high <= 1, f"crop_scale must be 0 < from <= to <= 1, got {low} {high}")
+        low, high = self.crop_ratio
+        require(0 < low <= high, f"crop_ratio must be 0 < from <= to, got {low} {high}")
+        require(0 <= self.flip <= 1, f"flip is a probability, got {self.flip}")
+        require(
+            self.workers is None or self.workers >= 0,
+            f"workers must be 0 (in this process) or more, got {self.workers}",
+        )
+        require(self.decode in ("cpu", "gpu"), f"decode is cpu or gpu, got {self.decode!r}")
+        require(
+            0 <= self.max_bad_share <= 1,
+            f"max_bad_share must be in [0, 1], got {self.max_bad_share}",
+        )

@@ -1,0 +1,33 @@
+"""Options of the student."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from eva_fast.options import option, require
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Student."""
+
+    model: str = "eva_ti_patch16_96"
+    """Student by name: eva_SIZE_patchP_R with SIZE one of ti, s, b, l, h, g (or tiny ... giant)."""
+    img_size: int | None = None
+    """Side of the square crop in pixels, if other than the name says."""
+    patch_size: int | None = None
+    """Side of a patch in pixels, if other than the name says."""
+    embed_dim: int | None = None
+    """Width, if other than the name says."""
+    depth: int | None = None
+    """Number of blocks, if other than the name says."""
+    num_heads: int | None = None
+    """Attention heads, if other than the name says."""
+    mlp_hidden: int | None = None
+    """Width inside the MLP, if other than the name says."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block; grows linearly from 0."""
+    init_from: Path | None = option(None, resume=True)
+    """Start from these student weights (safetensors, official naming) instead of random ones."""
+
+    def __post_init__(self):
+        require(0 <= self.drop_path < 1, f"drop_path must be in [0, 1), got {self.drop_path}")

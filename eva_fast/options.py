@@ -1,0 +1,89 @@
+"""One option of a run: its default, who may change it, and how a value becomes its kind.
+
+The classes of options stand beside the components that they configure (`model/config.py`,
+`train/config.py`, ...); `eva_fast.config` puts them together. Nothing here is slow to import.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+from eva_fast.errors import UsageError
+
+T = TypeVar("T")
+# On the command line text; from Python also a dataset, a list of folders or a teacher module.
+TextOrObject = Annotated[
+    Any,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STR",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+
+
+def option(default: T, *, resume: bool) -> T:
+    """A dataclass field. resume: whether a run that goes on may have another value than it began
+    with; a field with a plain default may not."""
+    return dataclasses.field(default=default, metadata={"resume": resume})
+
+
+def may_change(field: dataclasses.Field) -> bool:
+    """Whether a run that goes on may have another value of this field."""
+    return field.metadata.get("resume", False)
+
+
+def require(ok: bool, message: str) -> None:
+    """UsageError with that message unless `ok`."""
+    if not ok:
+        raise UsageError(message)
+
+
+def plain(value: Any) -> Any:
+    """`value` as YAML can hold it; an object given from Python as its description."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [plain(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    kind = value if isinstance(value, type) else type(value)
+    return f"{kind.__module__}.{kind.__qualname__} object"
+
+
+def fit(name: str, kind: Any, value: Any) -> Any:
+    """`value` as the option's type wants it, or a UsageError; numbers in YAML may come as text."""
+    if kind is TextOrObject or (value is None and "None" in str(kind)):
+        return value
+    if kind in (Path | None, Path):
+        if isinstance(value, str | Path):
+            return Path(value)
+    elif kind in (int, int | None):
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif kind in (float, float | None):
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:
+                return float(value)  # YAML reads 1e-3 as text
+            except ValueError:
+                pass
+    elif kind is bool:
+        if isinstance(value, bool):
+            return value
+    elif kind == tuple[float, float]:
+        if isinstance(value, list | tuple) and len(value) == 2:
+            return tuple(fit(name, float, v) for v in value)
+    elif kind is str:
+        if isinstance(value, str):
+            return value
+    elif isinstance(value, str):  # a Literal
+        choices = kind.__args__
+        if value in choices:
+            return value
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    wanted = getattr(kind, "__name__", None) or str(kind)
+    raise UsageError(f"{name} must be of type {wanted}, got {value!r}")

@@ -1,0 +1,110 @@
+"""Options of the optimiser and its schedule, and of a run as a whole."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from eva_fast.options import option, require
+
+# Length of a run that says neither steps nor epochs.
+EVA_EPOCHS = 150
+BUILTIN_EPOCHS = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """Optimiser and schedule."""
+
+    batch_size: int = 64
+    """Images a step over all devices (EVA-01: 4096)."""
+    accumulate: int = option(1, resume=True)
+    """Split a step into this many forward and backward passes to save memory."""
+    steps: int | None = option(None, resume=True)
+    """Length of the run in steps; wins over epochs."""
+    epochs: float | None = option(None, resume=True)
+    """Length of the run in passes over the data; by default 150, 4 on the built-in drawings."""
+    lr: float = option(1e-3, resume=True)
+    """Peak learning rate, as it is used: not scaled by the batch size."""
+    min_lr: float = option(1e-5, resume=True)
+    """Learning rate at the end of the cosine."""
+    warmup_lr: float = option(0.0, resume=True)
+    """Learning rate of the first step."""
+    warmup_epochs: float = option(2.0, resume=True)
+    """Length of the linear warm-up, at most a tenth of the run."""
+    betas: tuple[float, float] = option((0.9, 0.98), resume=True)
+    """AdamW's moment decay rates."""
+    eps: float = option(1e-6, resume=True)
+    """AdamW's epsilon."""
+    weight_decay: float = option(0.05, resume=True)
+    """Decay of matrices and the mask token; nothing else decays."""
+    clip_grad: float = option(3.0, resume=True)
+    """Largest global gradient norm; 0 turns clipping off."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, kept beside them; 0 for none."""
+
+    def __post_init__(self):
+        for name in ("batch_size", "accumulate"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        require(
+            self.batch_size % self.accumulate == 0,
+            f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}",
+        )
+        require(self.steps is None or self.steps >= 1, f"steps must be at least 1: {self.steps}")
+        require(self.epochs is None or self.epochs > 0, f"epochs must be above 0: {self.epochs}")
+        for name in ("lr", "min_lr", "warmup_lr", "warmup_epochs", "weight_decay", "clip_grad"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value >= 0, f"{name} must be 0 or more, got {value}")
+        require(self.eps > 0, f"eps must be above 0, got {self.eps}")
+        require(all(0 <= b < 1 for b in self.betas), f"betas must be in [0, 1), got {self.betas}")
+        require(0 <= self.ema < 1, f"ema must be in [0, 1), got {self.ema}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Run."""
+
+    out: Path | None = option(None, resume=True)
+    """Folder of the run; by default runs/MODEL-TIME."""
+    seed: int = 0
+    """Fixes initial values, sample order, crops, masks and dropped paths."""
+    resume: Literal["never", "auto"] = option("never", resume=True)
+    """auto: go on from the newest whole checkpoint in --out, or start if there is none."""
+    checkpoint_every: int | None = option(None, resume=True)
+    """Steps between checkpoints; by default by time alone."""
+    checkpoint_minutes: float = option(15.0, resume=True)
+    """Minutes between checkpoints; 0 turns it off."""
+    keep_checkpoints: int = option(2, resume=True)
+    """How many of the newest checkpoints stay."""
+    log_every: int = option(10, resume=True)
+    """Steps between lines in metrics.jsonl; nothing is read from the device in between."""
+    picture_every: int | None = option(None, resume=True)
+    """Steps between pictures; one is always made at the end."""
+    device: str = option("auto", resume=True)
+    """cpu, cuda, or auto."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the student's blocks; auto is fp32 on a CPU and bf16 on a GPU."""
+    kernels: Literal["auto", "torch", "native", "triton"] = option("auto", resume=True)
+    """Fused kernels: auto measures once and takes the faster."""
+    track: bool = option(False, resume=True)
+    """Write TensorBoard files too (pip install 'eva-fast[track]')."""
+    progress: bool = option(True, resume=True)
+    """Show a progress bar."""
+
+    def __post_init__(self):
+        require(self.log_every >= 1, f"log_every must be at least 1, got {self.log_every}")
+        require(
+            self.keep_checkpoints >= 1,
+            f"keep_checkpoints must be at least 1, got {self.keep_checkpoints}",
+        )
+        for name in ("checkpoint_every", "picture_every"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        require(
+            self.checkpoint_minutes >= 0,
+            f"checkpoint_minutes must be 0 or more, got {self.checkpoint_minutes}",
+        )
+        require(
+            self.device in ("auto", "cpu") or self.device.split(":")[0] == "cuda",
+            f"device must be auto, cpu or cuda, got {self.device!r}",
+        )
