@@ -12,7 +12,7 @@ from eva_fast.recipes.pretrain import PretrainResult, pretrain
 _HOME = {
     "create_model": "eva_fast.model",
     "load_teacher": "eva_fast.teachers",
-    "BlockMasker": "eva_fast.data.masks",
+    "BlockMasker": "eva_fast.data",
 }
 _MODULES = (
     "config",

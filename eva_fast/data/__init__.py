@@ -1,4 +1,4 @@
-"""Data: sources of images, the one crop and mask of a sample, and the resumable loader.
+"""Data: sources of images, the fields a sample has, and the one resumable loader.
 
     source = open_source("/data/imagenet")            # or a list, a text file, tar shards, "builtin"
     with build_loader(source, batch_size=64, mask_ratio=0.4, workers=8) as loader:
@@ -10,16 +10,16 @@ Names are loaded on first use.
 import importlib
 
 _HOME = {
-    "open_source": "eva_fast.data.sources",
-    "Source": "eva_fast.data.source",
-    "build_loader": "eva_fast.data.loader",
-    "Loader": "eva_fast.data.loader",
-    "Batch": "eva_fast.data.engine",
-    "sample_from_bytes": "eva_fast.data.sample",
-    "sample_seed": "eva_fast.data.seeds",
-    "Cropper": "eva_fast.data.crop",
-    "BadImage": "eva_fast.data.decode",
-    "BlockMasker": "eva_fast.data.masks",
+    "open_source": "eva_fast.data.sources.open",
+    "Source": "eva_fast.data.sources.base",
+    "build_loader": "eva_fast.data.loader.loader",
+    "Loader": "eva_fast.data.loader.loader",
+    "Batch": "eva_fast.data.loader.engine",
+    "sample_from_bytes": "eva_fast.data.samples.sample",
+    "sample_seed": "eva_fast.data.samples.seeds",
+    "Cropper": "eva_fast.data.samples.crop",
+    "BadImage": "eva_fast.data.decode.pillow",
+    "BlockMasker": "eva_fast.data.samples.mask",
 }
 
 __all__ = list(_HOME)

@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from eva_fast.data.crop import Cropper
-from eva_fast.data.decode import BadImage
-from eva_fast.data.masks import BlockMasker
-from eva_fast.data.order import permute
+from eva_fast.data.check_report import render
+from eva_fast.data.decode.pillow import BadImage
+from eva_fast.data.loader.order import permute
+from eva_fast.data.loader.streamfeed import has_stream
 from eva_fast.data.progress import progress
-from eva_fast.data.report import render
-from eva_fast.data.seeds import sample_seed, sample_seeds
-from eva_fast.data.source import MixedSource, Source
-from eva_fast.data.sources import open_source
-from eva_fast.data.streamfeed import has_stream
-from eva_fast.data.streams import ShardStream
+from eva_fast.data.samples.crop import Cropper
+from eva_fast.data.samples.mask import BlockMasker
+from eva_fast.data.samples.seeds import sample_seed, sample_seeds
+from eva_fast.data.sources.base import MixedSource, Source
+from eva_fast.data.sources.open import open_source
+from eva_fast.data.sources.streams import ShardStream
 from eva_fast.errors import UsageError
 
 __all__ = ["check", "render"]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from eva_fast.data import open_source
-from eva_fast.data.crop import Cropper
-from eva_fast.data.decode import BadImage
-from eva_fast.data.source import Source
+from eva_fast.data.decode.pillow import BadImage
+from eva_fast.data.samples.crop import Cropper
+from eva_fast.data.sources.base import Source
 from eva_fast.errors import UsageError
 
 log = logging.getLogger(__name__)
