@@ -16,9 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from eva_fast.data.decode.pillow import BadImage, decode
-from eva_fast.data.loader.maker import Bad, Rows
 from eva_fast.data.samples.crop import Box
-from eva_fast.errors import RunError, UsageError
+from eva_fast.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -48,27 +47,30 @@ class DeviceDecoder:
                 f'{" ".join(str(error).split())[:200]}. decode="cpu" works everywhere'
             ) from error
 
-    def fill(self, images: Tensor, rows: Rows) -> list[Bad]:
-        """Replaces the deferred rows of `images` [B,3,S,S] on the device; `rows` is on the host.
+    def fill(self, images: Tensor, files: np.ndarray, encoded: np.ndarray) -> dict[int, str]:
+        """Replaces the deferred rows of `images`, uint8 [B,3,S,S] on the device.
 
-        An image that neither the device nor the CPU can decode is returned, and its row becomes a
-        copy of a good one before or after it.
+        Arguments:
+            files: uint8 [B,3,S,S] on the host: a deferred row begins with its file's bytes.
+            encoded: int32 [B,6]: (bytes, left, top, width, height, flip), or zeros for other rows.
+
+        Returns the rows that neither the device nor the CPU can decode, with the reason of each.
         """
         deferred = []
-        for row, (size, left, top, width, height, flip) in enumerate(rows.encoded.tolist()):
+        for row, (size, left, top, width, height, flip) in enumerate(encoded.tolist()):
             if size:
-                data = torch.from_numpy(rows.images[row].reshape(-1)[:size])
+                data = torch.from_numpy(files[row].reshape(-1)[:size])
                 deferred.append(Deferred(row, data, Box(left, top, width, height, bool(flip))))
         if not deferred:
-            return []
+            return {}
         try:
             pictures = self._decode([d.data for d in deferred])
         except RuntimeError as error:
             logger.warning("a batch is decoded by the CPU: %s", " ".join(str(error).split())[:200])
-            return self._by_cpu(images, rows, deferred)
+            return self._by_cpu(images, deferred)
         for d, picture in zip(deferred, pictures):
             images[d.row] = self._crop(picture, d.box)
-        return []
+        return {}
 
     def _decode(self, encoded: list[Tensor]) -> list[Tensor]:
         from torchvision.io import ImageReadMode, decode_jpeg
@@ -85,25 +87,16 @@ class DeviceDecoder:
         crop = crop.round_().clamp_(0, 255).to(torch.uint8)
         return crop.flip(-1) if box.flip else crop
 
-    def _by_cpu(self, images: Tensor, rows: Rows, deferred: list[Deferred]) -> list[Bad]:
-        bad: dict[int, Bad] = {}
+    def _by_cpu(self, images: Tensor, deferred: list[Deferred]) -> dict[int, str]:
+        bad = {}
         for d in deferred:
             try:
                 crop = _cpu_crop(d.data.numpy().tobytes(), d.box, self.size)
             except BadImage as error:
-                image_id = int(rows.ids[d.row])
-                bad[d.row] = Bad(image_id, f"image {image_id}", error.reason)
+                bad[d.row] = error.reason
             else:
                 images[d.row] = crop.to(self.device)
-        good = [row for row in range(len(rows.ids)) if row not in bad]
-        if not good:
-            raise RunError(f"no image of a batch could be decoded: {next(iter(bad.values()))}")
-        for row in bad:
-            other = min(good, key=lambda g: abs(g - row))
-            images[row] = images[other]
-            for array in (rows.mask, rows.ids, rows.views):
-                array[row] = array[other]
-        return list(bad.values())
+        return bad
 
 
 def _sample() -> Tensor:

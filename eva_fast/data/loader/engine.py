@@ -1,35 +1,25 @@
-"""One uninterrupted run of a feed: the ring, the workers, and the copies to the device."""
+"""One uninterrupted run of a feed: the ring, the workers, and the batches they fill."""
 
-import contextlib
 import logging
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from eva_fast.data.decode.device import DeviceDecoder
+from eva_fast.data.loader.batch import Batch, host_value
 from eva_fast.data.loader.feeds import Feed
 from eva_fast.data.loader.maker import Bad, Maker
 from eva_fast.data.loader.ring import Ring
+from eva_fast.data.loader.upload import Upload, filled
 from eva_fast.data.loader.workers import Chunks, Done, WorkerPool
+from eva_fast.data.samples.fields import IDS, VIEWS
 
 logger = logging.getLogger(__name__)
 
 PREFETCH = 2  # batches made ahead of the one in use, and enough of them for ...
 TICKETS_PER_WORKER = 2
 _PATIENCE_SECONDS = 60.0
-
-
-@dataclass(slots=True)
-class Batch:
-    """A batch of one rank, on the loader's device."""
-
-    images: torch.Tensor  # uint8 [B, 3, S, S], not normalised
-    mask: torch.Tensor  # int32 [B, K], masked patches in ascending order, row-major over the grid
-    ids: torch.Tensor  # int64 [B], on the CPU: the image's number in its source
-    views: torch.Tensor  # int64 [B], on the CPU: how often the source had been gone through before
 
 
 @dataclass(slots=True)
@@ -54,16 +44,15 @@ class Engine:
         workers: int,
         device: torch.device,
         state: dict[str, Any],
-        decoder: DeviceDecoder | None = None,
     ):
         self._run = feed.start(state)
         self._maker = maker
-        self._device = device
+        self._fields = [*maker.fields, IDS, VIEWS]
         on_gpu = device.type == "cuda"
         self._chunks = Chunks(feed.batch_size)
         ahead = max(PREFETCH, -(-TICKETS_PER_WORKER * workers // self._chunks.count))
-        slots = 1 + (ahead if workers else 0) + (_Upload.IN_FLIGHT if on_gpu else 0)
-        self._ring = Ring(slots, feed.batch_size, maker.cropper.size, maker.masker.count)
+        slots = 1 + (ahead if workers else 0) + (Upload.IN_FLIGHT if on_gpu else 0)
+        self._ring = Ring(slots, feed.batch_size, self._fields)
         self._results: dict[int, Result] = {}
         self._next = 0  # the batch to hand out next
         self._pool: WorkerPool | None = None
@@ -76,7 +65,7 @@ class Engine:
             reader = self._run.reader()
             self._payloads = reader(self._chunks) if reader is not None else None
         # after the fork: what is pinned belongs to this process alone
-        self._upload = _Upload(self._ring, device, decoder) if on_gpu else None
+        self._upload = Upload(self._ring, self._fields, device, not feed.once) if on_gpu else None
 
     def _fill(self, batch: int, first: int, end: int, payload: Any) -> Any:
         rows = self._ring.rows(batch % self._ring.slots, first, end)
@@ -87,13 +76,16 @@ class Engine:
         return [process.pid for process in self._pool.processes] if self._pool is not None else []
 
     def next(self) -> tuple[Batch, Result, dict[str, Any]]:
-        """The next batch, what happened while it was made, and the state after it."""
+        """The next batch, what happened while it was made, and the state after it.
+
+        Where no image was tried (`Result.tried`) the feed is at its end.
+        """
         if self._upload is None:
             number = self._next
             result = self._take(number, wait=True)
             assert result is not None
-            rows = self._ring.rows(number % self._ring.slots)
-            batch = Batch(*(torch.from_numpy(array).clone() for array in rows[:4]))
+            rows = filled(self._ring.rows(number % self._ring.slots))
+            batch = Batch({field.name: host_value(field, rows) for field in self._fields})
             self._free(number)
         else:
             batch, result = self._upload.next(self._take, self._free)
@@ -157,82 +149,3 @@ class Engine:
             self._pool = None
         if self._payloads is not None:
             self._payloads.close()
-
-
-class _Upload:
-    """Copies batches to a GPU on a stream of their own, one batch ahead of the one in use.
-
-    The ring is page-locked in place, so a copy is a DMA transfer beside the running step and costs
-    the trainer's thread nothing. Where it cannot be locked the copies still happen, synchronously.
-    """
-
-    IN_FLIGHT = 2
-
-    def __init__(self, ring: Ring, device: torch.device, decoder: DeviceDecoder | None):
-        self._ring = ring
-        self._device = device
-        self._decoder = decoder
-        self._stream = torch.cuda.Stream(device)
-        self._tensors = [tuple(map(torch.from_numpy, ring.rows(s))) for s in range(ring.slots)]
-        self._copied: deque[tuple[int, Any]] = deque()  # batches whose slot is not yet free again
-        self._ready: tuple[Batch, Result, Any] | None = None
-        self._number = 0
-        self._locked = self._lock()
-
-    def _lock(self) -> bool:
-        address, size = self._ring.extent()
-        code = int(torch.cuda.cudart().cudaHostRegister(address, size, 0))
-        if code:
-            logger.warning("the batches could not be page-locked (CUDA error %d): slower", code)
-        return code == 0
-
-    def next(self, take, free) -> tuple[Batch, Result]:
-        """The next batch on the device, ready for work on the current stream."""
-        if self._ready is None:
-            self._begin(take, free, wait=True)
-        assert self._ready is not None
-        batch, result, event = self._ready
-        self._ready = None
-        current = torch.cuda.current_stream(self._device)
-        current.wait_event(event)
-        for tensor in (batch.images, batch.mask):  # made on the other stream, used on this one
-            tensor.record_stream(current)
-        self._begin(take, free, wait=False)
-        return batch, result
-
-    def _begin(self, take, free, wait: bool) -> None:
-        """Starts the copy of the next batch, where it is made or shall be waited for."""
-        while self._copied and (len(self._copied) == self.IN_FLIGHT or self._copied[0][1].query()):
-            number, event = self._copied.popleft()
-            event.synchronize()  # of a copy that began a whole step ago
-            free(number)
-        result = take(self._number, wait)
-        if result is None:
-            return
-        slot = self._number % self._ring.slots
-        images, mask, ids, views, _ = self._tensors[slot]
-        with torch.cuda.stream(self._stream):
-            images = images.to(self._device, non_blocking=True)
-            if self._decoder is not None:
-                bad = self._decoder.fill(images, self._ring.rows(slot))
-                result.bad += bad
-                result.bad_tries += len(bad)
-            batch = Batch(
-                images,
-                mask.to(self._device, non_blocking=True),
-                ids.clone(),
-                views.clone(),
-            )
-            event = torch.cuda.Event()
-            event.record(self._stream)
-        self._copied.append((self._number, event))
-        self._ready = batch, result, event
-        self._number += 1
-
-    def close(self) -> None:
-        self._copied.clear()
-        with contextlib.suppress(RuntimeError):  # the driver may be gone when the program ends
-            self._stream.synchronize()
-            if self._locked:
-                self._locked = False
-                torch.cuda.cudart().cudaHostUnregister(self._ring.extent()[0])

@@ -2,9 +2,10 @@
 
 from typing import Any, Protocol
 
-from eva_fast.data.loader.maker import Maker, Outcome, Rows
-from eva_fast.data.loader.order import Order, Part
-from eva_fast.data.sources.base import Source
+from eva_fast.data.loader.maker import Maker, Outcome
+from eva_fast.data.loader.order import Order
+from eva_fast.data.samples.fields import Rows
+from eva_fast.data.sources.base import Part, Source
 from eva_fast.errors import UsageError
 
 
@@ -25,8 +26,10 @@ class Run(Protocol):
 
 
 class Feed(Protocol):
-    """An endless sequence of batches for one rank."""
+    """A sequence of batches for one rank: endless, or `once` through the source. The latter ends
+    with a batch for which no image was tried, and leaves the rows of bad images empty."""
 
+    once: bool
     batch_size: int
     batches_per_epoch: int
     samples_per_epoch: int  # of this rank
@@ -59,6 +62,8 @@ class MapFeed:
     out; the next epoch, in another order, leaves out others. A source smaller than a global batch
     is repeated within the batch, in other views.
     """
+
+    once = False
 
     def __init__(self, source: Source, *, seed: int, batch_size: int, rank: int, world: int):
         self.source = source

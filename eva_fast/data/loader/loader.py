@@ -1,4 +1,4 @@
-"""The resumable loader: batches of crops and masks, epoch after epoch, in an order of its own.
+"""The resumable loader: batches of named fields, in an order of its own.
 
 The order is a function of (seed, epoch) over the global batch; the workers, their number and their
 speed change nothing in it.
@@ -7,56 +7,60 @@ speed change nothing in it.
 import os
 import time
 import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from eva_fast.data.decode.device import DeviceDecoder
 from eva_fast.data.loader.bad_images import BadImages
-from eva_fast.data.loader.engine import Batch, Engine
+from eva_fast.data.loader.batch import Batch, check_names
+from eva_fast.data.loader.engine import Engine
 from eva_fast.data.loader.feeds import Feed, MapFeed
-from eva_fast.data.loader.maker import Maker
+from eva_fast.data.loader.maker import Bad, Maker
+from eva_fast.data.loader.once import OnceFeed, OnceStreamFeed
 from eva_fast.data.loader.streamfeed import StreamFeed, has_stream
-from eva_fast.data.samples.crop import Cropper
-from eva_fast.data.samples.mask import BlockMasker
+from eva_fast.data.samples.fields import IDS, VIEWS, Field
+from eva_fast.data.samples.sample import masked_image_fields
 from eva_fast.data.sources.base import Source
 from eva_fast.errors import UsageError
+
+ORDERS = ("shuffled", "once")
 
 
 def build_loader(
     source: Source,
+    fields: Sequence[Field] | None = None,
     *,
     batch_size: int,
-    image_size: int = 224,
-    patch_size: int = 14,
-    mask_ratio: float | None = None,
-    mask_count: int | None = None,
     seed: int = 0,
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
-    min_block: int = 16,
-    scale: tuple[float, float] = (0.2, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    flip: float = 0.5,
+    order: str = "shuffled",
+    limit: int | None = None,
     bad_images: str | os.PathLike | None = None,
+    on_bad: Callable[[Bad], None] | None = None,
     max_bad_fraction: float = 0.05,
     device: str | torch.device | None = None,
     decode: str = "cpu",
+    **masked_image: Any,
 ) -> "Loader":
-    """A loader of training samples: one crop an image, flipped by chance, and a block-wise mask.
+    """A loader of samples, for training, for evaluation and for checking a data set.
 
     Arguments:
         source: from `open_source`.
+        fields: what a sample is made of. Without it `masked_image_fields(...)` of the remaining
+            keywords (`image_size`, `patch_size`, `mask_ratio`, ...): `images` and `mask`.
         batch_size: images a batch on this rank; the global batch is `batch_size * world`.
-        image_size, patch_size: side of the crop and of a patch, in pixels.
-        mask_ratio, mask_count: share or number of masked patches an image; one of them.
         seed: of order, crops, flips and masks.
         workers: processes that read and decode; 0 does it in this process.
         rank, world: which part of the global batch this process takes.
-        min_block: smallest block of the mask, in patches.
-        scale, ratio, flip: of the random resized crop, as torchvision names them.
+        order: "shuffled", epoch after epoch without end, each in another order, an image that cannot
+            be read being replaced by the next; or "once": each image once, by its number, then the
+            end. The last batch is then short, and images that cannot be read are left out.
+        limit: with order="once", only so many images; of streams, so many of each source.
         bad_images: JSON-lines file for images that cannot be read; None only counts them.
+        on_bad: called, in this process, with each `Bad` (image id, name, reason) that is met.
         max_bad_fraction: a higher share of unreadable images stops the run.
         device: where the batches go; to a GPU they are copied beside the running step.
         decode: "cpu", in the workers, or "gpu", JPEGs through nvJPEG on `device`.
@@ -69,36 +73,35 @@ def build_loader(
         raise UsageError(f"workers must be 0 or more, got {workers}")
     if not 0 <= rank < world:
         raise UsageError(f"rank must be between 0 and world - 1, got rank {rank} of {world}")
-    if image_size < 1 or patch_size < 1 or image_size % patch_size:
-        raise UsageError(
-            f"image_size {image_size} must be a multiple of patch_size {patch_size}: "
-            f"{max(1, round(image_size / max(1, patch_size))) * patch_size} would be"
-        )
-    side = image_size // patch_size
-    if (mask_ratio is None) == (mask_count is None):
-        raise UsageError("give one of mask_ratio and mask_count")
-    if mask_count is None:
-        assert mask_ratio is not None
-        if not 0 < mask_ratio <= 1:
-            raise UsageError(f"mask_ratio must be above 0 and at most 1, got {mask_ratio}")
-        mask_count = max(1, round(mask_ratio * side * side))
-    cropper = Cropper(image_size, scale, ratio, flip)
+    if order not in ORDERS:
+        raise UsageError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
+    if limit is not None and (order != "once" or limit < 1):
+        raise UsageError(f'limit must be at least 1, and needs order="once"; got {limit}')
+    if fields is None:
+        fields = masked_image_fields(**masked_image)
+    elif masked_image:
+        raise UsageError(f"with fields= there is no use for {', '.join(masked_image)}")
     device = torch.device(device if device is not None else "cpu")
     if decode not in ("cpu", "gpu"):
         raise UsageError(f'decode must be "cpu" or "gpu", got {decode!r}')
-    if decode == "gpu" and device.type != "cuda":
-        raise UsageError(f'decode="gpu" needs an NVIDIA GPU, and the batches go to {device}')
-    decoder = DeviceDecoder(device, image_size) if decode == "gpu" else None
-    masker = BlockMasker((side, side), mask_count, min_block)
-    maker = Maker(cropper, masker, seed, defers=decoder is not None)
-    kind = StreamFeed if has_stream(source) else MapFeed
-    feed: Feed = kind(source, seed=seed, batch_size=batch_size, rank=rank, world=world)
+    if decode == "gpu":
+        if device.type != "cuda":
+            raise UsageError(f'decode="gpu" needs an NVIDIA GPU, and the batches go to {device}')
+        fields = [field.decoded_on(device) for field in fields]
+    check_names([*fields, IDS, VIEWS])
+    place: dict[str, Any] = dict(seed=seed, batch_size=batch_size, rank=rank, world=world)
+    feed: Feed
+    if order == "once":
+        feed = (OnceStreamFeed if has_stream(source) else OnceFeed)(source, limit=limit, **place)
+    else:
+        feed = (StreamFeed if has_stream(source) else MapFeed)(source, **place)
     record = BadImages(bad_images, max_bad_fraction, feed.samples_per_epoch)
-    return Loader(feed, maker, record, workers=workers, device=device, decoder=decoder)
+    return Loader(feed, Maker(fields, seed), record, workers=workers, device=device, on_bad=on_bad)
 
 
 class Loader:
-    """Yields `Batch` forever. Close it, or use it in a `with` block, to end its workers.
+    """Yields `Batch`, forever or, with order="once", to the end of the source; iterating again then
+    begins anew. Close it, or use it in a `with` block, to end its workers.
 
     Attributes:
         batches_per_epoch: batches a rank gets from one epoch.
@@ -114,15 +117,16 @@ class Loader:
         *,
         workers: int,
         device: torch.device,
-        decoder: DeviceDecoder | None = None,
+        on_bad: Callable[[Bad], None] | None = None,
     ):
         self.feed = feed
         self.maker = maker
         self.workers = workers
         self.device = device
         self.wait_seconds = 0.0
-        self._decoder = decoder
         self._record = record
+        self._on_bad = on_bad
+        self._ended = False
         self._state = feed.state()
         self._engine: Engine | None = None
         self._finalizer: Any = None
@@ -141,25 +145,39 @@ class Loader:
         return self._engine.worker_pids if self._engine is not None else []
 
     def __iter__(self) -> "Loader":
+        if self._ended:
+            self._state, self._ended = self.feed.state(), False
         return self
 
     def __next__(self) -> Batch:
         start = time.perf_counter()
+        while not self._ended:
+            batch = self._advance()
+            if len(batch):
+                self.wait_seconds += time.perf_counter() - start
+                return batch
+        raise StopIteration
+
+    def _advance(self) -> Batch:
+        """The next batch, without rows where none of its images could be read, or at the end."""
         if self._engine is None:
-            self._engine = Engine(
-                self.feed, self.maker, self.workers, self.device, self._state, self._decoder
-            )
+            self._engine = Engine(self.feed, self.maker, self.workers, self.device, self._state)
             self._finalizer = weakref.finalize(self, Engine.close, self._engine)
         try:
             batch, result, state = self._engine.next()
             for bad in sorted(result.bad):
                 self._record.record(*bad)
-            self._record.add(result.epoch, result.tried, result.bad_tries)
+                if self._on_bad is not None:
+                    self._on_bad(bad)
+            if result.tried:
+                self._record.add(result.epoch, result.tried, result.bad_tries)
         except BaseException:
             self.close()
             raise
         self._state = state
-        self.wait_seconds += time.perf_counter() - start
+        if not result.tried:
+            self._ended = True
+            self.close()
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -182,6 +200,7 @@ class Loader:
         """
         self.feed.check(state["feed"])
         self.close()
+        self._ended = False
         self._state = dict(state["feed"])
         tally = state["tally"]
         self._record.epoch, self._record.tried = tally["epoch"], tally["tried"]

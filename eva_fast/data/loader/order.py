@@ -5,11 +5,10 @@ of two, walked until the value falls inside the range (Black and Rogaway, "Ciphe
 finite domains", 2002), gives any element of a permutation in O(1) and no memory.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from eva_fast.data.samples.seeds import mix64, mix64_array
+from eva_fast.data.sources.base import Part
 
 _ROUNDS = 8
 
@@ -34,15 +33,6 @@ def permute(count: int, key: int, positions: np.ndarray) -> np.ndarray:
         values[outside] = value
         outside = outside[value >= np.uint64(count)]
     return values.astype(np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One part of a mix: images [start, start + length), of which an epoch draws `draws`."""
-
-    start: int
-    length: int
-    draws: int
 
 
 class Order:

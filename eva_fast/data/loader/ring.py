@@ -4,7 +4,7 @@ import mmap
 
 import numpy as np
 
-from eva_fast.data.loader.maker import Rows
+from eva_fast.data.samples.fields import Field, Rows
 
 
 class Ring:
@@ -13,26 +13,22 @@ class Ring:
     Processes forked after its making see the same memory; it goes with the last of them.
     """
 
-    def __init__(self, slots: int, batch: int, image_size: int, mask_count: int):
-        shapes = {
-            "images": (np.uint8, (slots, batch, 3, image_size, image_size)),
-            "mask": (np.int32, (slots, batch, mask_count)),
-            "ids": (np.int64, (slots, batch)),
-            "views": (np.int64, (slots, batch)),
-            "encoded": (np.int32, (slots, batch, 6)),
-        }
-        sizes = {k: int(np.dtype(t).itemsize * np.prod(s)) for k, (t, s) in shapes.items()}
+    def __init__(self, slots: int, batch: int, fields: list[Field]):
+        columns = {name: column for field in fields for name, column in field.columns().items()}
+        shapes = {name: (slots, batch, *shape) for name, (_, shape) in columns.items()}
         page = mmap.PAGESIZE
-        sizes = {name: -(-size // page) * page for name, size in sizes.items()}
+        sizes = {
+            name: -(-int(dtype.itemsize * np.prod(shapes[name])) // page) * page
+            for name, (dtype, _) in columns.items()
+        }
         memory = mmap.mmap(-1, sum(sizes.values()))
-        arrays, offset = {}, 0
-        for name, (dtype, shape) in shapes.items():
-            flat = np.frombuffer(memory, dtype, int(np.prod(shape)), offset)
-            arrays[name] = flat.reshape(shape)
+        self._arrays, offset = {}, 0
+        for name, (dtype, _) in columns.items():
+            flat = np.frombuffer(memory, dtype, int(np.prod(shapes[name])), offset)
+            self._arrays[name] = flat.reshape(shapes[name])
             offset += sizes[name]
         self.slots = slots
         self._bytes = np.frombuffer(memory, np.uint8)
-        self._all = Rows(**arrays)
 
     def extent(self) -> tuple[int, int]:
         """(address, size in bytes) of the mapping."""
@@ -40,4 +36,4 @@ class Ring:
 
     def rows(self, slot: int, first: int = 0, end: int | None = None) -> Rows:
         """Rows [first, end) of the batch in `slot`."""
-        return Rows(*(array[slot, first:end] for array in self._all))
+        return Rows({name: array[slot, first:end] for name, array in self._arrays.items()})

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 
 from eva_fast.data.loader.feeds import check_same
-from eva_fast.data.loader.maker import Maker, Outcome, Rows
+from eva_fast.data.loader.maker import Maker, Outcome
 from eva_fast.data.loader.order import Order
+from eva_fast.data.loader.shardstream import Sample, ShardStream
 from eva_fast.data.loader.workers import Chunks
-from eva_fast.data.sources.base import MixedSource, Source
-from eva_fast.data.sources.streams import Sample, ShardStream, StreamSource
+from eva_fast.data.samples.fields import Rows
+from eva_fast.data.sources.base import Item, Source
+from eva_fast.data.sources.mixed import MixedSource
+from eva_fast.data.sources.streams import StreamSource
 from eva_fast.errors import UsageError
 
 _AT_ONCE = 64
@@ -36,14 +39,18 @@ class MapStream:
             for epoch in np.unique(epochs):
                 ids, views = self.order.samples(int(epoch), positions[epochs == epoch])
                 for image_id, view in zip(ids.tolist(), views.tolist()):
-                    try:
-                        data: Any = self.source.read(image_id)
-                    except Exception as error:  # a bad image: told where it is decoded
-                        data = OSError(f"{type(error).__name__}: {error}")
                     taken += 1
                     self.state = {"taken": taken}
-                    name = self.source.name(image_id)
-                    yield Sample((self.number << 48) | image_id, view, name, data)
+                    yield read_sample(self.source, self.number, image_id, view)
+
+
+def read_sample(source: Source, number: int, image_id: int, view: int) -> Sample:
+    """An image of source `number` of a mix with streams."""
+    try:
+        item: Item | Exception = source.item(image_id)
+    except Exception as error:  # a bad image: told where it is decoded
+        item = OSError(f"{type(error).__name__}: {error}")
+    return Sample((number << 48) | image_id, view, source.name(image_id), item)
 
 
 class Mix:
@@ -71,13 +78,10 @@ class StreamFeed:
     over their shards to the next without a stop.
     """
 
+    once = False
+
     def __init__(self, source: Source, *, seed: int, batch_size: int, rank: int, world: int):
-        self.sources = source.sources if isinstance(source, MixedSource) else [source]
-        nested = [s for s in self.sources if isinstance(s, MixedSource) and has_stream(s)]
-        if nested:
-            raise UsageError(
-                "a mix that holds streams cannot be part of another mix: list them all"
-            )
+        self.sources = flat(source)
         given = source.weights if isinstance(source, MixedSource) else None
         self.weights = given or [float(len(s)) for s in self.sources]
         self.seed, self.rank, self.world = seed, rank, world
@@ -149,6 +153,14 @@ class StreamRun:
                     samples += len(payload)
                     last = chunk == chunks.count - 1
                     yield payload, self.feed.after(sequence, samples) if last else None
+
+
+def flat(source: Source) -> list[Source]:
+    """The sources of a mix that holds streams. Raises ValueError for such a mix within a mix."""
+    sources = source.sources if isinstance(source, MixedSource) else [source]
+    if any(isinstance(inner, MixedSource) and has_stream(inner) for inner in sources):
+        raise UsageError("a mix that holds streams cannot be part of another mix: list them all")
+    return sources
 
 
 def has_stream(source: Source) -> bool:

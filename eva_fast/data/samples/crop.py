@@ -1,12 +1,12 @@
 """The one crop of an image that student and teacher share: random, resized, perhaps flipped."""
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
+from eva_fast.data.decode.box import Box
 from eva_fast.data.decode.jpeg import jpeg_crop, jpeg_info, resize
 from eva_fast.data.decode.pillow import check_size, decode, open_image
 from eva_fast.data.samples.seeds import MASK64, mix64
@@ -17,16 +17,6 @@ STREAM = 0x63726F705F666C70  # sets the crop's draws apart from the mask's, for 
 # crop needs: the worst of 300 crops of photographs is then 1.6 of 255 on average, 41 dB.
 DRAFT_MARGIN = 2.0
 HALF, LOWER = 2.0**-32, 2**32 - 1  # a seed's 64 bits give two draws
-
-
-class Box(NamedTuple):
-    """A rectangle of an image, in pixels, and whether to mirror it left to right."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-    flip: bool
 
 
 class Cropper:
@@ -100,9 +90,9 @@ class Cropper:
         return out
 
     def defer(self, data: object, seed: int, out: np.ndarray) -> tuple[int, ...] | None:
-        """Writes a JPEG's own bytes to `out`, uint8 [3, size, size], for `device_decode`.
+        """Writes a JPEG's own bytes to `out`, uint8 [3, size, size], for `DeviceDecoder`.
 
-        Returns what `Rows.encoded` says of it, (bytes, left, top, width, height, flip); None, with
+        Returns what that needs to know of it, (bytes, left, top, width, height, flip); None, with
         nothing written, where the crop has to be made here: another format, a rotated, damaged or
         large file. Raises BadImage for a decompression bomb.
         """

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from eva_fast import native
+from eva_fast.data.samples.fields import Field
 from eva_fast.errors import UsageError
 
 # csrc/input/masks.cpp has the same constants and arithmetic: change both together.
@@ -178,6 +179,24 @@ class BlockMasker:
         chosen = _below(keys, draw, candidate.sum(1, dtype=np.int64))
         position = np.argmax(candidate.cumsum(1) == (chosen + 1)[:, None], axis=1)
         masks.reshape(len(masks), -1)[rows, position] = True
+
+
+class BlockMaskField(Field):
+    """The masked patches of a sample: int32 [count], row-major indices over the grid, ascending.
+
+    Arguments as for `BlockMasker`.
+    """
+
+    from_seeds = True
+
+    def __init__(
+        self, grid: tuple[int, int], count: int, min_block: int = 16, *, name: str = "mask"
+    ):
+        self.masker = BlockMasker(grid, count, min_block)
+        super().__init__(name, np.int32, (self.masker.count,))
+
+    def make_rows(self, seeds: np.ndarray, out: np.ndarray) -> None:
+        out[:] = self.masker.indices(seeds)
 
 
 def _draw(keys: np.ndarray, n: int) -> np.ndarray:

@@ -1,12 +1,54 @@
-"""One training sample from one file: the crop and the mask."""
+"""The sample of masked image modelling: one crop, flipped by chance, and a block-wise mask."""
 
 import functools
 
 import numpy as np
 
 from eva_fast.data.samples.crop import Cropper
-from eva_fast.data.samples.mask import BlockMasker
+from eva_fast.data.samples.fields import Field
+from eva_fast.data.samples.image import ImageField
+from eva_fast.data.samples.mask import BlockMasker, BlockMaskField
 from eva_fast.errors import UsageError
+
+
+def masked_image_fields(
+    *,
+    image_size: int = 224,
+    patch_size: int = 14,
+    mask_ratio: float | None = None,
+    mask_count: int | None = None,
+    min_block: int = 16,
+    scale: tuple[float, float] = (0.2, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: float = 0.5,
+) -> list[Field]:
+    """The fields `images`, uint8 [3, S, S], and `mask`, int32 [K].
+
+    Arguments:
+        image_size, patch_size: side of the crop and of a patch, in pixels.
+        mask_ratio, mask_count: share or number of masked patches an image; one of them.
+        min_block: smallest block of the mask, in patches.
+        scale, ratio, flip: of the random resized crop, as torchvision names them.
+
+    Raises ValueError for settings that do not fit together.
+    """
+    if image_size < 1 or patch_size < 1 or image_size % patch_size:
+        raise UsageError(
+            f"image_size {image_size} must be a multiple of patch_size {patch_size}: "
+            f"{max(1, round(image_size / max(1, patch_size))) * patch_size} would be"
+        )
+    side = image_size // patch_size
+    if (mask_ratio is None) == (mask_count is None):
+        raise UsageError("give one of mask_ratio and mask_count")
+    if mask_count is None:
+        assert mask_ratio is not None
+        if not 0 < mask_ratio <= 1:
+            raise UsageError(f"mask_ratio must be above 0 and at most 1, got {mask_ratio}")
+        mask_count = max(1, round(mask_ratio * side * side))
+    return [
+        ImageField(image_size, scale, ratio, flip),
+        BlockMaskField((side, side), mask_count, min_block),
+    ]
 
 
 def sample_from_bytes(

@@ -1,4 +1,4 @@
-"""Images as files: a folder, nested or flat, and a text file that lists paths."""
+"""Images as files in a folder, nested or flat; the folder a file lies in is its label."""
 
 import contextlib
 import heapq
@@ -10,19 +10,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from eva_fast.data.index import Entries, Index, cached_index
-from eva_fast.data.sources.base import Source
-from eva_fast.errors import MissingFileError, UsageError
+from eva_fast.data.sources.base import Item, Source
+from eva_fast.errors import UsageError
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
     ".pgm", ".pbm", ".pnm", ".avif", ".jp2",
 )  # fmt: skip
-_SETTLED_SECONDS = 1.0  # a folder that changed this recently may change again at the same mtime
-_CHECKED_PATHS = 20_000
+SETTLED_SECONDS = 1.0  # a folder that changed this recently may change again at the same mtime
 
 
 class FileSource(Source):
     """Files by an index; the group of an entry is its folder, relative to `root`."""
+
+    knows_labels = True
 
     def __init__(self, root: Path, index: Index):
         self.root = root
@@ -31,20 +32,19 @@ class FileSource(Source):
     def __len__(self) -> int:
         return len(self.index)
 
-    def path(self, number: int) -> str:
+    def item(self, number: int) -> Item:
+        """The bytes of file `number`, and its folder as label; raises OSError where it cannot be
+        read. A file directly in the source's own folder has no label."""
+        group, name = self.index.entry(number)
+        folder = self.index.groups[group]
+        with open(os.path.join(self.root, folder, name), "rb", buffering=0) as file:
+            return Item(image=file.read(), label=os.path.basename(folder) or None)
+
+    def name(self, number: int) -> str:
         group, name = self.index.entry(number)
         return os.path.join(self.root, self.index.groups[group], name)
 
-    def read(self, number: int) -> bytes:
-        """The bytes of file `number`; raises OSError where it cannot be read."""
-        with open(self.path(number), "rb", buffering=0) as file:
-            return file.read()
-
-    def name(self, number: int) -> str:
-        return self.path(number)
-
     def label(self, number: int) -> str | None:
-        """The folder the file lies in; None for a file directly in the source's own folder."""
         folder = self.index.groups[self.index.entry(number)[0]]
         return os.path.basename(folder) or None
 
@@ -82,7 +82,7 @@ def _walk(root: Path) -> Entries:
         if (status.st_dev, status.st_ino) in known:
             continue  # a link back up the tree, or to a folder that has been read already
         known.add((status.st_dev, status.st_ino))
-        recent = time.time() - status.st_mtime < _SETTLED_SECONDS
+        recent = time.time() - status.st_mtime < SETTLED_SECONDS
         mtimes.append(-1 if recent else status.st_mtime_ns)
         yield relative
         folders: list[str] = []
@@ -116,45 +116,3 @@ def sorted_in_parts(names: Iterable[bytes], part: int = 500_000) -> Iterator[byt
             file.seek(0)
             files.append(line[:-1].replace(b"/", b"\n") for line in file)
         yield from heapq.merge(*files, chunk)
-
-
-def open_list(file: Path) -> FileSource:
-    """The images a text file names: a path a line, relative to the file's folder or absolute.
-
-    Blank lines and lines that start with # are skipped. Lists of up to 20,000 paths are checked
-    for missing files at once, longer ones by a sample.
-    """
-    file = file.resolve()
-    status = file.stat()
-    signature = [status.st_size, status.st_mtime_ns]
-    recent = time.time() - status.st_mtime < _SETTLED_SECONDS
-
-    def build() -> Entries:
-        folder = None
-        with open(file, "rb") as lines:
-            for line in lines:
-                line = line.strip()
-                if not line or line.startswith(b"#"):
-                    continue
-                here, _, name = line.rpartition(b"/")
-                here = here or (b"/" if line.startswith(b"/") else b"")
-                if here != folder:
-                    folder = here
-                    yield os.fsdecode(here)
-                yield name, None
-        return None if recent else signature
-
-    index = cached_index(
-        ["list", str(file)], lambda _, stored: stored == signature, build, file.name
-    )
-    if not len(index):
-        raise UsageError(f"no image found in {file}: the list names no path")
-    source = FileSource(file.parent, index)
-    step = max(1, len(source) // _CHECKED_PATHS)
-    missing = [p for p in map(source.path, range(0, len(source), step)) if not os.path.exists(p)]
-    if missing:
-        raise MissingFileError(
-            f"{len(missing)} of the paths in {file} do not exist, the first is {missing[0]} "
-            "(paths in a list are relative to the list's own folder)"
-        )
-    return source

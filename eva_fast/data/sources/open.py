@@ -5,9 +5,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from eva_fast.data.sources.base import DatasetSource, MixedSource, Source
+from eva_fast.data.sources.base import Source
 from eva_fast.data.sources.builtin import open_builtin
-from eva_fast.data.sources.folder import open_folder, open_list
+from eva_fast.data.sources.dataset import DatasetSource
+from eva_fast.data.sources.folder import open_folder
+from eva_fast.data.sources.list import open_list
+from eva_fast.data.sources.mixed import MixedSource
 from eva_fast.data.sources.shards import expand_braces, is_shard, open_shards
 from eva_fast.errors import MissingFileError, UsageError
 
@@ -18,7 +21,7 @@ KINDS = """data can be
   shards read as streams                       's3://bucket/{00..99}.tar', 'pipe:cat shard-{0..9}.tar'
   the drawings that come with eva_fast         builtin
   several of these, with weights if you like   '/data/a:0.7,/data/b:0.3' or [("/data/a", 0.7), ...]
-  a map-style torch dataset of images"""
+  a map-style dataset: its items are an image, (image, label) or {"image": ..., ...}"""
 
 _WEIGHTED = re.compile(r"^(?P<data>.+):(?P<weight>\d+(\.\d*)?|\.\d+)$")
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://|^[A-Za-z][A-Za-z0-9+.-]+::")
@@ -28,9 +31,9 @@ def open_source(data: Any, split: str = "train") -> Source:
     """Opens images for training or evaluation; see `KINDS` for what `data` can be.
 
     Arguments:
-        data: a path, URL, `pipe:` command or "builtin"; a map-style torch dataset; a Source; or a
-            list of these or of (these, weight). One string may list several, separated by commas,
-            each with `:weight` behind it if weights are wanted.
+        data: a path, URL, `pipe:` command or "builtin"; a map-style dataset (`DatasetSource`); a
+            Source; or a list of these or of (these, weight). One string may list several,
+            separated by commas, each with `:weight` behind it if weights are wanted.
         split: "train" or "val", for "builtin"; other sources are taken as they are.
 
     Raises FileNotFoundError for what does not exist, ValueError for what holds no image or cannot

@@ -16,8 +16,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from eva_fast.data.index import Entries, Index, cached_index
-from eva_fast.data.sources.base import Source
-from eva_fast.data.sources.folder import SUFFIXES
+from eva_fast.data.sources.base import Item, Source
+from eva_fast.data.sources.folder import SETTLED_SECONDS, SUFFIXES
 from eva_fast.errors import MissingFileError, UsageError
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -92,6 +92,11 @@ def is_image(member: tarfile.TarInfo) -> bool:
     return member.isreg() and base.lower().endswith(SUFFIXES) and not base.startswith(".")
 
 
+def member_label(name: str) -> str | None:
+    """The folder within the shard that holds a member, or None."""
+    return name.rpartition("/")[0].rpartition("/")[2] or None
+
+
 @contextlib.contextmanager
 def _explained(shard: str) -> Iterator[None]:
     """Turns what tarfile and the decompressors raise on damaged files into one clear error."""
@@ -104,6 +109,8 @@ def _explained(shard: str) -> Iterator[None]:
 class ShardSource(Source):
     """Images of local, uncompressed tar shards; the group of an entry is its shard."""
 
+    knows_labels = True
+
     def __init__(self, index: Index):
         self.index = index
         self._files: OrderedDict[int, int] = OrderedDict()
@@ -111,14 +118,15 @@ class ShardSource(Source):
     def __len__(self) -> int:
         return len(self.index)
 
-    def read(self, number: int) -> bytes:
-        """The bytes of member `number`; raises OSError where the shard cannot be read."""
+    def item(self, number: int) -> Item:
+        """The bytes of member `number`, and its folder as label; raises OSError where the shard
+        cannot be read."""
         offset, size = self.index.extent(number)
-        shard, _ = self.index.entry(number)
+        shard, name = self.index.entry(number)
         data = os.pread(self._file(shard), size, offset)
         if len(data) < size:
             raise OSError(f"{self.index.groups[shard]} has become shorter than it was")
-        return data
+        return Item(image=data, label=member_label(name))
 
     def _file(self, shard: int) -> int:
         """A file descriptor; pread keeps no position, so forked processes may share one."""
@@ -134,9 +142,7 @@ class ShardSource(Source):
         return f"{self.index.groups[shard]}/{name}"
 
     def label(self, number: int) -> str | None:
-        """The folder within the shard that holds the image, or None."""
-        folder = self.index.entry(number)[1].rpartition("/")[0]
-        return folder.rpartition("/")[2] or None
+        return member_label(self.index.entry(number)[1])
 
     def __del__(self):
         for file in self._files.values():
@@ -146,8 +152,10 @@ class ShardSource(Source):
 class MemorySource(Source):
     """Images of small compressed shards, kept in memory as they are encoded."""
 
+    knows_labels = True
+
     def __init__(self, shards: list[str]):
-        self._names: list[str] = []
+        self._names: list[tuple[str, str]] = []  # shard, member
         self._data: list[bytes] = []
         for shard in shards:
             before = len(self._data)
@@ -156,7 +164,7 @@ class MemorySource(Source):
                     if is_image(member):
                         file = tar.extractfile(member)
                         assert file is not None
-                        self._names.append(f"{shard}/{member.name}")
+                        self._names.append((shard, member.name))
                         self._data.append(file.read())
             if len(self._data) == before:
                 raise UsageError(f"no image found in the shard {shard}")
@@ -164,16 +172,14 @@ class MemorySource(Source):
     def __len__(self) -> int:
         return len(self._data)
 
-    def read(self, number: int) -> bytes:
-        return self._data[number]
+    def item(self, number: int) -> Item:
+        return Item(image=self._data[number], label=self.label(number))
 
     def name(self, number: int) -> str:
-        return self._names[number]
+        return "/".join(self._names[number])
 
     def label(self, number: int) -> str | None:
-        """The folder within the shard that holds the image, or None."""
-        folder, _ = self._names[number].split("/")[-2:]
-        return None if is_shard(folder) else folder
+        return member_label(self._names[number][1])
 
 
 def open_shards(names: list[str]) -> Source:
@@ -213,7 +219,7 @@ def _members(paths: list[str]) -> Entries:
     """Entries of `cached_index` for every image in the shards; returns their sizes and times."""
     stamps = []
     for path in paths:
-        recent = time.time() - os.stat(path).st_mtime < 1.0  # may still be written to
+        recent = time.time() - os.stat(path).st_mtime < SETTLED_SECONDS  # may still be written to
         stamps.append([-1, -1] if recent else _stamp(path))
         yield path
         found = 0

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from eva_fast.data.loader.order import Order, Part, permute
+from eva_fast.data.loader.order import Order, permute
 from eva_fast.data.samples.seeds import mix64, mix64_array, sample_seed, sample_seeds
+from eva_fast.data.sources.base import Part
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 64, 65, 1603, 70_001])

@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 
 from eva_fast.data import open_source
-from eva_fast.data.sources.base import MixedSource
 from eva_fast.data.sources.builtin import FOLDER
+from eva_fast.data.sources.mixed import MixedSource
 from tests.data.pictures import encoded, write_folder, write_shard
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("eva_fast.data.sources.streams._PAUSE_SECONDS", 0)
+    monkeypatch.setattr("eva_fast.data.sources.streams.PAUSE_SECONDS", 0)
     return tmp_path / "cache" / "eva_fast"
 
 

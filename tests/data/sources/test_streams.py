@@ -7,7 +7,8 @@ import tarfile
 import pytest
 
 from eva_fast.data import open_source
-from eva_fast.data.sources.streams import ShardStream, StreamSource, read_shard
+from eva_fast.data.loader.shardstream import ShardStream
+from eva_fast.data.sources.streams import StreamSource, read_shard
 from tests.data.batches import ids_of, same, take
 from tests.data.pictures import encoded, write_folder, write_shard
 
@@ -15,7 +16,7 @@ from tests.data.pictures import encoded, write_folder, write_shard
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr("eva_fast.data.sources.streams._PAUSE_SECONDS", 0)
+    monkeypatch.setattr("eva_fast.data.sources.streams.PAUSE_SECONDS", 0)
 
 
 SIZES = [9, 14, 5, 12, 7]  # uneven on purpose

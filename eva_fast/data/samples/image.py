@@ -1,0 +1,61 @@
+"""The image of a sample: the one crop that student and teacher share."""
+
+import numpy as np
+import torch
+
+from eva_fast.data.decode.device import DeviceDecoder
+from eva_fast.data.samples.crop import Cropper
+from eva_fast.data.samples.fields import Field, Rows
+from eva_fast.data.sources.base import Item
+
+
+class ImageField(Field):
+    """A crop, uint8 [3, size, size], not normalised; arguments as for `Cropper`."""
+
+    def __init__(
+        self,
+        size: int,
+        scale: tuple[float, float] = (0.2, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
+        *,
+        name: str = "images",
+    ):
+        self.cropper = Cropper(size, scale, ratio, flip)
+        super().__init__(name, np.uint8, (3, self.cropper.size, self.cropper.size))
+
+    @classmethod
+    def centred(cls, size: int, *, name: str = "images") -> "ImageField":
+        """The largest centred square, resized: for evaluation. The seed changes nothing in it."""
+        return cls(size, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, name=name)
+
+    def make(self, item: Item, seed: int, out: np.ndarray) -> None:
+        self.cropper(item.image, seed, out=out)
+
+    def decoded_on(self, device: torch.device) -> Field:
+        return _DeferredImage(self, DeviceDecoder(device, self.cropper.size))
+
+
+class _DeferredImage(Field):
+    """An image field of which JPEGs are decoded on the device (`decode/device.py`).
+
+    A worker writes a file's bytes where its crop would go, and to a companion what
+    `Cropper.defer` says of it, or zeros where the crop is made already.
+    """
+
+    def __init__(self, field: ImageField, decoder: DeviceDecoder):
+        super().__init__(field.name, field.dtype, field.shape)
+        self.cropper = field.cropper
+        self.decoder = decoder
+        self.encoded = f"{field.name}.encoded"
+        self.companions = (Field(self.encoded, np.int32, (6,)),)
+
+    def write(self, item: Item, seed: int, rows: Rows, row: int) -> None:
+        out = rows[self.name][row]
+        deferred = self.cropper.defer(item.image, seed, out)
+        if deferred is None:
+            self.cropper(item.image, seed, out=out)
+        rows[self.encoded][row] = deferred or 0
+
+    def complete(self, values: torch.Tensor, rows: Rows) -> dict[int, str]:
+        return self.decoder.fill(values, rows[self.name], rows[self.encoded])
