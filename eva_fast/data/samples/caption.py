@@ -14,15 +14,21 @@ STREAM = 0x63617074696F6E73  # sets the choice of a caption apart from crop and 
 class TextField(Field):
     """`item[key]`, str or UTF-8 bytes, as a ragged field of uint8; it stays on the CPU.
 
-    What is longer than `most` bytes is cut, between characters. `Ragged.texts` gives it back.
+    What is longer than `most` bytes is cut, between characters. Items without text get `missing`
+    or, where that is None, count as unreadable. `Ragged.texts` gives the text back.
     """
 
-    def __init__(self, name: str, *, key: str | None = None, most: int = 1024):
+    def __init__(
+        self, name: str, *, key: str | None = None, most: int = 1024, missing: str | None = None
+    ):
         super().__init__(name, np.uint8, most=most, on_device=False)
         self.key = key or name
+        self.missing = missing
 
     def make(self, item: Item, seed: int, out: np.ndarray) -> int:
-        text = self.choose(wanted(item, self.key), seed)
+        text = self.missing
+        if text is None or item.get(self.key) is not None:
+            text = self.choose(wanted(item, self.key), seed)
         raw = text if isinstance(text, bytes) else str(text).encode(errors="surrogateescape")
         if len(raw) > len(out):
             raw = raw[: len(out)].decode(errors="ignore").encode()

@@ -10,7 +10,10 @@ from eva_fast.data.sources.base import Item
 
 
 class ImageField(Field):
-    """A crop, uint8 [3, size, size], not normalised; arguments as for `Cropper`."""
+    """A crop, uint8 [3, size, size], not normalised; arguments as for `Cropper`.
+
+    fixed_seed: draws every crop with this seed instead of the sample's.
+    """
 
     def __init__(
         self,
@@ -19,18 +22,21 @@ class ImageField(Field):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
         *,
+        fixed_seed: int | None = None,
         name: str = "images",
     ):
+        self.fixed_seed = fixed_seed
         self.cropper = Cropper(size, scale, ratio, flip)
         super().__init__(name, np.uint8, (3, self.cropper.size, self.cropper.size))
 
     @classmethod
     def centred(cls, size: int, *, name: str = "images") -> "ImageField":
-        """The largest centred square, resized: for evaluation. The seed changes nothing in it."""
-        return cls(size, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, name=name)
+        """The largest centred square, resized: for evaluation."""
+        whole = (1.0, 1.0)  # of two sides that differ by a pixel, the seed says which end is cut
+        return cls(size, scale=whole, ratio=whole, flip=0.0, fixed_seed=0, name=name)
 
     def make(self, item: Item, seed: int, out: np.ndarray) -> None:
-        self.cropper(item.image, seed, out=out)
+        self.cropper(item.image, seed if self.fixed_seed is None else self.fixed_seed, out=out)
 
     def decoded_on(self, device: torch.device) -> Field:
         return _DeferredImage(self, DeviceDecoder(device, self.cropper.size))
@@ -45,16 +51,17 @@ class _DeferredImage(Field):
 
     def __init__(self, field: ImageField, decoder: DeviceDecoder):
         super().__init__(field.name, field.dtype, field.shape)
-        self.cropper = field.cropper
+        self.field = field
         self.decoder = decoder
         self.encoded = f"{field.name}.encoded"
         self.companions = (Field(self.encoded, np.int32, (6,)),)
 
     def write(self, item: Item, seed: int, rows: Rows, row: int) -> None:
         out = rows[self.name][row]
-        deferred = self.cropper.defer(item.image, seed, out)
+        seed = seed if self.field.fixed_seed is None else self.field.fixed_seed
+        deferred = self.field.cropper.defer(item.image, seed, out)
         if deferred is None:
-            self.cropper(item.image, seed, out=out)
+            self.field.make(item, seed, out)
         rows[self.encoded][row] = deferred or 0
 
     def complete(self, values: torch.Tensor, rows: Rows) -> dict[int, str]:
