@@ -18,7 +18,7 @@ import torch
 
 from bench.photos import jpegs
 from eva_fast.data import build_loader, open_source
-from eva_fast.data.source import Source
+from eva_fast.data.sources.base import Source
 
 BATCH = 64
 

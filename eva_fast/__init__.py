@@ -19,7 +19,7 @@ _HOME = {
     "PretrainResult": "eva_fast.recipes.pretrain",
     "create_model": "eva_fast.model",
     "load_teacher": "eva_fast.teachers",
-    "BlockMasker": "eva_fast.data.masks",
+    "BlockMasker": "eva_fast.data",
 }
 _MODULES = (
     "config",

@@ -1,8 +1,12 @@
-"""Data: sources of images, the one crop and mask of a sample, and the resumable loader.
+"""Data: sources of images, the fields a sample has, and the one resumable loader.
 
     source = open_source("/data/imagenet")            # or a list, a text file, tar shards, "builtin"
     with build_loader(source, batch_size=64, mask_ratio=0.4, workers=8) as loader:
-        for batch in loader: ...
+        for batch in loader: ...                      # batch.images, batch.mask
+
+    fields = [ImageField(224), LabelField(source.classes())]
+    with build_loader(source, fields, batch_size=64, order="once") as loader:
+        for batch in loader: ...                      # batch.images, batch.label; then it ends
 
 Names are loaded on first use.
 """
@@ -10,16 +14,28 @@ Names are loaded on first use.
 import importlib
 
 _HOME = {
-    "open_source": "eva_fast.data.sources",
-    "Source": "eva_fast.data.source",
-    "build_loader": "eva_fast.data.loader",
-    "Loader": "eva_fast.data.loader",
-    "Batch": "eva_fast.data.engine",
-    "sample_from_bytes": "eva_fast.data.sample",
-    "sample_seed": "eva_fast.data.seeds",
-    "Cropper": "eva_fast.data.crop",
-    "BadImage": "eva_fast.data.decode",
-    "BlockMasker": "eva_fast.data.masks",
+    "open_source": "eva_fast.data.sources.open",
+    "Source": "eva_fast.data.sources.base",
+    "Item": "eva_fast.data.sources.base",
+    "Subset": "eva_fast.data.sources.base",
+    "build_loader": "eva_fast.data.loader.loader",
+    "Loader": "eva_fast.data.loader.loader",
+    "Batch": "eva_fast.data.loader.batch",
+    "Ragged": "eva_fast.data.loader.batch",
+    "Field": "eva_fast.data.samples.fields",
+    "ItemField": "eva_fast.data.samples.fields",
+    "ImageField": "eva_fast.data.samples.image",
+    "BlockMaskField": "eva_fast.data.samples.mask",
+    "LabelField": "eva_fast.data.samples.label",
+    "TextField": "eva_fast.data.samples.caption",
+    "CaptionField": "eva_fast.data.samples.caption",
+    "masked_image_fields": "eva_fast.data.samples.sample",
+    "sample_from_bytes": "eva_fast.data.samples.sample",
+    "sample_seed": "eva_fast.data.samples.seeds",
+    "mix64": "eva_fast.data.samples.seeds",
+    "Cropper": "eva_fast.data.samples.crop",
+    "BlockMasker": "eva_fast.data.samples.mask",
+    "BadImage": "eva_fast.data.decode.pillow",
 }
 
 __all__ = list(_HOME)

@@ -1,38 +1,38 @@
 """`eva-fast data check`: what a data set holds, what is wrong with it, and how fast it can be read."""
 
 import collections
-import functools
 import io
-import itertools
+import json
 import math
 import os
-import time
 from array import array
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from eva_fast.data.crop import Cropper
-from eva_fast.data.decode import BadImage
-from eva_fast.data.masks import BlockMasker
-from eva_fast.data.order import permute
+from eva_fast.data.check_report import render
+from eva_fast.data.check_samples import draw, images, images_per_second
+from eva_fast.data.loader.loader import build_loader
+from eva_fast.data.loader.maker import Bad
+from eva_fast.data.loader.order import permute
+from eva_fast.data.loader.streamfeed import flat, has_stream
 from eva_fast.data.progress import progress
-from eva_fast.data.report import render
-from eva_fast.data.seeds import sample_seed, sample_seeds
-from eva_fast.data.source import MixedSource, Source
-from eva_fast.data.sources import open_source
-from eva_fast.data.streamfeed import has_stream
-from eva_fast.data.streams import ShardStream
+from eva_fast.data.samples.fields import Field
+from eva_fast.data.samples.image import ImageField
+from eva_fast.data.samples.mask import BlockMasker
+from eva_fast.data.sources.base import Item, Source, Subset
+from eva_fast.data.sources.mixed import MixedSource
+from eva_fast.data.sources.open import open_source
 from eva_fast.errors import UsageError
+from eva_fast.files import cpu_count
 
 __all__ = ["check", "render"]
 
-_TIMED = 200  # images
+_BATCH = 64
+_TIMED, _DRAWN = 200, 24  # images
 _LISTED = 100  # unreadable images named in the result
 _LABELLED = 100_000  # images whose labels are counted; more would take minutes
 
@@ -60,8 +60,9 @@ def check(
         seed: of the choice of images and of the crops.
 
     Returns a dict that can be written as JSON: `images`, `checked`, `bytes`, `width`, `height`,
-    `formats`, `modes`, `labels`, `smaller_than_crop`, `unreadable_count`, `unreadable` (the first
-    100: name and reason), `images_per_second_per_core`, `cores_needed`, `contact_sheet`.
+    `formats`, `modes`, `labels` (of all images, or of those read where only they tell),
+    `smaller_than_crop`, `unreadable_count`, `unreadable` (the first 100: name and reason),
+    `images_per_second_per_core`, `cores_needed`, `contact_sheet`.
 
     Raises what `open_source` raises, and ValueError for numbers that make no sense.
     """
@@ -74,97 +75,87 @@ def check(
     if contact_sheet is not None and Path(contact_sheet).is_dir():
         raise UsageError(f"contact_sheet must be a file to write, {contact_sheet} is a folder")
     source = open_source(data, split)
-    samples = _samples(source, limit, seed)
     side = image_size // patch_size
     masker = BlockMasker(
         (side, side), max(1, round(mask_ratio * side * side)), max(1, side * side // 16)
     )
-    cropper = Cropper(image_size)
-    good: list[tuple[int, str, Any]] = []
-    tally = _Tally(image_size)
-    look = functools.partial(_look, cropper=cropper)
-    total = min(limit or len(source), len(source))
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("reading", total) as show:
-        for batch in _batches(samples, 256):
-            for sample, seen in zip(batch, pool.map(look, batch)):
-                tally.add(seen)
-                if len(good) < _TIMED and "reason" not in seen:
-                    good.append(sample)
-            show(tally.checked)
+    crop = ImageField(image_size)
+    chosen, share = _spread_by_chance(source, limit, seed)
+    tally = _read(chosen, share, crop, seed, total=min(limit or len(source), len(source)))
     if not tally.checked:
         raise UsageError("no image found in the data")
     result = _summary(source, tally)
-    rate = _images_per_second(good, cropper, masker, seed) if good else 0.0
+    good = images(chosen, tally.good, seed, share)
+    rate = images_per_second(good, crop.cropper, masker, seed) if good else 0.0
     result["images_per_second_per_core"] = round(rate, 1)
     result["gpu_images_per_second"] = gpu_images_per_second
     needs = gpu_images_per_second and rate
     result["cores_needed"] = math.ceil(gpu_images_per_second / rate) if needs else None  # type: ignore[operator]
     result["contact_sheet"] = None
     if contact_sheet is not None and good:
-        _draw(Path(contact_sheet), good[:24], cropper, masker, seed)
+        draw(Path(contact_sheet), good[:_DRAWN], crop.cropper, masker, seed)
         result["contact_sheet"] = str(contact_sheet)
     return result
 
 
-def _samples(source: Source, limit: int | None, seed: int) -> Iterator[tuple[int, str, Any]]:
-    """(image id, name, data or the exception met) of up to `limit` images."""
+def _spread_by_chance(source: Source, limit: int | None, seed: int) -> tuple[Source, int | None]:
+    """The images to read, in the order to read them, and how many of each stream among them."""
     count = len(source) if limit is None else min(limit, len(source))
-    if has_stream(source):
-        streams = source.sources if isinstance(source, MixedSource) else [source]
-        everything = limit is None or limit >= len(source)
-        share = None if everything else -(-count // len(streams))
-        for number, stream in enumerate(streams):
-            if has_stream(stream):
-                running = iter(ShardStream(stream, seed, 0, 1, number))  # type: ignore[arg-type]
-                once_around = itertools.takewhile(lambda sample: sample.view == 0, running)
-                for sample in itertools.islice(once_around, share):
-                    yield sample.image_id, sample.name, sample.data
-            else:
-                yield from _samples(stream, share, seed)
-        return
-    for start in range(0, count, 1024):
-        chosen = permute(len(source), seed, np.arange(start, min(start + 1024, count)))
-        for image_id in chosen.tolist():
-            try:
-                data: Any = source.read(image_id)
-            except Exception as error:  # told as the reason why the image is unreadable
-                data = error
-            yield image_id, source.name(image_id), data
+    if not has_stream(source):
+        return Subset(source, _Permuted(len(source), count, seed)), None
+    sources = flat(source)
+    share = None if count == len(source) else -(-count // len(sources))
+    parts = [s if has_stream(s) else _spread_by_chance(s, share, seed)[0] for s in sources]
+    return MixedSource(parts), share
 
 
-def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+class _Permuted:
+    """The first `length` elements of a permutation of range(`count`), worked out where asked for."""
+
+    _BLOCK = 256
+
+    def __init__(self, count: int, length: int, key: int):
+        self.count, self.length, self.key = count, length, key
+        self._block, self._values = -1, np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, position: int) -> int:
+        block, inside = divmod(position, self._BLOCK)
+        if block != self._block:
+            first = block * self._BLOCK
+            positions = np.arange(first, min(first + self._BLOCK, self.length))
+            self._block, self._values = block, permute(self.count, self.key, positions)
+        return int(self._values[inside])
 
 
-def _look(sample: tuple[int, str, Any], cropper: Cropper) -> dict[str, Any]:
-    """Format, mode, size in pixels and bytes of one image, or the reason why it is unreadable.
+class _Seen(Field):
+    """What an image's file is, as JSON: format, mode, size in pixels, bytes, label.
 
     Training may decode only the part of a file that a crop needs; here all of it is decoded too.
     """
-    image_id, name, data = sample
-    if isinstance(data, torch.Tensor):
-        return {"format": "tensor", "mode": "", "size": (data.shape[-1], data.shape[-2])}
-    try:
-        if isinstance(data, Exception):
-            raise data
-        cropper(data, image_id)
+
+    def __init__(self) -> None:
+        super().__init__("seen", np.uint8, most=4096, on_device=False)
+
+    def make(self, item: Item, seed: int, out: np.ndarray) -> int:
+        label = item.get("label")
+        seen = self._look(item.image) | {"label": None if label is None else str(label)}
+        raw = json.dumps(seen).encode()
+        out[: len(raw)] = np.frombuffer(raw, np.uint8)
+        return len(raw)
+
+    @staticmethod
+    def _look(data: Any) -> dict[str, Any]:
+        if isinstance(data, torch.Tensor):
+            return {"format": "tensor", "mode": "", "size": (data.shape[-1], data.shape[-2])}
         if isinstance(data, Image.Image):
             return {"format": data.format or "PIL image", "mode": data.mode, "size": data.size}
         with Image.open(io.BytesIO(data)) as image:
             seen = {"format": image.format, "mode": image.mode, "size": image.size}
             image.load()
-    except BadImage as error:
-        return {"name": name, "reason": error.reason}
-    except Exception as error:  # Pillow's plugins raise nearly every type on damaged files
-        return {"name": name, "reason": f"{type(error).__name__}: {error}"}
-    return {**seen, "bytes": len(data)}
+        return {**seen, "bytes": len(data)}
 
 
 class _Tally:
@@ -174,16 +165,16 @@ class _Tally:
         self.image_size = image_size
         self.checked = self.smaller_than_crop = self.unreadable_count = 0
         self.unreadable: list[dict[str, Any]] = []
+        self.good: list[int] = []  # ids of the first readable ones
         self.formats: collections.Counter[str] = collections.Counter()
         self.modes: collections.Counter[str] = collections.Counter()
+        self.labels: collections.Counter[str] = collections.Counter()
         self.bytes, self.widths, self.heights = array("q"), array("q"), array("q")
 
-    def add(self, seen: dict[str, Any]) -> None:
+    def add(self, image_id: int, seen: dict[str, Any]) -> None:
         self.checked += 1
-        if "reason" in seen:
-            self.unreadable_count += 1
-            self.unreadable += [seen] * (len(self.unreadable) < _LISTED)
-            return
+        if len(self.good) < _TIMED:
+            self.good.append(image_id)
         width, height = seen["size"]
         self.widths.append(width)
         self.heights.append(height)
@@ -192,12 +183,37 @@ class _Tally:
         self.modes[seen["mode"]] += 1
         if "bytes" in seen:
             self.bytes.append(seen["bytes"])
+        if seen["label"] is not None:
+            self.labels[seen["label"]] += 1
+
+    def add_bad(self, bad: Bad) -> None:
+        self.checked += 1
+        self.unreadable_count += 1
+        if len(self.unreadable) < _LISTED:
+            self.unreadable.append({"name": bad.name, "reason": bad.reason})
+
+
+def _read(source: Source, share: int | None, crop: ImageField, seed: int, total: int) -> _Tally:
+    """Every image of `source` once, through the loader that training uses."""
+    tally = _Tally(crop.cropper.size)
+    loader = build_loader(
+        source, [crop, _Seen()], batch_size=_BATCH, seed=seed, order="once", limit=share,
+        workers=min(cpu_count(), total // 16), on_bad=tally.add_bad, max_bad_fraction=1.0,
+    )  # fmt: skip
+    with loader, progress("reading", total) as show:
+        for batch in loader:
+            for image_id, seen in zip(batch.ids.tolist(), batch.seen.texts()):
+                tally.add(image_id, json.loads(seen))
+            show(tally.checked)
+    return tally
 
 
 def _summary(source: Source, tally: _Tally) -> dict[str, Any]:
     labels: collections.Counter[str] = collections.Counter()
     if not has_stream(source) and len(source) <= _LABELLED:
-        labels.update(filter(None, map(source.label, range(len(source)))))
+        labels = tally.labels
+        if source.knows_labels:
+            labels = collections.Counter(filter(None, map(source.label, range(len(source)))))
     sizes = tally.bytes
     return {
         "images": len(source),
@@ -219,34 +235,3 @@ def _spread(values: array) -> dict[str, float] | None:
     if not values:
         return None
     return {"min": min(values), "median": float(np.median(values)), "max": max(values)}
-
-
-def _images_per_second(samples: list, cropper: Cropper, masker: BlockMasker, seed: int) -> float:
-    """Samples made per second of one core's time (not of the clock: other work may be running)."""
-    start = time.thread_time()
-    for image_id, _, data in samples:
-        cropper(data, sample_seed(seed, image_id, 0))
-        masker.indices(sample_seeds(seed, np.array([image_id]), 0))
-    return len(samples) / max(1e-9, time.thread_time() - start)
-
-
-def _draw(path: Path, samples: list, cropper: Cropper, masker: BlockMasker, seed: int) -> None:
-    """A grid of pairs: the crop, and the crop with its masked patches in grey."""
-    size, pairs = cropper.size, 4
-    rows = -(-len(samples) // pairs)
-    sheet = Image.new("RGB", (pairs * (2 * size + 12), rows * (size + 6)), "white")
-    height, width = masker.grid
-    for place, (image_id, _, data) in enumerate(samples):
-        crop = cropper(data, sample_seed(seed, image_id, 0))
-        mask = masker.indices(sample_seeds(seed, np.array([image_id]), 0))[0]
-        picture = Image.fromarray(crop.transpose(1, 2, 0))
-        x, y = place % pairs * (2 * size + 12), place // pairs * (size + 6)
-        sheet.paste(picture, (x, y))
-        draw = ImageDraw.Draw(picture)
-        step_y, step_x = size // height, size // width
-        for index in mask.tolist():
-            top, left = index // width * step_y, index % width * step_x
-            draw.rectangle((left, top, left + step_x - 1, top + step_y - 1), fill=(128, 128, 128))
-        sheet.paste(picture, (x + size + 2, y))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, "PNG")

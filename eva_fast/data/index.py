@@ -17,24 +17,16 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from eva_fast.data.progress import progress
 from eva_fast.errors import UsageError
-
-try:
-    import fcntl
-except ImportError:  # not on this platform: two builders then do the work twice
-    fcntl = None  # type: ignore[assignment]
+from eva_fast.files import cache_folder
 
 FORMAT = 1
 _RELEASE_EVERY = 8  # look-ups; each maps some seven neighbourhoods, up to 5 MB together (measured)
 _KNOWN_GROUPS = 100_000  # remembered while an index is written, to name each of them once
 _EXTENT = struct.Struct("<QQ")  # where a member's bytes start in its shard, and how many
-
-
-def cache_folder() -> Path:
-    """Where indexes are kept: `$XDG_CACHE_HOME/eva_fast` or `~/.cache/eva_fast`."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "eva_fast"
 
 
 class _Map:
@@ -167,11 +159,13 @@ def cached_index(
 @contextlib.contextmanager
 def _only_one(path: Path) -> Iterator[None]:
     """The processes of one machine build an index once; the others wait for it."""
-    with open(path, "wb") as file:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
+    lock = FileLock(path)
+    with contextlib.suppress(OSError, NotImplementedError):  # a file system without locks
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _write(folder: Path, entries: Entries, what: str) -> None:

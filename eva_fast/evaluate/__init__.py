@@ -2,6 +2,6 @@
 
 from eva_fast.evaluate.evaluation import evaluate
 from eva_fast.evaluate.probes import PROBES, knn_accuracy, linear_accuracy
-from eva_fast.evaluate.report import print_table
+from eva_fast.evaluate.table import print_table
 
 __all__ = ["PROBES", "evaluate", "knn_accuracy", "linear_accuracy", "print_table"]

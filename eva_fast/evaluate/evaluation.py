@@ -5,26 +5,24 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from eva_fast.device import choose_device
 from eva_fast.errors import UsageError
+from eva_fast.evaluate.features import PIXELS, Extractor, extract, pixel_features, student_features
 from eva_fast.evaluate.probes import PROBES, require_sklearn
-from eva_fast.evaluate.splits import Split, open_splits
+from eva_fast.evaluate.splits import known_labels, labelled, open_labelled, split
 from eva_fast.evaluate.students import find_weights, load_student, random_student, run_config
+from eva_fast.files import atomic_write
 from eva_fast.teachers import load_teacher
 
 log = logging.getLogger(__name__)
-PIXELS = 8  # side of the pixel baseline
-
-Extractor = Callable[[Tensor], Tensor]
 
 
 def evaluate(
@@ -46,7 +44,7 @@ def evaluate(
     Args:
         run_or_weights: folder of a run, or a weight file in official or timm naming.
         data: "builtin", a folder with a folder a class (a fixed quarter is for validation), or one
-            with train/ and val/ of such.
+            with train/ and val/ of such; or any source whose items have labels.
         probes: of "knn" (cosine, k=5, T=0.07) and "linear" (logistic regression).
         teacher: teacher to compare with, as for `load_teacher`, or a teacher module; by default
             the run's own; "none" for none.
@@ -67,12 +65,15 @@ def evaluate(
     probes = _check_probes(probes)
     weights = find_weights(run_or_weights)
     where = choose_device(device)
-    train, val = open_splits(data)
+    sources = open_labelled(data)
+    labels = known_labels(sources)
+    if labels is not None:
+        split(labels, data)  # what is wrong with them is told before any work
     student = load_student(weights, where)
     extractors: dict[str, Extractor] = {
-        "student": _student_features(student),
-        "random init": _student_features(random_student(student.sizes, where)),
-        f"{PIXELS}x{PIXELS} pixels": _pixels,
+        "student": student_features(student),
+        "random init": student_features(random_student(student.sizes, where)),
+        f"{PIXELS}x{PIXELS} pixels": pixel_features,
     }
     judge = _open_teacher(teacher, run_config(weights), student.grid, where)
     if judge is not None:
@@ -80,8 +81,16 @@ def evaluate(
         extractors[f"teacher {name}"] = lambda images: judge(images).mean(1)
 
     size = student.sizes.img_size
-    fit, fit_labels = _features(train, extractors, size, batch_size, where)
-    ask, ask_labels = _features(val, extractors, size, batch_size, where)
+    numbers = [list(known) for known in labels] if labels else [range(len(s)) for s in sources]
+    found = [
+        extract(source, extractors, size, batch_size, where, some)
+        for source, some in zip(sources, numbers)
+    ]
+    if labels is None:
+        labels = [labelled(part.numbers, part.labels) for part in found]
+    train, val = split(labels, data)
+    fit, fit_labels = found[0].of(train)
+    ask, ask_labels = found[-1].of(val)
     results = [
         {
             "features": name,
@@ -119,21 +128,10 @@ def _check_probes(probes: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _student_features(model: nn.Module) -> Extractor:
-    return lambda images: model.forward_features(images)[:, 1:].float().mean(1)  # type: ignore
-
-
 def _short(name: str) -> str:
     """A teacher's name without the folders of its file."""
     scheme, colon, file = name.rpartition(":")
     return f"{scheme}{colon}{Path(file).name}" if os.path.exists(file) else name
-
-
-def _pixels(images: Tensor) -> Tensor:
-    small = F.interpolate(
-        images.float() / 255, (PIXELS, PIXELS), mode="bicubic", antialias=True, align_corners=False
-    )
-    return small.flatten(1)
 
 
 def _open_teacher(
@@ -154,31 +152,10 @@ def _open_teacher(
         return None
 
 
-@torch.inference_mode()
-def _features(
-    split: Split,
-    extractors: dict[str, Extractor],
-    size: int,
-    batch_size: int,
-    device: torch.device,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """float32 [n,D] of every extractor and int64 labels [n], in one pass over the images."""
-    found: dict[str, list[Tensor]] = {name: [] for name in extractors}
-    labels: list[Tensor] = []
-    for images, label in split.batches(size, batch_size):
-        images = images.to(device)
-        for name, extract in extractors.items():
-            found[name].append(extract(images).float().cpu())
-        labels.append(label)
-    if not labels:
-        raise UsageError(f"none of the {len(split)} images could be read")
-    return {name: torch.cat(rows) for name, rows in found.items()}, torch.cat(labels)
-
-
 def _write(path: Path, result: dict[str, Any]) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        with atomic_write(path) as draft:
+            draft.write_text(json.dumps(result, indent=1) + "\n")
     except OSError as error:
         raise UsageError(
             f"cannot write the result to {path}: {error}; choose another out="

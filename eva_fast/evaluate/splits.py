@@ -1,33 +1,28 @@
 """Images with classes, as two splits: one to fit a probe on, one to judge it."""
 
 import logging
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from eva_fast.data import open_source
-from eva_fast.data.crop import Cropper
-from eva_fast.data.decode import BadImage
-from eva_fast.data.source import Source
+from eva_fast.data import Source, open_source
 from eva_fast.errors import UsageError
 
 log = logging.getLogger(__name__)
 VALIDATION_SHARE = 0.25
 SPLIT_SEED = 0
 
+Labels = Mapping[int, str]
+"""The class of every image of a source that has one, by number, in order."""
+
 
 @dataclass(frozen=True)
 class Split:
     """Some images of a source, by number, and the class of each as an index into `classes`."""
 
-    source: Source
     numbers: Sequence[int]
     labels: Sequence[int]
     classes: Sequence[str]
@@ -35,100 +30,76 @@ class Split:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def batches(self, size: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(uint8 images [b,3,size,size], int64 labels [b]) in order: the largest centred square,
-        resized with an antialiased bicubic filter. Unreadable images are left out and logged."""
-        cropper = Cropper(size, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
 
-        def load(number: int) -> np.ndarray | None:
-            try:
-                return cropper(self.source.read(number), 0)
-            except (BadImage, OSError) as error:
-                log.warning("left out %s: %s", self.source.name(number), error)
-                return None
+def open_labelled(data: Any) -> list[Source]:
+    """The sources of training and of validation images, or the one that holds both.
 
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            for start in range(0, len(self), batch_size):
-                loaded = pool.map(load, self.numbers[start : start + batch_size])
-                labels = self.labels[start : start + batch_size]
-                kept = [(image, label) for image, label in zip(loaded, labels) if image is not None]
-                if kept:
-                    images = torch.from_numpy(np.stack([image for image, _ in kept]))
-                    yield images, torch.tensor([label for _, label in kept])
-
-
-def open_splits(data: Any) -> tuple[Split, Split]:
-    """(training split, validation split) of labelled images.
-
-    Args:
-        data: "builtin"; a folder with train/ and val/ that hold a folder a class; or anything else
-            that `open_source` opens and that has labels, of which a fixed quarter of every class is
-            for validation.
-
-    Raises:
-        ValueError: no labels, fewer than two classes, or validation classes that training lacks.
+    Two for "builtin" and for a folder with train/ and val/; else whatever `open_source` opens.
     """
-    sources = _ready_splits(data)
-    if sources is None:
-        source = open_source(data)
-        labels = _labels(source, data)
-        classes = _classes(labels.values(), data)
-        numbers = np.array(list(labels))
-        indices = np.array([classes.index(name) for name in labels.values()])
-        for_val = _stratified(indices)
-        train, val = (
-            Split(source, numbers[part].tolist(), indices[part].tolist(), classes)
-            for part in (~for_val, for_val)
+    if isinstance(data, str) and data == "builtin":
+        return [open_source(data, split="train"), open_source(data, split="val")]
+    if isinstance(data, str | Path):
+        train, val = Path(data) / "train", Path(data) / "val"
+        if train.is_dir() and val.is_dir():
+            return [open_source(str(train)), open_source(str(val))]
+    return [open_source(data)]
+
+
+def known_labels(sources: Sequence[Source]) -> list[Labels] | None:
+    """The labels of each source; None where they are not known without reading the images."""
+    if not all(source.knows_labels for source in sources):
+        return None
+    return [labelled(range(len(s)), map(s.label, range(len(s)))) for s in sources]
+
+
+def labelled(numbers: Iterable[int], labels: Iterable[str | None]) -> Labels:
+    """The labels of those images that have one; the others are left out, and it is logged."""
+    pairs = list(zip(numbers, labels))
+    found = {number: label for number, label in pairs if label}
+    if found and len(found) < len(pairs):
+        lacking = len(pairs) - len(found)
+        log.warning("%d of %d images have no class and are left out", lacking, len(pairs))
+    return found
+
+
+def split(labels: Sequence[Labels], data: Any) -> tuple[Split, Split]:
+    """(training split, validation split), given the labels of the sources of `open_labelled`. Of one
+    source a fixed quarter of every class is for validation.
+
+    Raises ValueError: no labels, fewer than two classes, or validation classes that training lacks.
+    """
+    if not all(labels):
+        raise UsageError(
+            f"the images of {data} have no classes: evaluation needs a folder a class, "
+            "or train/ and val/ with such folders"
         )
-        if not len(val):
-            raise UsageError(f"{data} has one image a class: nothing is left for validation")
-        return train, val
-    known = [_labels(source, data) for source in sources]
-    classes = _classes(known[0].values(), data)
-    strange = sorted(set(known[1].values()) - set(classes))
+    classes = sorted(set(labels[0].values()))
+    if len(classes) < 2:
+        raise UsageError(
+            f"all images of {data} are of one class ({classes[0]}): a probe needs at least two"
+        )
+    strange = sorted(set(labels[-1].values()) - set(classes))
     if strange:
         raise UsageError(
             f"val of {data} has classes that train lacks: {', '.join(strange[:5])}; "
             f"train has {', '.join(classes[:20])}"
         )
+    place = {name: index for index, name in enumerate(classes)}
     train, val = (
-        Split(source, list(labels), [classes.index(name) for name in labels.values()], classes)
-        for source, labels in zip(sources, known)
+        Split(list(known), [place[name] for name in known.values()], classes)
+        for known in (labels[0], labels[-1])
+    )
+    if len(labels) > 1:
+        return train, val
+    numbers, indices = np.array(train.numbers), np.array(train.labels)
+    for_val = _stratified(indices)
+    if not for_val.any():
+        raise UsageError(f"{data} has one image a class: nothing is left for validation")
+    train, val = (
+        Split(numbers[part].tolist(), indices[part].tolist(), classes)
+        for part in (~for_val, for_val)
     )
     return train, val
-
-
-def _ready_splits(data: Any) -> tuple[Source, Source] | None:
-    if data == "builtin":
-        return open_source(data, split="train"), open_source(data, split="val")
-    if isinstance(data, str | Path):
-        train, val = Path(data) / "train", Path(data) / "val"
-        if train.is_dir() and val.is_dir():
-            return open_source(str(train)), open_source(str(val))
-    return None
-
-
-def _labels(source: Source, data: Any) -> dict[int, str]:
-    """Class of every image that has one, by number, in order."""
-    found = {i: label for i in range(len(source)) if (label := source.label(i)) is not None}
-    if not found:
-        raise UsageError(
-            f"the images of {data} have no classes: evaluation needs a folder a class, "
-            "or train/ and val/ with such folders"
-        )
-    if len(found) < len(source):
-        log.warning("%d of %d images have no class and are left out", len(source) - len(found),
-                    len(source))  # fmt: skip
-    return found
-
-
-def _classes(labels: Any, data: Any) -> list[str]:
-    classes = sorted(set(labels))
-    if len(classes) < 2:
-        raise UsageError(
-            f"all images of {data} are of one class ({classes[0]}): a probe needs at least two"
-        )
-    return classes
 
 
 def _stratified(indices: np.ndarray) -> np.ndarray:

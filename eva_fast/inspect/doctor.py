@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 
 from eva_fast import __version__, native
-from eva_fast.data import jpeg
+from eva_fast.data.decode import jpeg
 from eva_fast.ops import choose, kept, registry
 
 PACKAGES = (

@@ -5,7 +5,7 @@ import json
 import torch
 
 from eva_fast.data import build_loader
-from eva_fast.data.source import Source
+from eva_fast.data.sources.base import Source
 from tests.data.pictures import encoded
 
 

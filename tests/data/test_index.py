@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eva_fast.data.folders import sorted_in_parts
 from eva_fast.data.index import Index, cached_index
+from eva_fast.data.sources.folder import sorted_in_parts
 
 FILES, FOLDERS = 400_000, 500
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import sys
 
 import numpy as np
@@ -12,7 +13,9 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 
-from eva_fast.evaluate import evaluate, print_table
+from eva_fast.data import ImageField, LabelField, build_loader
+from eva_fast.evaluate import evaluate, knn_accuracy, print_table
+from eva_fast.evaluate.splits import known_labels, open_labelled, split
 from eva_fast.evaluate.students import load_student, random_student
 from eva_fast.model import create_model
 from eva_fast.weights import write_student
@@ -71,15 +74,17 @@ def test_figures_json_and_table(run, pictures):
 
 def test_the_students_feature_is_the_mean_patch_token(run, pictures):
     """Probing recomputed by hand from the model's own tokens."""
-    from eva_fast.evaluate import knn_accuracy
-    from eva_fast.evaluate.splits import open_splits
-
     model = load_student(run / "model.safetensors", CPU)
+    sources = open_labelled(pictures)
+    fields = [ImageField.centred(32), LabelField(sources[0].classes())]
+    with build_loader(sources[0], fields, batch_size=72, order="once") as loader:
+        batch = next(loader)
+    with torch.no_grad():
+        features = model.forward_features(batch.images)[:, 1:].mean(1)
     parts = []
-    for split in open_splits(pictures):
-        images, labels = (torch.cat(x) for x in zip(*split.batches(32, 7)))
-        with torch.no_grad():
-            parts += [model.forward_features(images)[:, 1:].mean(1), labels]
+    for part in split(known_labels(sources), pictures):
+        assert batch.label[part.numbers].tolist() == list(part.labels)
+        parts += [features[part.numbers], batch.label[part.numbers]]
     result = evaluate(run, pictures, probes=("knn",), teacher="none", out=run / "x" / "y.json")
     assert result["results"][0]["knn"] == pytest.approx(knn_accuracy(*parts))
     assert "linear" not in result["results"][0] and len(result["results"]) == 3
@@ -91,6 +96,33 @@ def test_a_teachers_file_is_named_without_its_folders(run, pictures):
     teacher.name = f"torchvision/net:{run / 'model.safetensors'}"
     result = evaluate(run, pictures, probes="knn", teacher=teacher)
     assert result["results"][-1]["features"] == "teacher torchvision/net:model.safetensors"
+
+
+class Counted:
+    """Labelled pictures that count how often each is built; only the items know their labels."""
+
+    def __init__(self):
+        self.built = multiprocessing.Array("i", 48)
+
+    def __len__(self):
+        return 48
+
+    def __getitem__(self, number):
+        self.built[number] += 1
+        pixels = np.random.default_rng(number).integers(0, 90, (3, 36, 40)).astype(np.uint8)
+        pixels[number % 3] += 120
+        return {"image": pixels, "label": f"channel {number % 3}" if number != 5 else None}
+
+
+def test_any_source_whose_items_have_labels_is_read_once(run, caplog):
+    data = Counted()
+    result = evaluate(run, data, teacher=Colour())
+    assert result["classes"] == ["channel 0", "channel 1", "channel 2"]
+    assert result["train"] + result["val"] == 47 and "1 of 48 images have no class" in caplog.text
+    assert result["results"][-1]["knn"] == 100
+    assert list(data.built) == [2] + [1] * 47  # the first is looked at when the source is opened
+    with pytest.raises(ValueError, match="have no classes"):
+        evaluate(run, torch.utils.data.StackDataset([torch.zeros(3, 8, 8, dtype=torch.uint8)] * 4))
 
 
 def test_two_evaluations_are_equal(run, pictures):

@@ -1,0 +1,1 @@
+"""From encoded files to pixels: Pillow, libjpeg-turbo, nvJPEG."""

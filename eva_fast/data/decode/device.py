@@ -1,0 +1,114 @@
+"""`decode="gpu"`: JPEGs decoded and cropped on the training device, by nvJPEG through torchvision.
+
+A worker then only reads: it writes a JPEG's bytes where its crop would go (most files are smaller)
+and notes the box. What this cannot serve, other formats, rotated, large or damaged files, is
+cropped by the worker as always. The trainer's thread starts the decoding beside the running step.
+"""
+
+import io
+import logging
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from eva_fast.data.decode.pillow import BadImage, decode
+from eva_fast.data.samples.crop import Box
+from eva_fast.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+class Deferred(NamedTuple):
+    """A row whose image is still encoded."""
+
+    row: int
+    data: Tensor
+    """uint8 [bytes]."""
+    box: Box
+
+
+class DeviceDecoder:
+    """Decodes deferred rows on `device` and puts the crops, of `size` pixels, in their place.
+
+    Raises ValueError where torchvision cannot decode JPEGs on that device.
+    """
+
+    def __init__(self, device: torch.device, size: int) -> None:
+        self.device, self.size = device, size
+        try:
+            self._decode([_sample()])
+        except Exception as error:  # a missing library, driver or build option
+            raise UsageError(
+                'decode="gpu" needs an NVIDIA GPU and a torchvision built with nvJPEG: '
+                f'{" ".join(str(error).split())[:200]}. decode="cpu" works everywhere'
+            ) from error
+
+    def fill(self, images: Tensor, files: np.ndarray, encoded: np.ndarray) -> dict[int, str]:
+        """Replaces the deferred rows of `images`, uint8 [B,3,S,S] on the device.
+
+        Arguments:
+            files: uint8 [B,3,S,S] on the host: a deferred row begins with its file's bytes.
+            encoded: int32 [B,6]: (bytes, left, top, width, height, flip), or zeros for other rows.
+
+        Returns the rows that neither the device nor the CPU can decode, with the reason of each.
+        """
+        deferred = []
+        for row, (size, left, top, width, height, flip) in enumerate(encoded.tolist()):
+            if size:
+                data = torch.from_numpy(files[row].reshape(-1)[:size])
+                deferred.append(Deferred(row, data, Box(left, top, width, height, bool(flip))))
+        if not deferred:
+            return {}
+        try:
+            pictures = self._decode([d.data for d in deferred])
+        except RuntimeError as error:
+            logger.warning("a batch is decoded by the CPU: %s", " ".join(str(error).split())[:200])
+            return self._by_cpu(images, deferred)
+        for d, picture in zip(deferred, pictures):
+            images[d.row] = self._crop(picture, d.box)
+        return {}
+
+    def _decode(self, encoded: list[Tensor]) -> list[Tensor]:
+        from torchvision.io import ImageReadMode, decode_jpeg
+
+        return decode_jpeg(encoded, mode=ImageReadMode.RGB, device=self.device)
+
+    def _crop(self, picture: Tensor, box: Box) -> Tensor:
+        """Antialiased bicubic resize of the box of uint8 [3,H,W], mirrored as it says."""
+        part = picture[:, box.top : box.top + box.height, box.left : box.left + box.width]
+        size = (self.size, self.size)
+        crop = F.interpolate(
+            part.unsqueeze(0).float(), size, mode="bicubic", antialias=True, align_corners=False
+        )[0]
+        crop = crop.round_().clamp_(0, 255).to(torch.uint8)
+        return crop.flip(-1) if box.flip else crop
+
+    def _by_cpu(self, images: Tensor, deferred: list[Deferred]) -> dict[int, str]:
+        bad = {}
+        for d in deferred:
+            try:
+                crop = _cpu_crop(d.data.numpy().tobytes(), d.box, self.size)
+            except BadImage as error:
+                bad[d.row] = error.reason
+            else:
+                images[d.row] = crop.to(self.device)
+        return bad
+
+
+def _sample() -> Tensor:
+    """A small JPEG, uint8 [bytes]."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "JPEG")
+    return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+
+
+def _cpu_crop(data: bytes, box: Box, size: int) -> Tensor:
+    """uint8 [3, size, size] by Pillow; BadImage where it cannot decode the file either."""
+    corners = (box.left, box.top, box.left + box.width, box.top + box.height)
+    part = decode(data).image.crop(corners).resize((size, size), Image.Resampling.BICUBIC)
+    crop = torch.from_numpy(np.array(part)).permute(2, 0, 1)
+    return crop.flip(-1) if box.flip else crop

@@ -1,0 +1,1 @@
+"""Where images come from: folders, lists, tar shards, streams, datasets, and mixes of them."""

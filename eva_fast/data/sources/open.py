@@ -1,0 +1,146 @@
+"""`open_source`: whatever a person calls their data, as a `Source`."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from eva_fast.data.sources.base import Source
+from eva_fast.data.sources.builtin import open_builtin
+from eva_fast.data.sources.dataset import DatasetSource
+from eva_fast.data.sources.folder import open_folder
+from eva_fast.data.sources.list import open_list
+from eva_fast.data.sources.mixed import MixedSource
+from eva_fast.data.sources.shards import expand_braces, is_shard, open_shards
+from eva_fast.errors import MissingFileError, UsageError
+
+KINDS = """data can be
+  a folder of images, nested or flat           /data/images
+  a text file with a path a line               /data/list.txt
+  tar shards, with braces or *                 '/data/shard-{000000..000123}.tar'
+  shards read as streams                       's3://bucket/{00..99}.tar', 'pipe:cat shard-{0..9}.tar'
+  the drawings that come with eva_fast         builtin
+  several of these, with weights if you like   '/data/a:0.7,/data/b:0.3' or [("/data/a", 0.7), ...]
+  a map-style dataset: its items are an image, (image, label) or {"image": ..., ...}"""
+
+_WEIGHTED = re.compile(r"^(?P<data>.+):(?P<weight>\d+(\.\d*)?|\.\d+)$")
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://|^[A-Za-z][A-Za-z0-9+.-]+::")
+
+
+def open_source(data: Any, split: str = "train") -> Source:
+    """Opens images for training or evaluation; see `KINDS` for what `data` can be.
+
+    Arguments:
+        data: a path, URL, `pipe:` command or "builtin"; a map-style dataset (`DatasetSource`); a
+            Source; or a list of these or of (these, weight). One string may list several,
+            separated by commas, each with `:weight` behind it if weights are wanted.
+        split: "train" or "val", for "builtin"; other sources are taken as they are.
+
+    Raises FileNotFoundError for what does not exist, ValueError for what holds no image or cannot
+    be read as shards, TypeError for other objects.
+    """
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, (str, os.PathLike)):
+        return _open_text(os.fspath(data), split)
+    if isinstance(data, (list, tuple)):
+        return _open_list(list(data), split)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, dict):
+        return DatasetSource(data)
+    if hasattr(data, "__iter__") and not isinstance(data, dict):
+        raise TypeError(
+            f"{type(data).__name__} can only be iterated: a torch dataset must be map-style "
+            "(__getitem__ and __len__), so that a run can be resumed in the same order"
+        )
+    raise TypeError(f"cannot read images from a {type(data).__name__}; {KINDS}")
+
+
+def _open_list(items: list[Any], split: str) -> Source:
+    pairs = [item if _is_weighted(item) else (item, None) for item in items]
+    return _mix([(open_source(data, split), weight) for data, weight in pairs])
+
+
+def _is_weighted(item: Any) -> bool:
+    return (
+        isinstance(item, (tuple, list))
+        and len(item) == 2
+        and isinstance(item[1], (int, float))
+        and not isinstance(item[1], bool)
+    )
+
+
+def _mix(pairs: list[tuple[Source, float | None]]) -> Source:
+    weights = [weight for _, weight in pairs if weight is not None]
+    if weights and len(weights) != len(pairs):
+        raise UsageError("either every source of a mix has a weight, or none has")
+    if len(pairs) == 1 and not weights:
+        return pairs[0][0]
+    return MixedSource([source for source, _ in pairs], weights or None)
+
+
+def _open_text(text: str, split: str) -> Source:
+    if not text.strip():
+        raise UsageError(f"no data given; {KINDS}")
+    text = os.path.expanduser(text)
+    if os.path.exists(text):
+        return _open_path(Path(text), split)
+    if text.startswith("pipe:"):  # a command may hold commas and colons of its own
+        return open_shards(expand_braces(text))
+    parts = _split_outside_braces(text)
+    weighted = [_WEIGHTED.match(part) for part in parts]
+    if len(parts) > 1 or weighted[0]:
+        return _mix(
+            [
+                (open_source(match["data"], split), float(match["weight"]))
+                if match
+                else (open_source(part, split), None)
+                for part, match in zip(parts, weighted)
+            ]
+        )
+    if text == "builtin":
+        return open_builtin(split)
+    names = expand_braces(text)
+    if _URL.match(text):
+        return open_shards(names)
+    if names != [text] or re.search(r"[*?\[]", text):
+        return open_shards(_glob(names))
+    raise MissingFileError(f"{text} does not exist; {KINDS}")
+
+
+def _open_path(path: Path, split: str) -> Source:
+    if path.is_dir():
+        shards = sorted(str(p) for p in path.iterdir() if is_shard(p.name))
+        return open_shards(shards) if shards else open_folder(path)
+    if is_shard(path.name):
+        return open_shards([str(path)])
+    if path.suffix.lower() in (".txt", ".lst", ".list"):
+        return open_list(path)
+    raise UsageError(f"{path} is neither a folder, nor a .tar shard, nor a .txt list; {KINDS}")
+
+
+def _glob(names: list[str]) -> list[str]:
+    import glob
+
+    found: list[str] = []
+    for name in names:
+        if re.search(r"[*?\[]", name):
+            matches = sorted(glob.glob(name, recursive=True))
+            if not matches:
+                raise MissingFileError(f"no file matches {name}")
+            found += matches
+        else:
+            found.append(name)
+    return found
+
+
+def _split_outside_braces(text: str) -> list[str]:
+    parts, depth, start = [], 0, 0
+    for i, letter in enumerate(text):
+        depth += (letter == "{") - (letter == "}")
+        if letter == "," and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    parts.append(text[start:])
+    if not all(part.strip() for part in parts):
+        raise UsageError(f"an empty name in the list of data sources {text!r}")
+    return [part.strip() for part in parts]

@@ -1,0 +1,98 @@
+"""Block-wise masks: statistics of the official generator, exact counts, one result everywhere."""
+
+import numpy as np
+import pytest
+import torch
+
+from eva_fast import native
+from eva_fast.data.samples.mask import BlockMasker
+from tests.golden.mask_stats import edges
+
+GRIDS = [
+    ((16, 16), 105, 16),
+    ((4, 4), 6, 16),
+    ((4, 4), 6, 1),
+    ((6, 6), 14, 2),
+    ((8, 8), 26, 4),
+    ((1, 7), 3, 1),
+    ((5, 9), 45, 3),
+    ((1, 1), 1, 1),
+    ((40, 30), 700, 30),
+]
+grids = pytest.mark.parametrize(
+    "grid, count, min_block", GRIDS, ids=[f"{g[0]}x{g[1]}-{c}-{m}" for g, c, m in GRIDS]
+)
+
+
+def seeds(n, start=0):
+    return np.random.default_rng(start).integers(0, 2**64, n, dtype=np.uint64)
+
+
+@grids
+def test_exact_count_ascending_and_in_range(grid, count, min_block):
+    indices = BlockMasker(grid, count, min_block).indices(seeds(200))
+    assert indices.shape == (200, count) and indices.dtype == np.int32
+    assert (np.diff(indices, axis=1) > 0).all()
+    assert indices.min() >= 0 and indices.max() < grid[0] * grid[1]
+
+
+@pytest.mark.skipif(not native.available(), reason="the native library is not built")
+@grids
+def test_native_and_numpy_give_the_same_masks(grid, count, min_block):
+    masker = BlockMasker(grid, count, min_block)
+    keys = np.concatenate([seeds(300, 3), np.array([0, 1, 2**63, 2**64 - 1], np.uint64)])
+    assert np.array_equal(masker._indices_native(keys), masker._indices_numpy(keys))
+
+
+def test_a_mask_is_a_function_of_its_seed_alone():
+    masker, keys = BlockMasker(), seeds(50)
+    together = masker.indices(keys)
+    alone = np.concatenate([masker.indices(keys[i : i + 1]) for i in reversed(range(50))])[::-1]
+    assert np.array_equal(together, alone)
+    assert np.array_equal(masker.indices(keys), together)
+
+
+def test_numpy_version_serves_where_nothing_is_built(monkeypatch):
+    expected = BlockMasker().indices(seeds(20))
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert np.array_equal(BlockMasker().indices(seeds(20)), expected)
+
+
+def test_calling_advances_and_starts_from_the_seed():
+    first, second = BlockMasker(seed=5), BlockMasker(seed=5)
+    whole = first(30)
+    assert whole.shape == (30, 16, 16) and whole.dtype == torch.bool
+    assert (whole.sum((1, 2)) == 105).all()
+    assert torch.equal(whole, torch.cat([second(10), second(20)]))
+    assert not torch.equal(whole, first(30))
+    assert not torch.equal(whole, BlockMasker(seed=6)(30))
+    assert BlockMasker(seed=-1)(0).shape == (0, 16, 16)
+
+
+def test_top_up_alone_grows_from_one_patch():
+    """On a single row no rectangle fits (it must be lower than the grid): all is topped up."""
+    masks = BlockMasker((1, 12), 4, 1)(500).numpy()
+    assert (edges(masks) <= 2).all()
+    assert (masks.mean(0) > 0.1).all()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(grid=(0, 4), count=1), "grid must have"),
+        (dict(grid=(2000, 2000), count=1), "grid must have"),
+        (dict(grid=(4, 4), count=0), "1 to 16"),
+        (dict(grid=(4, 4), count=17), "1 to 16"),
+        (dict(min_block=0), "min_block"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        BlockMasker(**arguments)
+
+
+def test_bad_calls():
+    with pytest.raises(ValueError, match="negative"):
+        BlockMasker()(-1)
+    with pytest.raises(ValueError, match="one-dimensional"):
+        BlockMasker().indices(np.zeros((2, 2), np.uint64))
