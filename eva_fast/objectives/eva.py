@@ -19,7 +19,7 @@ from eva_fast.model import EvaViT, head
 from eva_fast.objectives.base import Objective, Setting
 from eva_fast.objectives.picture import save_picture
 from eva_fast.objectives.request import Request
-from eva_fast.ops import dispatch
+from eva_fast.ops import choose
 
 MASKED_SHARE, BLOCK_SHARE = 105 / 256, 1 / 16
 
@@ -60,7 +60,7 @@ class Eva(Objective):
         """The head and loss of the batch's masked patches, composed and fused, where there is a
         fused one."""
         student, device = cast(EvaViT, module), batch.images.device
-        if dispatch.fused_kind(head.OP, device.type) != "triton":
+        if not choose.can_run(head.OP, "triton", device.type):
             return {}
         dtype, rows = (
             student.precision.dtype(student.pos_embed.dtype, device.type),
