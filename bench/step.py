@@ -34,7 +34,8 @@ def training_step(model: EvaViT, shape: Shape, target: torch.Tensor) -> Callable
     )  # fmt: skip
     step = TrainStep(state, Eva(), lambda batch: target, clip_grad=plain.CLIP_NORM)
     number = torch.arange(shape.batch)
-    batch = Batch(shape.images(), shape.mask(), number, torch.zeros_like(number))
+    views = torch.zeros_like(number)
+    batch = Batch(images=shape.images(), mask=shape.mask(), ids=number, views=views)
     return lambda: step(batch, rate=1e-3)
 
 

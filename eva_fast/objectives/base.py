@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from eva_fast.data.engine import Batch
+from eva_fast.data import Batch
 from eva_fast.errors import UsageError
 from eva_fast.model import EvaViT, ModelSizes, create_model
 from eva_fast.objectives.picture import save_columns
@@ -135,7 +135,7 @@ class Objective:
             patches = setting.sizes.num_patches
             rows = (size * count,) if request.rows == "masked" else (size, patches)
             target = torch.randn(*rows, int(teacher.dim), device=device)  # type: ignore[arg-type]
-        return Batch(images, mask, number, torch.zeros_like(number)), target
+        return Batch(images=images, mask=mask, ids=number, views=torch.zeros_like(number)), target
 
     def alternatives(
         self, module: nn.Module, batch: Batch, target: Tensor | None

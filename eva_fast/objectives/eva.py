@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from eva_fast.data.engine import Batch
+from eva_fast.data import Batch
 from eva_fast.errors import UsageError
 from eva_fast.layers import Stream
 from eva_fast.model import EvaViT, head

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from eva_fast.data import build_loader
-from eva_fast.data.engine import Batch
+from eva_fast.data import Batch, build_loader
 from eva_fast.objectives.base import Objective
 
 PICTURE_ROWS = 8

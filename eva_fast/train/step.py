@@ -8,8 +8,6 @@ Nothing in it waits for the device, and what never changes is made at set-up. Al
 is written in place, so that a step can be captured as a CUDA graph.
 """
 
-from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
@@ -82,7 +80,7 @@ class TrainStep:
             parameter.grad = None
         loss, parts = self._loss.zero_(), self.accumulate
         metrics: dict[str, Tensor] = {}
-        for part in micro_batches(batch, parts):
+        for part in batch.chunk(parts):
             value, measured = self.objective.loss(self.state.module, part, self.ask(part))
             value = value / parts
             self.state.guard.scale(value).backward()
@@ -91,13 +89,3 @@ class TrainStep:
                 found = measured[name].detach() / parts
                 metrics[name] = metrics[name] + found if name in metrics else found
         return loss, metrics
-
-
-def micro_batches(batch: Any, count: int) -> Iterator[Any]:
-    """`batch` in `count` parts of equal size, in order."""
-    if count == 1:
-        yield batch
-        return
-    names = [field.name for field in fields(batch)]
-    for values in zip(*(getattr(batch, name).chunk(count) for name in names), strict=True):
-        yield type(batch)(**dict(zip(names, values)))

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from eva_fast.data.engine import Batch
+from eva_fast.data import Batch
 from eva_fast.objectives import Objective
 from eva_fast.train import TrainState, TrainStep, make_optimizer
 from eva_fast.train.guard import Guard
@@ -71,7 +71,8 @@ def batch(seed, size=4):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(256, (size, 3, 2, 2), generator=generator, dtype=torch.uint8)
     number = torch.arange(size)
-    return Batch(images, torch.zeros(size, 1, dtype=torch.int32), number, number)
+    mask = torch.zeros(size, 1, dtype=torch.int32)
+    return Batch(images=images, mask=mask, ids=number, views=number)
 
 
 def ask(batch):
