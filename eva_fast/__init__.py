@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eva_fast.data.masks import BlockMasker
+    from eva_fast.data import BlockMasker
     from eva_fast.model import create_model
     from eva_fast.recipes.pretrain import PretrainResult, pretrain
     from eva_fast.teachers import load_teacher
