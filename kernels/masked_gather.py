@@ -38,9 +38,8 @@ def masked_gather_backward_kernel(
     token = row % T
     o_k = tl.arange(0, BLOCK_K)
     b_mask = tl.load(p_mask + image * K + o_k, mask=o_k < K, other=-1)
-    # place in the mask plus one, zero where the token is not masked
+    # place in the mask plus one, zero where the mask does not name the token
     place = tl.sum(tl.where((b_mask + 1 == token) & (o_k < K), o_k + 1, 0), 0)
-    place = tl.where(token > 0, place, 0)
     o_d = tl.arange(0, BLOCK)
     m_d = o_d < D
     p_row = p_dout + (image * K + tl.maximum(place - 1, 0)) * s_dout

@@ -3,7 +3,8 @@
     out[b K + k] = x[b, 1 + mask[b, k]]        x [B, T, D] with the CLS token in row 0
 
 Only masked patches reach EVA's loss (Fang et al. 2022, EVA, section 2.1), so the head works on
-these M = B K rows. The backward writes dx whole: the rows of the mask, and zeros elsewhere.
+these M = B K rows. Where CLS is wanted too, its index is -1. The backward writes dx whole: the rows
+of the mask, and zeros elsewhere.
 
 An implementation gets x [B, T, D] with last stride 1 (any other strides), mask int32 [B, K]
 contiguous, dout [B K, D] with last stride 1; and returns contiguous tensors.
@@ -60,7 +61,7 @@ def masked_gather(x: Tensor, mask: Tensor) -> Tensor:
     """Rows 1 + mask of x, row-major over (image, masked patch).
 
     x: [B, T, D] float32, bfloat16 or float16, last stride 1. mask: int32 [B, K], each row
-    ascending in [0, T - 1), no index twice (on a GPU the values are not read, so not checked).
+    ascending in [-1, T - 1), no index twice (on a GPU the values are not read, so not checked).
     Returns [B K, D]. Raises ValueError naming what does not fit.
     """
     check(_NAME, "x", x, shape=(None, None, None))

@@ -35,10 +35,10 @@ def assert_close(found, expected, tolerance=1e-6):
         assert (found[name] - wanted).norm() <= tolerance * wanted.norm() + 1e-9, name
 
 
-@pytest.mark.parametrize("rows", [None, [1, 4, 8], [5]], ids=str)
+@pytest.mark.parametrize("rows", [None, [1, 4, 8], [0, 2, 7], [0]], ids=str)
 @pytest.mark.parametrize("drop_path", [0.0, 0.5], ids=["all", "dropped"])
 def test_a_block_is_the_plain_block(kernels, rows, drop_path):
-    """Of all tokens and of some patches."""
+    """Of all tokens, of patches, of patches and CLS (row 0), of CLS alone."""
     block, reference = pair(drop_path)
     tokens = None if rows is None else torch.tensor([rows] * 4, dtype=torch.int32)
     x = leaf(4, 9, 60)

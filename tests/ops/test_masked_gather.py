@@ -32,6 +32,18 @@ def test_moves_rows_unchanged(kernels, case, dtype):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+def test_the_class_token_is_index_minus_one(kernels):
+    x = leaf(2, 6, 60)
+    mask = torch.tensor([[-1, 0, 3], [-1, 2, 4]], dtype=torch.int32)
+    rows = (mask.long() + 1)[:, :, None].expand(-1, -1, 60)
+    out, expected = ops.masked_gather(x, mask), x.gather(1, rows).flatten(0, 1)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+    upstream = torch.randn_like(out)
+    (found,) = torch.autograd.grad(out, x, upstream)
+    (wanted,) = torch.autograd.grad(expected, x, upstream)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
 def test_strided_tokens_and_expanded_gradient(kernels):
     x, mask = rows_apart(leaf(2, 10, 60)), masks(2, 9, 4)
     out = ops.masked_gather(x, mask)

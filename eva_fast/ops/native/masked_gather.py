@@ -8,7 +8,7 @@ from eva_fast.ops.native.calls import KERNELS, at, check_indices, empty, native_
 @native_op("masked_gather")
 def _forward(x, mask):
     batch, count = mask.shape
-    check_indices("masked_gather", mask, x.shape[1] - 1)
+    check_indices("masked_gather", mask, x.shape[1] - 1, lowest=-1)
     out = empty(x, batch * count, x.shape[2])
     size = x.element_size()
     KERNELS["masked_gather"](
@@ -21,7 +21,7 @@ def _forward(x, mask):
 @native_op("masked_gather_backward")
 def _backward(dout, mask, tokens):
     batch, count = mask.shape
-    check_indices("masked_gather", mask, tokens - 1)
+    check_indices("masked_gather", mask, tokens - 1, lowest=-1)
     dx = empty(dout, batch, tokens, dout.shape[1])
     size = dout.element_size()
     KERNELS["masked_gather_backward"](
