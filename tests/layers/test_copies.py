@@ -7,7 +7,7 @@ import torch
 
 import eva_fast
 from eva_fast import ops
-from eva_fast.layers import Attention, Linear, drop_copies, keep_copies
+from eva_fast.layers import Attention, drop_copies, keep_copies
 from eva_fast.train import make_optimizer
 
 SIZES = dict(
@@ -254,81 +254,6 @@ def test_fake_tensors():
             mask = torch.zeros(2, 6, dtype=torch.int32)
             model.loss(torch.empty(2, 3, 32, 32), mask, torch.empty(12, 20)).backward()
             optimizer.step()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, BF16, torch.float16])
-def test_linear_is_torchs(dtype, kernels):
-    torch.manual_seed(0)
-    layer = Linear(30, 20)
-    wide = torch.nn.Linear(30, 20, dtype=torch.float64)
-    wide.load_state_dict(layer.state_dict())
-    x = torch.randn(2, 5, 30).to(dtype).requires_grad_()
-    x64 = x.detach().double().requires_grad_()
-    out, expected = layer(x), wide(x64)
-    assert out.dtype == dtype
-    upstream = torch.randn_like(out)
-    out.backward(upstream)
-    expected.backward(upstream.double())
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    assert layer.weight.grad.dtype == layer.bias.grad.dtype == torch.float32
-    for a, b in (
-        (out, expected),
-        (x.grad, x64.grad),
-        (layer.weight.grad, wide.weight.grad),
-        (layer.bias.grad, wide.bias.grad),
-    ):
-        assert (a.double() - b).norm() <= tolerance * b.norm()
-
-
-TINY = dict(
-    model="eva_ti_patch8_32", embed_dim=48, depth=2, num_heads=3, mlp_hidden=70, batch_size=8,
-    workers=0, device="cpu", precision="bf16", progress=False, steps=2,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return eva_fast.pretrain(out=tmp_path_factory.mktemp("run") / "run", **TINY).model
-
-
-def fresh(model, state):
-    twin = eva_fast.model.EvaViT(model.sizes, compute_dtype=BF16)
-    twin.load_state_dict(state)
-    return twin.eval()
-
-
-def test_weights_loaded_into_the_model_of_a_bf16_run_give_their_features(trained):
-    model = copy.deepcopy(trained)
-    state = eva_fast.model.EvaViT(model.sizes).state_dict()
-    images = torch.randn(2, 3, 32, 32)
-    trained.load_state_dict(state)
-    try:
-        assert torch.equal(features(trained, images), features(fresh(model, state), images))
-    finally:
-        trained.load_state_dict(model.state_dict())
-
-
-@pytest.mark.parametrize("options", [{}, {"fused": True}], ids=["default", "fused"])
-def test_the_model_of_a_bf16_run_goes_on_with_torchs_optimiser(trained, options):
-    torch.manual_seed(0)
-    state = copy.deepcopy(trained.state_dict())
-    images = torch.randn(4, 3, 32, 32)
-    mask = torch.rand(4, 16).argsort(1)[:, :6].sort(1).values.int()
-    target = torch.randn(24, trained.sizes.predict_dim)
-    curves = []
-    for model in (trained, fresh(trained, state)):
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, **options)
-        losses = []
-        for _ in range(4):
-            loss = model.loss(images, mask, target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        curves.append(losses)
-    trained.load_state_dict(state)
-    assert curves[0] == curves[1]
-    assert curves[0][-1] < curves[0][0] - 0.1
 
 
 def test_a_step_of_the_optimiser_alone_keeps_any_tensor():
