@@ -227,7 +227,7 @@ def test_a_finished_run_is_not_overwritten_but_can_be_lengthened(images, tmp_pat
         (dict(mask_count=16), "mask_count must be between 1 and 15"),
         (dict(mask_count=0), "mask_count must be between 1 and 15"),
         (dict(mask_min_block=17), "mask_min_block must be between 1 and 16"),
-        (dict(kernels="triton", device="cpu"), "kernels='triton' cannot be used: it runs on NVIDIA GPUs"),
+        (dict(kernels="triton", device="cpu"), "'triton' cannot be used: it runs on NVIDIA GPUs"),
         (dict(decode="gpu", device="cpu"), "decode='gpu' needs an NVIDIA GPU"),
         (dict(resume="auto", out=None), "needs out="),
         (dict(num_heads=5), "not divisible by num_heads"),

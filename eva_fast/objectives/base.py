@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eva_fast.data import Batch
+from eva_fast.data import Batch, Field, ImageField, Ragged
+from eva_fast.data.samples.fields import IDS, VIEWS
 from eva_fast.errors import UsageError
 from eva_fast.model import EvaViT, ModelSizes, create_model
 from eva_fast.objectives.picture import save_columns
@@ -63,18 +65,11 @@ class Objective:
     metrics: tuple[str, ...] = ()
     """Names of what `loss` measures beside the loss; `metrics.jsonl` holds their means."""
 
-    def sample(self, setting: Setting) -> dict[str, Any]:
-        """What one training sample consists of, as options of `eva_fast.data.build_loader`: the
-        same for training, `start` and pictures. ValueError for options that do not fit together."""
-        data, sizes = setting.config.data, setting.sizes
-        return dict(
-            image_size=sizes.img_size,
-            patch_size=sizes.patch_size,
-            mask_count=1,
-            scale=data.crop_scale,
-            ratio=data.crop_ratio,
-            flip=data.flip,
-        )
+    def sample(self, setting: Setting) -> list[Field]:
+        """What one training sample consists of: the same for training, `start` and pictures.
+        ValueError for options that do not fit together."""
+        data = setting.config.data
+        return [ImageField(setting.sizes.img_size, data.crop_scale, data.crop_ratio, data.flip)]
 
     def request(self, setting: Setting) -> Request | None:
         """What the teacher is asked for in every step; None: there is no teacher."""
@@ -125,17 +120,15 @@ class Objective:
     ) -> tuple[Batch, Tensor | None]:
         """A micro-batch of noise of `size` images and its target, on the device: kernels are timed
         on it. The shapes are those of `sample` and `request`."""
-        sample, device, request = self.sample(setting), setting.device, self.request(setting)
-        side, count = sample["image_size"], sample["mask_count"]
-        images = torch.randint(256, (size, 3, side, side), dtype=torch.uint8, device=device)
-        mask = torch.arange(count, dtype=torch.int32, device=device).repeat(size, 1)
-        number = torch.arange(size)
+        request, device = self.request(setting), setting.device
+        fields = [*self.sample(setting), IDS, VIEWS]
+        batch = Batch({field.name: _noise(field, size) for field in fields}).to(device)
         target = None
         if request is not None and teacher is not None:
-            patches = setting.sizes.num_patches
-            rows = (size * count,) if request.rows == "masked" else (size, patches)
+            masked = request.rows == "masked"
+            rows = (batch.mask.numel(),) if masked else (size, setting.sizes.num_patches)
             target = torch.randn(*rows, int(teacher.dim), device=device)  # type: ignore[arg-type]
-        return Batch(images=images, mask=mask, ids=number, views=torch.zeros_like(number)), target
+        return batch, target
 
     def alternatives(
         self, module: nn.Module, batch: Batch, target: Tensor | None
@@ -177,3 +170,14 @@ class Objective:
             tensors = {**part.state_dict(), **own}
             write(path, {k: t.detach().float().cpu() for k, t in tensors.items()})
         return part
+
+
+def _noise(field: Field, size: int) -> Tensor | Ragged:
+    """A field's part of a batch, as drawn from seeds, of any bytes, or 0."""
+    array = np.zeros((size, *field.shape), field.dtype)
+    if field.from_seeds:
+        field.make_rows(np.arange(size, dtype=np.uint64), array)
+    values = torch.from_numpy(array)
+    if field.dtype == np.uint8:
+        values = torch.randint(256, values.shape, dtype=torch.uint8)
+    return values if field.most is None else Ragged(values, torch.arange(size + 1))

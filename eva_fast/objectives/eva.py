@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from eva_fast.data import Batch
+from eva_fast.data import Batch, BlockMaskField, Field
 from eva_fast.errors import UsageError
 from eva_fast.layers import Stream
 from eva_fast.model import EvaViT, head
@@ -29,7 +29,7 @@ class Eva(Objective):
 
     name = "eva"
 
-    def sample(self, setting: Setting) -> dict[str, Any]:
+    def sample(self, setting: Setting) -> list[Field]:
         options, patches = setting.config.objective, setting.sizes.num_patches
         count, block = options.mask_count, options.mask_min_block
         count = max(1, round(patches * MASKED_SHARE)) if count is None else count
@@ -38,7 +38,7 @@ class Eva(Objective):
             raise UsageError(f"mask_count must be between 1 and {patches - 1} here, got {count}")
         if not 0 < block <= patches:
             raise UsageError(f"mask_min_block must be between 1 and {patches} here, got {block}")
-        return {**super().sample(setting), "mask_count": count, "min_block": block}
+        return [*super().sample(setting), BlockMaskField(setting.sizes.grid, count, block)]
 
     def request(self, setting: Setting) -> Request:
         return Request(

@@ -87,6 +87,6 @@ def _shapes(
         "sizes": str(setting.sizes),
         "parameters": [tuple(p.shape) for p in module.parameters()],
         "dtype": str(setting.compute_dtype),
-        "batch": tuple(batch.images.shape),
+        "batch": {name: str(getattr(value, "shape", "ragged")) for name, value in batch.items()},
         "target": None if target is None else tuple(target.shape),
     }

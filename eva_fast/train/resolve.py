@@ -68,9 +68,14 @@ def check_run(config: "Config", device: torch.device) -> None:
 
 def sample_options(setting: Setting, objective: Objective) -> dict[str, Any]:
     """Options of `build_loader` that say what a sample is: the same for training and examples."""
-    config = setting.config
+    config, fields, request = setting.config, objective.sample(setting), objective.request(setting)
+    if request is not None and request.rows == "masked" and "mask" not in (f.name for f in fields):
+        raise ValueError(
+            f"objective {objective.name!r} asks the teacher for masked rows, but its sample has no "
+            f"field `mask`, only {', '.join(f.name for f in fields)}"
+        )
     return {
-        **objective.sample(setting),
+        "fields": fields,
         "seed": config.run.seed,
         "max_bad_fraction": config.data.max_bad_share,
     }

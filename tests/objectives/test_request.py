@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from eva_fast.config import Config
+from eva_fast.data import ItemField
 from eva_fast.objectives import Objective, Request, open_objective
 from eva_fast.objectives.request import answer, open_teacher
-from eva_fast.train.resolve import setting_of
+from eva_fast.train.resolve import sample_options, setting_of
 from tests.train.fakes import batch
 
 
@@ -33,7 +34,7 @@ def setting(**options):
 
 def test_masked_rows_and_all_rows():
     teacher, images = Rows(), batch(0)
-    images.mask += 2
+    images.mask.add_(2)
     masked = answer(teacher, Request(rows="masked"))(images)
     assert masked.shape == (4, 6) and torch.equal(masked, teacher(images.images)[:, 2])
     assert answer(teacher, Request(rows="all"))(images).shape == (4, 4, 6)
@@ -79,10 +80,43 @@ def test_eva_asks_for_masked_rows(whiten):
 
 def test_eva_s_mask_is_its_own_option():
     eva = open_objective("eva")
-    sample = eva.sample(setting(img_size=224, patch_size=14))
-    assert (sample["mask_count"], sample["min_block"]) == (105, 16)
-    sample = eva.sample(setting(mask_count=3, mask_min_block=2))
-    assert (sample["mask_count"], sample["min_block"]) == (3, 2)
+    images, mask = eva.sample(setting(img_size=224, patch_size=14))
+    assert images.shape == (3, 224, 224) and mask.shape == (105,) and mask.masker.min_block == 16
+    _, mask = eva.sample(setting(mask_count=3, mask_min_block=2))
+    assert mask.shape == (3,) and mask.masker.min_block == 2
+
+
+class Everything(Objective):
+    """Asks for all rows, and has fields of every kind."""
+
+    def sample(self, setting):
+        return [
+            *super().sample(setting),
+            ItemField("score", "float32"),
+            ItemField("boxes", "float32", (4,), most=3),
+        ]
+
+    def request(self, setting):
+        return Request(rows="all")
+
+
+def test_an_example_has_the_shapes_of_sample_and_request():
+    of = setting()
+    noise, target = open_objective("eva").example(of, Rows(), 5)
+    assert noise.images.shape == (5, 3, 32, 32) and noise.images.dtype == torch.uint8
+    assert noise.mask.shape == (5, 2) and target.shape == (10, 6)
+    assert bool((noise.mask.diff() > 0).all()) and noise.mask.max() < 4
+    noise, target = Everything().example(of, Rows(), 5)
+    assert noise.score.shape == (5,) and len(noise.boxes) == 5 and target.shape == (5, 4, 6)
+
+
+def test_masked_rows_need_a_mask():
+    class Maskless(Everything):
+        def request(self, setting):
+            return Request(rows="masked")
+
+    with pytest.raises(ValueError, match="no field `mask`, only images, score, boxes"):
+        sample_options(setting(), Maskless())
 
 
 def test_an_objective_must_say_what_it_builds_and_its_loss():
