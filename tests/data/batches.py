@@ -4,8 +4,7 @@ import json
 
 import torch
 
-from eva_fast.data import build_loader
-from eva_fast.data.sources.base import Source
+from eva_fast.data import Source, build_loader
 from tests.data.pictures import encoded
 
 
@@ -25,11 +24,13 @@ class Memory(Source):
         return f"picture {number}"
 
 
-SETTINGS = dict(batch_size=6, image_size=28, patch_size=14, mask_count=2, min_block=1, seed=4)
+SETTINGS = dict(batch_size=6, seed=4)
+SAMPLE = dict(image_size=28, patch_size=14, mask_count=2, min_block=1)
 
 
 def build(source, **changes):
-    return build_loader(source, **{**SETTINGS, **changes})
+    sample = {} if "fields" in changes else SAMPLE
+    return build_loader(source, **{**SETTINGS, **sample, **changes})
 
 
 def take(source, count, state=None, **changes):
@@ -45,7 +46,8 @@ def take(source, count, state=None, **changes):
 
 
 def plain(batch):
-    return tuple(x.clone() for x in (batch.images, batch.mask, batch.ids, batch.views))
+    mask = batch.mask if "mask" in batch else batch.ids
+    return tuple(x.clone() for x in (batch.images, mask, batch.ids, batch.views))
 
 
 def same(one, other):

@@ -14,33 +14,34 @@ from eva_fast import native
 
 
 @functools.cache
-def _functions() -> ctypes.CDLL | None:
-    library = native.library()
-    if library is None:
+def library() -> ctypes.CDLL | None:
+    """The native library, told the arguments of the calls below; None where it is not built."""
+    found = native.library()
+    if found is None:
         return None
     integer, pointer, real, flag = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double, ctypes.c_int32
-    library.eva_resize.argtypes = [pointer, *[integer] * 5, *[real] * 4, integer, flag, pointer]
-    library.eva_resize.restype = None
-    if hasattr(library, "eva_jpeg_crop"):
-        library.eva_jpeg_info.argtypes = [ctypes.c_char_p, integer, pointer]
-        library.eva_jpeg_crop.argtypes = [
+    found.eva_resize.argtypes = [pointer, *[integer] * 5, *[real] * 4, integer, flag, pointer]
+    found.eva_resize.restype = None
+    if hasattr(found, "eva_jpeg_crop"):
+        found.eva_jpeg_info.argtypes = [ctypes.c_char_p, integer, pointer]
+        found.eva_jpeg_crop.argtypes = [
             ctypes.c_char_p, *[integer] * 5, flag, integer, flag, pointer,
         ]  # fmt: skip
-    return library
+    return found
 
 
 def available() -> bool:
     """Whether libjpeg-turbo was found when the native library was built."""
-    return hasattr(_functions(), "eva_jpeg_crop")
+    return hasattr(library(), "eva_jpeg_crop")
 
 
 def jpeg_info(data: bytes) -> tuple[int, int, int] | None:
     """(width, height, EXIF orientation) as stored; None where `jpeg_crop` cannot serve the file."""
-    library = _functions()
-    if library is None or not available():
+    functions = library()
+    if functions is None or not available():
         return None
     info = (ctypes.c_int64 * 3)()
-    return (info[0], info[1], info[2]) if library.eva_jpeg_info(data, len(data), info) else None
+    return (info[0], info[1], info[2]) if functions.eva_jpeg_info(data, len(data), info) else None
 
 
 def jpeg_crop(
@@ -56,11 +57,11 @@ def jpeg_crop(
     divisor: 1, 2, 4 or 8; how many times smaller a side the image may be decoded. False where
     libjpeg-turbo does not handle the file or finds it damaged; `out` is then undefined.
     """
-    library = _functions()
-    if library is None or not available():
+    functions = library()
+    if functions is None or not available():
         return False
     pointer = out.ctypes.data
-    return bool(library.eva_jpeg_crop(data, len(data), *box, divisor, size, flip, pointer))
+    return bool(functions.eva_jpeg_crop(data, len(data), *box, divisor, size, flip, pointer))
 
 
 def resize(
@@ -76,13 +77,13 @@ def resize(
     does not contribute. C is 1 (written three times), 3, or 4 of which the last is ignored. Within
     2 of 255 of Pillow's result. False where the native library is not built.
     """
-    library = _functions()
-    if library is None:
+    functions = library()
+    if functions is None:
         return False
     if pixels.strides[2] != 1 or pixels.strides[1] != pixels.shape[2]:
         pixels = np.ascontiguousarray(pixels)
     height, width, channels = pixels.shape
-    library.eva_resize(
+    functions.eva_resize(
         pixels.ctypes.data, height, width, pixels.strides[0], channels, min(channels, 3), *box,
         size, flip, out.ctypes.data,
     )  # fmt: skip

@@ -81,7 +81,9 @@ class DatasetSource(Source):
 
     def _named(self, label: Any) -> Any:
         """A label that is a number: the name of that class where the dataset has names, else an int."""
-        if isinstance(label, (torch.Tensor, np.ndarray, np.generic)) and np.size(label) == 1:
+        if isinstance(label, torch.Tensor):
+            label = label.numpy()
+        if isinstance(label, (np.ndarray, np.generic)) and label.size == 1:
             label = label.item()
         if isinstance(label, int) and self._classes is not None and label < len(self._classes):
             label = self._classes[label]

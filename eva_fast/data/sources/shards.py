@@ -5,7 +5,6 @@ Shards behind a URL or a command, and large compressed ones, are streams; see st
 
 import contextlib
 import gzip
-import itertools
 import lzma
 import os
 import re
@@ -17,84 +16,13 @@ from collections.abc import Iterator
 
 from eva_fast.data.index import Entries, Index, cached_index
 from eva_fast.data.sources.base import Item, Source
-from eva_fast.data.sources.folder import SETTLED_SECONDS, SUFFIXES
+from eva_fast.data.sources.folder import SETTLED_SECONDS
+from eva_fast.data.sources.streams import StreamSource
+from eva_fast.data.sources.tar import StrictInfo, is_compressed, is_image, member_label
 from eva_fast.errors import MissingFileError, UsageError
 
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _IN_MEMORY_BYTES = 64 << 20
 _OPEN_SHARDS = 64  # file descriptors a process keeps
-_RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """`a-{00..12}.tar` and `{train,val}.tar` spelt out, as a shell does; also several braces.
-
-    Raises ValueError for braces that do not match.
-    """
-    start = pattern.find("{")
-    if start < 0:
-        if "}" in pattern:
-            raise UsageError(f"unmatched brace in {pattern!r}")
-        return [pattern]
-    depth, commas = 0, [start]
-    for i in range(start, len(pattern)):
-        depth += (pattern[i] == "{") - (pattern[i] == "}")
-        if pattern[i] == "," and depth == 1:
-            commas.append(i)
-        if depth == 0:
-            break
-    else:
-        raise UsageError(f"unmatched brace in {pattern!r}")
-    head, body, tail = pattern[:start], pattern[start + 1 : i], pattern[i + 1 :]
-    numbers = _RANGE.match(body)
-    if numbers:
-        low, high = numbers.groups()
-        if int(low) > int(high):
-            raise UsageError(f"the range {{{body}}} in {pattern!r} runs backwards")
-        width = len(low) if low.startswith("0") or len(low) == len(high) else 0
-        choices = [str(n).zfill(width) for n in range(int(low), int(high) + 1)]
-    elif len(commas) > 1:
-        bounds = [*commas, i]
-        choices = [pattern[a + 1 : b] for a, b in itertools.pairwise(bounds)]
-        choices = [deep for choice in choices for deep in expand_braces(choice)]
-    else:
-        raise UsageError(
-            f"{{{body}}} in {pattern!r} is neither a range {{00..12}} nor a list {{a,b}}"
-        )
-    tails = expand_braces(tail)
-    return [head + choice + rest for choice in choices for rest in tails]
-
-
-def is_compressed(name: str) -> bool:
-    """Whether a shard can only be read from its beginning, by its name."""
-    return name.lower().endswith(_COMPRESSED)
-
-
-def is_shard(name: str) -> bool:
-    """Whether a file is a tar shard, by its name."""
-    return name.lower().endswith((".tar", *_COMPRESSED))
-
-
-class StrictInfo(tarfile.TarInfo):
-    """Makes tarfile report a damaged header in the middle, which it takes for the archive's end."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> "StrictInfo":
-        try:
-            return super().fromtarfile(tar)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
-            raise tarfile.ReadError(f"{error} at byte {tar.offset}") from None
-
-
-def is_image(member: tarfile.TarInfo) -> bool:
-    """Whether a member of a shard is an image, by its name."""
-    base = member.name.rpartition("/")[2]
-    return member.isreg() and base.lower().endswith(SUFFIXES) and not base.startswith(".")
-
-
-def member_label(name: str) -> str | None:
-    """The folder within the shard that holds a member, or None."""
-    return name.rpartition("/")[0].rpartition("/")[2] or None
 
 
 @contextlib.contextmanager
@@ -187,8 +115,6 @@ def open_shards(names: list[str]) -> Source:
 
     Raises FileNotFoundError for a missing shard, ValueError for one without an image or damaged.
     """
-    from eva_fast.data.sources.streams import StreamSource
-
     local = [not re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:", name) for name in names]
     if not all(local):
         return StreamSource(names)

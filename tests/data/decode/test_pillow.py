@@ -24,7 +24,7 @@ def photo():
 @pytest.fixture(params=["native", "pillow"])
 def path(request, monkeypatch):
     if request.param == "pillow":
-        monkeypatch.setattr(jpeg, "_functions", lambda: None)
+        monkeypatch.setattr(jpeg, "library", lambda: None)
     elif not native.available():
         pytest.skip("the native library is not built")
 

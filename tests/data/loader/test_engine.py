@@ -3,9 +3,11 @@
 import contextlib
 import time
 
+import numpy as np
 import pytest
 import torch
 
+from eva_fast.data import BlockMaskField, Field, ImageField
 from tests.data.batches import Memory, build, plain, same, take
 
 
@@ -75,6 +77,35 @@ def test_copies_to_a_gpu_are_waited_for(monkeypatch, workers):
             time.sleep(0.02 * (number % 3))  # the workers run ahead
         assert driver.registered == 1
     assert driver.registered == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_once_with_bad_images_and_ragged_fields(monkeypatch, workers):
+    source = Memory(50, bad={0, 3, 4, 20, *range(30, 36), 49})
+    fields = [ImageField(28), BlockMaskField((2, 2), 2, 1), Numbers(), Numbers("kept", False)]
+    options = dict(fields=fields, order="once", max_bad_fraction=1.0, workers=workers)
+    with build(source, **options) as loader:
+        expected = list(loader)
+    Driver(monkeypatch)
+    with build(source, **options, device="cuda") as loader:
+        for _ in range(2):
+            batches = list(loader)
+            assert same([plain(b) for b in batches], [plain(b) for b in expected])
+            for batch, other in zip(batches, expected):
+                for name in ("numbers", "kept"):
+                    assert torch.equal(batch[name].values, other[name].values)
+                    assert torch.equal(batch[name].offsets, other[name].offsets)
+
+
+class Numbers(Field):
+    """As many ones as the file has bytes modulo four."""
+
+    def __init__(self, name="numbers", on_device=True):
+        super().__init__(name, np.int16, most=3, on_device=on_device)
+
+    def make(self, item, seed, out):
+        out[:] = 1
+        return len(item.image) % 4
 
 
 @pytest.mark.gpu

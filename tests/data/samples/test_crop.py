@@ -35,7 +35,7 @@ def photo():
 @pytest.fixture(params=[pytest.param("native", marks=needs_native), "pillow"])
 def path(request, monkeypatch):
     if request.param == "pillow":
-        monkeypatch.setattr(jpeg, "_functions", lambda: None)
+        monkeypatch.setattr(jpeg, "library", lambda: None)
     return request.param
 
 

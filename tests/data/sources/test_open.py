@@ -5,10 +5,7 @@ import re
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from eva_fast.data import open_source
 from eva_fast.data.sources.builtin import FOLDER
@@ -85,43 +82,6 @@ def test_builtin_has_thirteen_classes_and_is_small():
         val.name(i).split("/")[-1] for i in range(len(val))
     }
     assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) < 5_000_000
-
-
-class Pictures(torch.utils.data.Dataset):
-    def __init__(self, make, count=4):
-        self.make, self.count = make, count
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, number):
-        return self.make(number)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda i: Image.new("L", (9, 7), i),
-        lambda i: (Image.new("RGB", (9, 7)), i),
-        lambda i: encoded(i),
-        lambda i: {"not": "seen"} if i < 0 else torch.full((3, 7, 9), i, dtype=torch.uint8),
-        lambda i: [np.full((7, 9, 3), i, dtype=np.uint8), "a label"],
-    ],
-    ids=["pil", "pil_and_label", "bytes", "tensor", "array_and_label"],
-)
-def test_map_style_datasets(make):
-    source = open_source(Pictures(make))
-    assert len(source) == 4
-    item = source.read(2)
-    assert isinstance(item, (bytes, Image.Image, torch.Tensor))
-    if isinstance(item, torch.Tensor):
-        assert item.shape == (3, 7, 9) and (item == 2).all()
-
-
-def test_dataset_labels_use_the_class_names():
-    dataset = Pictures(lambda i: (Image.new("RGB", (4, 4)), i % 2))
-    dataset.classes = ["cat", "dog"]
-    assert [open_source(dataset).label(i) for i in range(3)] == ["cat", "dog", "cat"]
 
 
 def test_lists_and_weights(tmp_path):
@@ -232,8 +192,6 @@ def test_no_image_is_an_error(tmp_path):
         open_source(tmp_path / "none.tar.gz")
     with says(ValueError, "no image found in the shard", "none.tar"):
         open_source(f"pipe:cat {tmp_path}/none.tar")
-    with says(ValueError, "empty"):
-        open_source(Pictures(encoded, 0))
 
 
 def broken(path: Path, how: str) -> Path:
@@ -307,5 +265,3 @@ def test_wrong_objects_are_named():
         open_source({"a": 1})
     with says(TypeError, "can only be iterated"):
         open_source(iter([1]))
-    with says(TypeError, "torch.float32 Tensor", "ToTensor"):
-        open_source(Pictures(lambda i: torch.zeros(3, 4, 4)))

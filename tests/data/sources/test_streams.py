@@ -1,5 +1,7 @@
 """Shards read in sequence: no repeats or gaps, the same order for any workers, resume mid-shard."""
 
+import contextlib
+import io
 import itertools
 import json
 import tarfile
@@ -8,6 +10,7 @@ import pytest
 
 from eva_fast.data import open_source
 from eva_fast.data.loader.shardstream import ShardStream
+from eva_fast.data.sources import streams
 from eva_fast.data.sources.streams import StreamSource, read_shard
 from tests.data.batches import ids_of, same, take
 from tests.data.pictures import encoded, write_folder, write_shard
@@ -138,31 +141,39 @@ class PayloadError(Exception):
     """As fsspec's file systems have them: no OSError."""
 
 
+class Breaking(io.BytesIO):
+    """A file whose connection breaks after `limit` bytes."""
+
+    def __init__(self, data, limit, error):
+        super().__init__(data)
+        self.limit, self.error = limit, error
+
+    def read(self, size=-1):
+        if self.tell() + size > self.limit:
+            raise self.error("gone")
+        return super().read(size)
+
+
 @pytest.mark.parametrize("error", [ConnectionResetError, PayloadError])
 def test_reading_goes_on_after_a_broken_connection(tmp_path, monkeypatch, error):
     """The first two readers break down after some pictures; a third time is too often."""
-    import eva_fast.data.sources.streams as streams
-
     path = write_shard(tmp_path / "s.tar", range(12))
-    limits = [5_000, 6_000, 1 << 30]
-    genuine = streams._members
+    limits = [5_000, 16_000, 1 << 30]
 
-    def flaky(shard, *arguments):
-        limit = limits.pop(0)
-        for number, name, data in genuine(shard, *arguments):
-            limit -= 512 + len(data)
-            if limit < 0:
-                raise error("gone")
-            yield number, name, data
+    @contextlib.contextmanager
+    def flaky(shard):
+        assert shard == f"file://{path}"
+        yield Breaking(path.read_bytes(), limits.pop(0), error)
 
-    monkeypatch.setattr(streams, "_members", flaky)
+    monkeypatch.setattr(streams, "open_stream", flaky)
     read = list(read_shard(f"file://{path}"))
     assert [number for number, _, _ in read] == list(range(12))
     assert all(data == encoded(number) for number, _, data in read)
     assert not limits
-    limits[:] = [5_000, 0, 0]
+    limits[:] = [25_000, 5_000, 5_000]
     with pytest.raises(ValueError, match=r"s\.tar cannot be read: gone"):
         list(read_shard(f"file://{path}"))
+    assert not limits
 
 
 def test_streams_are_not_read_by_number(pattern):
