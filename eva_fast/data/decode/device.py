@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from eva_fast.data.decode.box import Box
 from eva_fast.data.decode.pillow import BadImage, decode
-from eva_fast.data.samples.crop import Box
 from eva_fast.errors import UsageError
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ import numpy as np
 from eva_fast.data.loader.order import permute
 from eva_fast.data.samples.seeds import mix64
 from eva_fast.data.sources.base import Item
-from eva_fast.data.sources.shards import member_label
 from eva_fast.data.sources.streams import StreamSource, read_shard
+from eva_fast.data.sources.tar import member_label
 
 LANES = 4  # shards a rank reads at a time
 _AHEAD = 32  # images a lane reads ahead

@@ -11,7 +11,8 @@ from eva_fast.data.sources.dataset import DatasetSource
 from eva_fast.data.sources.folder import open_folder
 from eva_fast.data.sources.list import open_list
 from eva_fast.data.sources.mixed import MixedSource
-from eva_fast.data.sources.shards import expand_braces, is_shard, open_shards
+from eva_fast.data.sources.shards import expand_braces, open_shards
+from eva_fast.data.sources.tar import is_shard
 from eva_fast.errors import MissingFileError, UsageError
 
 KINDS = """data can be

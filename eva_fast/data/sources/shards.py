@@ -17,10 +17,11 @@ from collections.abc import Iterator
 
 from eva_fast.data.index import Entries, Index, cached_index
 from eva_fast.data.sources.base import Item, Source
-from eva_fast.data.sources.folder import SETTLED_SECONDS, SUFFIXES
+from eva_fast.data.sources.folder import SETTLED_SECONDS
+from eva_fast.data.sources.streams import StreamSource
+from eva_fast.data.sources.tar import StrictInfo, is_compressed, is_image, member_label
 from eva_fast.errors import MissingFileError, UsageError
 
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _IN_MEMORY_BYTES = 64 << 20
 _OPEN_SHARDS = 64  # file descriptors a process keeps
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
@@ -63,38 +64,6 @@ def expand_braces(pattern: str) -> list[str]:
         )
     tails = expand_braces(tail)
     return [head + choice + rest for choice in choices for rest in tails]
-
-
-def is_compressed(name: str) -> bool:
-    """Whether a shard can only be read from its beginning, by its name."""
-    return name.lower().endswith(_COMPRESSED)
-
-
-def is_shard(name: str) -> bool:
-    """Whether a file is a tar shard, by its name."""
-    return name.lower().endswith((".tar", *_COMPRESSED))
-
-
-class StrictInfo(tarfile.TarInfo):
-    """Makes tarfile report a damaged header in the middle, which it takes for the archive's end."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> "StrictInfo":
-        try:
-            return super().fromtarfile(tar)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
-            raise tarfile.ReadError(f"{error} at byte {tar.offset}") from None
-
-
-def is_image(member: tarfile.TarInfo) -> bool:
-    """Whether a member of a shard is an image, by its name."""
-    base = member.name.rpartition("/")[2]
-    return member.isreg() and base.lower().endswith(SUFFIXES) and not base.startswith(".")
-
-
-def member_label(name: str) -> str | None:
-    """The folder within the shard that holds a member, or None."""
-    return name.rpartition("/")[0].rpartition("/")[2] or None
 
 
 @contextlib.contextmanager
@@ -187,8 +156,6 @@ def open_shards(names: list[str]) -> Source:
 
     Raises FileNotFoundError for a missing shard, ValueError for one without an image or damaged.
     """
-    from eva_fast.data.sources.streams import StreamSource
-
     local = [not re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:", name) for name in names]
     if not all(local):
         return StreamSource(names)

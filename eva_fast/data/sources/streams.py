@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from eva_fast.data.sources.base import Item, Source
-from eva_fast.data.sources.shards import StrictInfo, is_compressed, is_image
+from eva_fast.data.sources.tar import StrictInfo, is_compressed, is_image
 from eva_fast.errors import MissingFileError, UsageError
 
 _ATTEMPTS = 3  # to read a shard, ...
