@@ -35,6 +35,14 @@ def test_what_a_resumed_run_may_change():
     assert length | schedule | {"clip_grad"} | place | record | when == MAY_CHANGE
 
 
+def test_a_run_that_goes_on_stays_the_same_run():
+    before = Config.from_options({"mask_count": 9, "lr": 1e-3}).options()
+    now = Config.from_options({"mask_count": 10, "lr": 1e-4})
+    assert now.changed(before) == {"mask_count": (9, 10)}
+    del before["mask_count"]  # written by a version that had no such option
+    assert now.changed(before) == {}
+
+
 def test_options_are_read_without_torch():
     """`eva-fast --help` and a wrong option cost no seconds."""
     code = "import sys, eva_fast.config; sys.exit('torch' in sys.modules)"
