@@ -1,6 +1,6 @@
 """What an objective asks of the frozen teacher, and the call that answers it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eva_fast.data import Field
 from eva_fast.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,6 +73,16 @@ def answer(teacher: nn.Module | None, request: Request | None) -> Ask:
         return F.layer_norm(rows, rows.shape[-1:]) if request.norm_after == "layer_norm" else rows
 
     return ask
+
+
+def check_sample(request: Request | None, fields: Sequence[Field]) -> None:
+    """ValueError where a sample lacks what the request needs."""
+    names = [field.name for field in fields]
+    if request is not None and request.rows == "masked" and "mask" not in names:
+        raise ValueError(
+            "the objective asks for the teacher's masked rows, but its sample has no field `mask`, "
+            f"only {', '.join(names)}"
+        )
 
 
 def _check_module(teacher: nn.Module, request: Request, grid: tuple[int, int]) -> None:

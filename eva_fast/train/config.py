@@ -37,7 +37,7 @@ class OptimConfig:
     eps: float = option(1e-6, resume=True)
     """AdamW's epsilon."""
     weight_decay: float = option(0.05, resume=True)
-    """Decay of matrices and the mask token; nothing else decays."""
+    """Decay of matrices and the like: not of biases, vectors, and what the model spares."""
     clip_grad: float = option(3.0, resume=True)
     """Largest global gradient norm; 0 turns clipping off."""
     ema: float = 0.0

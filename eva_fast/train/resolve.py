@@ -15,6 +15,7 @@ from eva_fast.errors import UsageError
 from eva_fast.files import cpu_count
 from eva_fast.model import sizes_of
 from eva_fast.objectives.base import SIZE_OPTIONS, Objective, Setting
+from eva_fast.objectives.request import check_sample
 from eva_fast.ops.registry import family_obstacle
 from eva_fast.train.telemetry import require_tensorboard
 
@@ -68,12 +69,8 @@ def check_run(config: "Config", device: torch.device) -> None:
 
 def sample_options(setting: Setting, objective: Objective) -> dict[str, Any]:
     """Options of `build_loader` that say what a sample is: the same for training and examples."""
-    config, fields, request = setting.config, objective.sample(setting), objective.request(setting)
-    if request is not None and request.rows == "masked" and "mask" not in (f.name for f in fields):
-        raise ValueError(
-            f"objective {objective.name!r} asks the teacher for masked rows, but its sample has no "
-            f"field `mask`, only {', '.join(f.name for f in fields)}"
-        )
+    config, fields = setting.config, objective.sample(setting)
+    check_sample(objective.request(setting), fields)
     return {
         "fields": fields,
         "seed": config.run.seed,
