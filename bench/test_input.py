@@ -27,8 +27,7 @@ from torchvision.transforms import functional
 
 from bench.photos import encode, jpegs
 from eva_fast import native
-from eva_fast.data.samples.crop import Cropper
-from eva_fast.data.samples.mask import BlockMasker
+from eva_fast.data import BlockMasker, Cropper
 
 SIZE, GRID, COUNT, MIN_BLOCK = 224, 16, 105, 16
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 from bench.photos import jpegs
-from eva_fast.data import build_loader, open_source
-from eva_fast.data.sources.base import Source
+from eva_fast.data import Source, build_loader, open_source
 
 BATCH = 64
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from bench.photos import encode, jpegs, photographs
 from eva_fast import native
+from eva_fast.data import Cropper
 from eva_fast.data.decode import jpeg
-from eva_fast.data.samples.crop import Cropper
 from tests.data.pictures import check, jpeg_of_layout
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the native library is not built")

@@ -11,9 +11,9 @@ from PIL import Image
 
 from bench.photos import encode, photographs
 from eva_fast import native
+from eva_fast.data import Cropper
 from eva_fast.data.decode import jpeg
 from eva_fast.data.decode.pillow import BadImage, check_size, decode, to_rgb
-from eva_fast.data.samples.crop import Cropper
 
 
 @pytest.fixture(scope="module")

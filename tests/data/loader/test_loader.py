@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from eva_fast.data import open_source
-from eva_fast.data.samples.crop import Cropper
-from eva_fast.data.samples.mask import BlockMasker
-from eva_fast.data.samples.seeds import sample_seed
+from eva_fast.data import BlockMasker, Cropper, open_source, sample_seed
 from tests.data.batches import Memory, build, ids_of, plain, same, take
 from tests.data.pictures import encoded, write_folder, write_shard
 

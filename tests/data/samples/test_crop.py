@@ -12,10 +12,8 @@ from torchvision.transforms import RandomResizedCrop
 
 from bench.photos import encode, jpegs, photographs
 from eva_fast import native
-from eva_fast.data import sample_from_bytes
+from eva_fast.data import BlockMasker, Cropper, sample_from_bytes
 from eva_fast.data.decode import jpeg
-from eva_fast.data.samples.crop import Cropper
-from eva_fast.data.samples.mask import BlockMasker
 from tests.data.pictures import check, difference, expected
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the native library is not built")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from eva_fast import native
-from eva_fast.data.samples.mask import BlockMasker
+from eva_fast.data import BlockMasker
 from tests.golden.mask_stats import edges
 
 GRIDS = [
