@@ -18,7 +18,7 @@ OBJECTIVES = {
 }
 _HOME = {
     "Objective": "eva_fast.objectives.base",
-    "Setting": "eva_fast.objectives.base",
+    "Setting": "eva_fast.objectives.setting",
     "Request": "eva_fast.objectives.request",
 }
 

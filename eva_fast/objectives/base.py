@@ -11,9 +11,8 @@ a run, `loss` and `after_step` in every step, `picture`, `exported`.
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,40 +21,13 @@ from torch import Tensor, nn
 from eva_fast.data import Batch, Field, ImageField, Ragged
 from eva_fast.data.samples.fields import IDS, VIEWS
 from eva_fast.errors import UsageError
-from eva_fast.model import EvaViT, ModelSizes, create_model
+from eva_fast.model import EvaViT
 from eva_fast.objectives.picture import save_columns
 from eva_fast.objectives.request import Request
+from eva_fast.objectives.setting import Setting
 from eva_fast.weights import initialise, write, write_student
 
-if TYPE_CHECKING:
-    from eva_fast.config import Config
-
-SIZE_OPTIONS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden")
 CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 8, 64
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
-    """What is known of a run before anything is built."""
-
-    config: "Config"
-    sizes: ModelSizes
-    """Of the student; `predict_dim` is the preset's, since the teacher is not known yet."""
-    device: torch.device
-    compute_dtype: torch.dtype
-    """Of the student's blocks and of the teacher."""
-
-    def student(self, predict_dim: int) -> EvaViT:
-        """The student that the options name, with a head of that width, random values."""
-        model = self.config.model
-        return create_model(
-            model.model,
-            **{name: getattr(model, name) for name in SIZE_OPTIONS},
-            predict_dim=predict_dim,
-            drop_path=model.drop_path,
-            compute_dtype=self.compute_dtype,
-            kernels=self.config.run.kernels,
-        )
 
 
 class Objective:

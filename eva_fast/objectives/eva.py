@@ -16,9 +16,10 @@ from eva_fast.data import Batch, BlockMaskField, Field
 from eva_fast.errors import UsageError
 from eva_fast.layers import Stream
 from eva_fast.model import EvaViT, head
-from eva_fast.objectives.base import Objective, Setting
+from eva_fast.objectives.base import Objective
 from eva_fast.objectives.picture import save_picture
 from eva_fast.objectives.request import Request
+from eva_fast.objectives.setting import Setting
 from eva_fast.ops import choose
 
 MASKED_SHARE, BLOCK_SHARE = 105 / 256, 1 / 16

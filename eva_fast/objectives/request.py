@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from eva_fast.data import Field
 from eva_fast.errors import UsageError
-
-if TYPE_CHECKING:
-    from eva_fast.objectives.base import Setting
+from eva_fast.objectives.setting import Setting
 
 Ask = Callable[[Any], Tensor | None]
 
@@ -37,7 +35,7 @@ class Request:
         return self.norm_after == "calibrated"
 
 
-def open_teacher(given: Any, request: Request | None, setting: "Setting") -> nn.Module | None:
+def open_teacher(given: Any, request: Request | None, setting: Setting) -> nn.Module | None:
     """The teacher that answers `request`, frozen, on the run's device and in its dtype; None where
     nothing is asked.
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eva_fast.objectives.base import Objective, Setting
+from eva_fast.objectives.base import Objective
+from eva_fast.objectives.setting import Setting
 from eva_fast.ops import FusedAdamW, choose
 from eva_fast.ops.settle import settle, take_over
 from eva_fast.train.guard import Guard

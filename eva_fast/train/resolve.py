@@ -14,8 +14,9 @@ from eva_fast.device import choose_device
 from eva_fast.errors import UsageError
 from eva_fast.files import cpu_count
 from eva_fast.model import sizes_of
-from eva_fast.objectives.base import SIZE_OPTIONS, Objective, Setting
+from eva_fast.objectives.base import Objective
 from eva_fast.objectives.request import check_sample
+from eva_fast.objectives.setting import SIZE_OPTIONS, Setting
 from eva_fast.ops.registry import family_obstacle
 from eva_fast.train.telemetry import require_tensorboard
 

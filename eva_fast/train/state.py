@@ -9,7 +9,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from eva_fast.layers import keep_copies
-from eva_fast.objectives.base import Objective, Setting
+from eva_fast.objectives.base import Objective
+from eva_fast.objectives.setting import Setting
 from eva_fast.ops import FusedAdamW
 from eva_fast.teachers import Teacher
 from eva_fast.train import checkpoint
