@@ -1,9 +1,11 @@
 """The index on disk: small, read through windows that are given back, sorted without much memory."""
 
+import multiprocessing
 import os
 import pickle
 import random
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,31 @@ def test_a_shuffled_list_names_each_folder_once(tmp_path, monkeypatch):
     for number in range(0, 3000, 100):
         group, name = found.entry(number)
         assert found.groups[group].endswith(f" {int(name[:-4]) % 7}")
+
+
+def test_two_processes_build_it_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    context = multiprocessing.get_context("fork")
+    builds, together = context.Value("i", 0), context.Barrier(3)
+
+    def build():
+        builds.value += 1
+        time.sleep(0.3)
+        yield "folder"
+        yield b"0.jpg", None
+        return "signature"
+
+    def work():
+        together.wait(30)
+        assert len(cached_index("shared", lambda index, signature: True, build, "names")) == 1
+
+    processes = [context.Process(target=work) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    assert builds.value == 1
 
 
 def test_it_travels_as_its_path(index):

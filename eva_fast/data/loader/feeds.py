@@ -9,7 +9,7 @@ from eva_fast.data.sources.base import Part, Source
 from eva_fast.errors import UsageError
 
 
-class Run(Protocol):
+class FeedRun(Protocol):
     """A feed from one state on; batches are numbered from 0."""
 
     def fill(self, maker: Maker, batch: int, first: int, rows: Rows, payload: Any) -> Outcome:
@@ -40,7 +40,7 @@ class Feed(Protocol):
     def check(self, state: dict[str, Any]) -> None:
         """Raises ValueError where `state` belongs to another feed."""
 
-    def start(self, state: dict[str, Any]) -> Run:
+    def start(self, state: dict[str, Any]) -> FeedRun:
         """The batches from `state` on."""
 
 

@@ -20,7 +20,7 @@ from eva_fast.data.loader.maker import Bad, Maker
 from eva_fast.data.loader.once import OnceFeed, OnceStreamFeed
 from eva_fast.data.loader.streamfeed import StreamFeed, has_stream
 from eva_fast.data.samples.fields import IDS, VIEWS, Field
-from eva_fast.data.samples.sample import masked_image_fields
+from eva_fast.data.samples.masked_image import masked_image_fields
 from eva_fast.data.sources.base import Source
 from eva_fast.errors import UsageError
 

@@ -4,14 +4,14 @@ The loader knows fields only: its shared memory, its batches and its copies to a
 from their names, dtypes and shapes. A field of one's own is a subclass with `make`, or an
 `ItemField` for an array that the source's items carry:
 
-    class Brightness(Field):
+    class FileSize(Field):
         def __init__(self):
-            super().__init__("brightness", np.float32)
+            super().__init__("file_size", np.int64)
 
         def make(self, item, seed, out):
-            out[...] = np.asarray(item.image).mean()
+            out[...] = len(item.image)
 
-    build_loader(source, [ImageField(224), Brightness()], batch_size=64)
+    build_loader(source, [ImageField(224), FileSize()], batch_size=64)
 """
 
 from typing import Any
@@ -149,7 +149,8 @@ class ItemField(Field):
         key: its name in the item; the field's own by default.
 
     An item without it, or with another shape, or longer than `most`, counts as unreadable. What
-    must follow the crop, such as boxes, is no such field.
+    must follow the crop, such as boxes, needs a field of its own (`Cropper.box` says which crop a
+    seed draws).
     """
 
     def __init__(self, name: str, dtype: Any, shape: tuple[int, ...] = (), *,
