@@ -42,11 +42,8 @@ def write(copy: Tensor, parameter: Tensor) -> Tensor:
 
 
 def note(copy: Tensor, parameter: Tensor) -> None:
-    """Notes that `copy`, once written by `write`, holds `parameter` as it is now. Any other tensor
-    that an optimiser writes is left alone."""
-    source: _Source | None = getattr(copy, "source", None)
-    if source is not None:
-        source.version = parameter._version
+    """Notes that `copy`, once written by `write`, holds `parameter` as it is now."""
+    copy.source.version = parameter._version  # type: ignore[attr-defined]
 
 
 def is_copy_of(copy: Tensor, parameter: Tensor) -> bool:
@@ -55,10 +52,11 @@ def is_copy_of(copy: Tensor, parameter: Tensor) -> bool:
 
 
 def is_current(copy: Tensor, parameter: Tensor) -> bool:
-    """Whether `copy`, once written by `write`, holds `parameter` as it is now."""
-    source: _Source = copy.source  # type: ignore[attr-defined]
+    """Whether `copy` was written by `write` and holds `parameter` as it is now."""
+    source: _Source | None = getattr(copy, "source", None)
     return (
-        source.version == parameter._version
+        source is not None
+        and source.version == parameter._version
         and source.parameter() is parameter
         and source.storage.cdata == parameter.untyped_storage()._cdata
     )

@@ -86,8 +86,10 @@ class FusedAdamW(torch.optim.AdamW):
             # a skipped step (scale not finite) does not count
             taken = 1 if grad_scale is None else torch.isfinite(grad_scale).float()
             torch._foreach_add_(steps, taken)
+            # a skipped step rounds nothing: a copy that is behind stays so for its reader to see
+            noted = [pair for pair in call.noted if kept.is_current(*pair)]
             adamw_unchecked(*call.arguments(), lr, *group["betas"], group["eps"], grad_scale)
-            for copy, parameter in call.noted:
+            for copy, parameter in noted:
                 kept.note(copy, parameter)
         return loss
 
@@ -98,17 +100,21 @@ class FusedAdamW(torch.optim.AdamW):
             for p in group["params"]:
                 self._state(p)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._key = None  # other moments
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Of load_state_dict, too: other moments. A copied or unpickled optimiser has parameters of
+        # its own and starts without copies.
+        super().__setstate__(state)
+        self.__dict__.setdefault("copies", {})
+        self._key, self._calls = None, []
 
     def _ready_calls(self) -> list["_Call"]:
         """The calls of `adamw` that make up a step: gathered and checked when something changed, as
-        which parameters have gradients or which groups share their settings; else the last step's."""
+        which parameters have gradients, their shapes, or which groups share their settings; else the
+        last step's."""
         groups, grads = self.param_groups, []
         settings = []
         for group in groups:
-            grads += [p.grad is not None for p in group["params"]]
+            grads += [None if p.grad is None else _layout(p) for p in group["params"]]
             lr = group["lr"]
             lr = id(lr) if isinstance(lr, Tensor) else lr
             settings.append((lr, tuple(group["betas"]), group["eps"]))
@@ -151,6 +157,11 @@ class FusedAdamW(torch.optim.AdamW):
         if isinstance(lr, Tensor):
             return lr.to(device, torch.float32)
         return torch.full((), lr, device=device)
+
+
+def _layout(p: Tensor) -> tuple[Any, ...]:
+    """What a kernel relies on, and `p.data = other` or `module.to(...)` can change."""
+    return p.shape, p.dtype, p.device, p.is_contiguous()
 
 
 def _is_sharded(tensor: Tensor) -> bool:

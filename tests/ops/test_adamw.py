@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eva_fast import ops
-from eva_fast.ops import choose
+from eva_fast.ops import choose, copies
 from tests.ops.helpers import Accuracy, opcheck
 
 BETAS, EPS = (0.9, 0.98), 1e-6
@@ -175,6 +175,36 @@ def test_optimizer_writes_copies_and_skips_overflows(kernels):
     after = optimizer.state_dict()["state"]
     assert all(torch.equal(before[i][k], after[i][k]) for i in before for k in before[i])
     assert after[0]["step"].item() == 2
+
+
+def test_optimizer_sees_parameters_that_changed_their_shape_or_layout(kernels):
+    for other in (torch.randn(40, 24), torch.randn(24, 12).t(), torch.randn(12, 24).half()):
+        model, optimizer = model_and_optimizer(ops.FusedAdamW)
+        train(model, optimizer, 1, 0)
+        weight = model[0].weight
+        weight.data, weight.grad = other, torch.zeros_like(other)
+        with pytest.raises(ValueError, match="adamw: .* expected"):
+            optimizer.step()
+
+
+def test_copied_optimizer_goes_on(kernels):
+    model, optimizer = model_and_optimizer(ops.FusedAdamW)
+    train(model, optimizer, 2, 0)
+    twin, copied = copy.deepcopy((model, optimizer))
+    assert train(twin, copied, 2, 1) == train(model, optimizer, 2, 1)
+
+
+def test_skipped_step_does_not_pass_a_stale_copy_for_current(kernels):
+    model, optimizer = model_and_optimizer(ops.FusedAdamW)
+    first = model[0].weight
+    copy_ = copies.write(torch.empty_like(first, dtype=torch.bfloat16), first)
+    optimizer.copies[first] = copy_
+    train(model, optimizer, 1, 0)
+    assert copies.is_current(copy_, first)
+    with torch.no_grad():
+        first.mul_(2)
+    optimizer.step(grad_scale=torch.tensor(float("nan")))
+    assert not copies.is_current(copy_, first) or torch.equal(copy_, first.bfloat16())
 
 
 def test_sharded_parameters(tmp_path):
