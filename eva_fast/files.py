@@ -8,6 +8,8 @@ from pathlib import Path
 
 import platformdirs
 
+from eva_fast.errors import UsageError
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
@@ -23,6 +25,18 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing_to(path: str | os.PathLike, option: str = "out") -> Iterator[None]:
+    """Around the writing of what a person asked for at `path`: an OSError becomes a UsageError that
+    names the option to change."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error}; choose another {option}=") from None
 
 
 def cache_folder(*parts: str) -> Path:

@@ -27,7 +27,7 @@ from eva_fast.data.sources.base import Item, Source, Subset
 from eva_fast.data.sources.mixed import MixedSource
 from eva_fast.data.sources.open import open_source
 from eva_fast.errors import UsageError
-from eva_fast.files import cpu_count
+from eva_fast.files import cpu_count, writing_to
 
 __all__ = ["check", "render"]
 
@@ -93,7 +93,8 @@ def check(
     result["cores_needed"] = math.ceil(gpu_images_per_second / rate) if needs else None  # type: ignore[operator]
     result["contact_sheet"] = None
     if contact_sheet is not None and good:
-        draw(Path(contact_sheet), good[:_DRAWN], crop.cropper, masker, seed)
+        with writing_to(contact_sheet, "contact_sheet"):
+            draw(Path(contact_sheet), good[:_DRAWN], crop.cropper, masker, seed)
         result["contact_sheet"] = str(contact_sheet)
     return result
 

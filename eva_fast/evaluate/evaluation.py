@@ -19,7 +19,7 @@ from eva_fast.evaluate.features import PIXELS, Extractor, extract, pixel_feature
 from eva_fast.evaluate.probes import PROBES, require_sklearn
 from eva_fast.evaluate.splits import known_labels, labelled, open_labelled, split
 from eva_fast.evaluate.students import find_weights, load_student, random_student, run_config
-from eva_fast.files import atomic_write
+from eva_fast.files import atomic_write, writing_to
 from eva_fast.teachers import load_teacher
 
 log = logging.getLogger(__name__)
@@ -153,11 +153,6 @@ def _open_teacher(
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
-    try:
-        with atomic_write(path) as draft:
-            draft.write_text(json.dumps(result, indent=1) + "\n")
-    except OSError as error:
-        raise UsageError(
-            f"cannot write the result to {path}: {error}; choose another out="
-        ) from None
+    with writing_to(path), atomic_write(path) as draft:
+        draft.write_text(json.dumps(result, indent=1) + "\n")
     log.info("wrote %s", path)

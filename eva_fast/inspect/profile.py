@@ -21,7 +21,7 @@ from rich.table import Table
 
 from eva_fast.config import Config
 from eva_fast.errors import UsageError
-from eva_fast.files import atomic_write
+from eva_fast.files import atomic_write, writing_to
 from eva_fast.inspect.figures import pyplot
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,8 @@ def profile(
     folder = out or Path("runs") / f"profile-{time.strftime('%Y%m%d-%H%M%S')}"
     if (folder / SUMMARY).exists():
         raise UsageError(f"{folder} already holds a profile; choose another out")
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
     from eva_fast.recipes.pretrain import run
     from eva_fast.train.resolve import device_and_dtype

@@ -6,6 +6,7 @@ import torch
 
 from eva_fast.errors import MissingFileError
 from eva_fast.evaluate.students import WEIGHTS, find_weights, load_checkpoint, load_student
+from eva_fast.files import writing_to
 from eva_fast.train import checkpoint
 from eva_fast.weights import write_student
 
@@ -20,7 +21,8 @@ def export_weights(source: Path | str, out: Path | str) -> Path:
             checkpoint if it has not ended), one checkpoint, or another library's folder.
         out: the file to write.
 
-    Raises FileNotFoundError where there is nothing to export, ValueError for a damaged checkpoint.
+    Raises FileNotFoundError where there is nothing to export, ValueError for a damaged checkpoint
+    or a place that cannot be written to.
     """
     source = Path(source)
     folder = source if (source / checkpoint.STATE).is_file() else None
@@ -33,4 +35,5 @@ def export_weights(source: Path | str, out: Path | str) -> Path:
         model = load_student(find_weights(source), CPU)
     else:
         model = load_checkpoint(folder, CPU)
-    return write_student(model, out)
+    with writing_to(out):
+        return write_student(model, out)

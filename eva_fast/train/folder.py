@@ -15,7 +15,7 @@ from torch import nn
 
 from eva_fast import __version__, native
 from eva_fast.errors import UsageError
-from eva_fast.files import atomic_write
+from eva_fast.files import atomic_write, writing_to
 from eva_fast.train import checkpoint
 
 if TYPE_CHECKING:
@@ -30,11 +30,8 @@ def open_folder(config: "Config") -> tuple[Path, Path | None]:
     if out is None:
         name = str(config.model.model).replace("/", "-")
         out = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "pictures").mkdir(exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to out={out}: {error}") from None
+    with writing_to(out):
+        (out / "pictures").mkdir(parents=True, exist_ok=True)
     found = checkpoint.newest(out / "checkpoints")
     if config.run.resume == "never":
         if found is not None or _has_lines(out / "metrics.jsonl"):

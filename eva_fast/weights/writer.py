@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,9 +23,13 @@ def write(
     Args:
         metadata: what the file says of itself. More than one entry are written in random order;
             equal weights are equal files only with one.
+
+    OSError where it cannot be written.
     """
     with atomic_write(path) as draft:
-        save_file(
-            {k: t.contiguous() for k, t in tensors.items()}, draft, dict(metadata or {}) or None
-        )
+        whole = {k: t.contiguous() for k, t in tensors.items()}
+        try:
+            save_file(whole, draft, dict(metadata or {}) or None)
+        except SafetensorError as error:  # the library's name for a full disk, say
+            raise OSError(str(error)) from None
     return Path(path)

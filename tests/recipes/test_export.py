@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 import eva_fast
+from eva_fast.errors import UsageError
 from eva_fast.evaluate.students import load_student
 from eva_fast.recipes.export import export_weights
 
@@ -87,3 +88,11 @@ def test_a_student_that_is_a_part_of_what_was_trained(tmp_path):
     found = load_file(export_weights(run.checkpoint, tmp_path / "x.safetensors"))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+def test_a_place_that_cannot_be_written_to_is_wrong_use(tmp_path):
+    run = eva_fast.pretrain(out=tmp_path / "run", steps=1, **TINY)
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "out.safetensors", tmp_path / ("x" * 250)):
+        with pytest.raises(UsageError, match="cannot write .* choose another out="):
+            export_weights(run.weights, place)
