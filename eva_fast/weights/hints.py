@@ -10,8 +10,6 @@ from typing import Any
 from eva_fast.errors import UsageError
 from eva_fast.weights.reader import Weights
 
-CONFIGS = ("open_clip_config.json", "config.json")
-
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; {} where there is no file, ValueError where there is no JSON in it."""
