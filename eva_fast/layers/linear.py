@@ -98,9 +98,11 @@ def refreshed(kept: Tensor, parameter: Tensor) -> bool:
 
 
 def can_keep(parameter: Tensor) -> bool:
-    """Whether changes of this parameter can be counted: not those of inference mode, and a shard is
-    not what products read."""
-    return not parameter.is_inference() and not hasattr(parameter, "to_local")
+    """Whether changes of this parameter can be counted, and a copy made now be read by a step that
+    trains: not so in inference mode. A shard is not what products read."""
+    if parameter.is_inference() or torch.is_inference_mode_enabled():
+        return False
+    return not hasattr(parameter, "to_local")
 
 
 def keep_copies(module: nn.Module, dtype: torch.dtype) -> dict[Tensor, Tensor]:

@@ -264,3 +264,11 @@ def test_a_step_of_the_optimiser_alone_keeps_any_tensor():
     p.grad = torch.randn(4, 4)
     optimizer.step()
     assert torch.equal(own, p.bfloat16())
+
+
+def test_copies_asked_for_in_inference_mode_do_not_keep_a_step_from_training(batch):
+    model, (images, mask, target) = student(), batch
+    with torch.inference_mode():
+        assert keep_copies(model, BF16) == {}
+    model.loss(images, mask, target).backward()
+    assert model.blocks[0].mlp.fc1.weight.grad is not None
