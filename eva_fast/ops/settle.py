@@ -70,6 +70,9 @@ def take_over(before: dict[str, str], device_type: str) -> None:
     }
     choose.settle_on(found)
     log.info("kernels as before the interruption: %s", found)
+    lost = {op: name for op, name in before.items() if op not in found}
+    if lost:
+        log.warning("kernels of before that cannot run here, others round otherwise: %s", lost)
 
 
 class _Call:

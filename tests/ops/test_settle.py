@@ -82,10 +82,12 @@ def test_a_part_that_replaces_others_is_raced_whole():
     }
 
 
-def test_a_resumed_run_takes_over_what_this_machine_has():
+def test_a_resumed_run_takes_over_what_this_machine_has_and_says_what_not(caplog):
     take_over(
         {"bias_gelu": "torch", "packed_attention": "torch", "adamw": "triton", "gone": "x"}, "cpu"
     )
     assert choose.demanded("bias_gelu_backward") == "torch"
     assert choose.implementation("packed_attention", "cpu") == "cpu_flash"
     assert choose.demanded("adamw") is None and choose.implementation("adamw", "cpu") == "native"
+    (warning,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    assert "{'adamw': 'triton', 'gone': 'x'}" in warning
