@@ -61,6 +61,18 @@ class Objective:
         target: the answer to `request`. Nothing here may wait for the device."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its loss is")
 
+    def averaged(self, target: Tensor) -> Tensor:
+        """Rows [M,C] whose running mean is the constant that `constant_loss` scores; of a target
+        [M,C]. Without gradients; nothing may wait for the device."""
+        return target
+
+    def constant_loss(self, constant: Tensor, rows: Tensor) -> Tensor:
+        """The `loss` of predicting `constant` [C] in every place: scalar on the device. An objective
+        that does not say it has no `baseline_loss` and `gain` in its metrics.
+
+        rows: `averaged(target)` in float32."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what a constant scores")
+
     def start(
         self,
         module: nn.Module,

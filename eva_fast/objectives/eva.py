@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eva_fast.data import Batch, BlockMaskField, Field
@@ -54,6 +55,14 @@ class Eva(Objective):
         self, module: nn.Module, batch: Batch, target: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         return cast(EvaViT, module).loss(batch.images, batch.mask, cast(Tensor, target)), {}
+
+    def averaged(self, target: Tensor) -> Tensor:
+        """Unit vectors: their mean is the direction with the best mean cosine, so that no constant
+        does better."""
+        return F.normalize(target.float(), dim=1)
+
+    def constant_loss(self, constant: Tensor, rows: Tensor) -> Tensor:
+        return -(rows @ F.normalize(constant, dim=0)).mean()
 
     def alternatives(
         self, module: nn.Module, batch: Batch, target: Tensor | None

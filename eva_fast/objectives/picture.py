@@ -45,7 +45,7 @@ def save_columns(
     rows = len(next(iter(images.values())))
     cell = cell_side(max(c.shape[1] for c in images.values()))
     font, small = ImageFont.load_default(18), ImageFont.load_default(14)
-    head, note = 34, 62
+    head, note = 34, 76
     right = len(images) * (cell + GAP) + GAP
     canvas = Image.new("RGB", (right + note, head + rows * (cell + GAP)), PAPER)
     draw = ImageDraw.Draw(canvas)
@@ -56,9 +56,10 @@ def save_columns(
             top = head + row * (cell + GAP)
             canvas.paste(_resized(pixels, cell), (left, top))
             draw.rectangle((left - 1, top - 1, left + cell, top + cell), outline=FRAME)
-    draw.text((right, 9), notes_title, INK, small)
+    draw.text((right, 9 - 9 * notes_title.count("\n")), notes_title, INK, small)
     for row, text in enumerate(notes):
-        draw.text((right, head + row * (cell + GAP) + cell / 2 - 9), text, INK, font)
+        middle = head + row * (cell + GAP) + cell / 2
+        draw.text((right, middle - 9 - 11 * text.count("\n")), text, INK, font)
     with atomic_write(path) as draft:
         canvas.save(draft, format="PNG", optimize=True)
 
@@ -82,7 +83,8 @@ def save_picture(
         grid: patches down and across, N = h * w.
 
     The features are L2-normalised first, since the loss is their cosine. The number beside a row
-    is the mean cosine over its masked patches. Values that are not finite are drawn as zeros.
+    is the mean cosine over its masked patches; the one in brackets is what the best constant for
+    all masked patches of the picture scores there. Values that are not finite are drawn as zeros.
     """
     _check(images, mask, teacher, prediction, grid)
     masked = _masked(mask, grid)
@@ -104,8 +106,13 @@ def save_picture(
         known,
         _faded(predicted, hidden),
     )
-    notes = [f"{c[m].mean():+.2f}" if m.any() else "" for c, m in zip(cosine, inside)]
-    save_columns(path, dict(zip(TITLES, columns)), notes, "cosine")
+    rows = t.numpy()[inside]
+    constant = rows.sum(0) / max(float(np.linalg.norm(rows.sum(0))), 1e-12)
+    notes = [
+        f"{c[m].mean():+.2f}\n({(r[m] @ constant).mean():+.2f})" if m.any() else ""
+        for c, m, r in zip(cosine, inside, t.numpy())
+    ]
+    save_columns(path, dict(zip(TITLES, columns)), notes, "cosine\n(constant)")
 
 
 def cell_side(side: int) -> int:

@@ -81,6 +81,7 @@ def run(config: Config, on_step: Callable[[int], object] | None = None) -> Pretr
     from eva_fast.objectives import open_objective
     from eva_fast.objectives.request import answer, open_teacher
     from eva_fast.train import RunLength, TrainState, TrainStep, checkpoint, train
+    from eva_fast.train.baseline import verdict
     from eva_fast.train.examples import Examples
     from eva_fast.train.folder import last_metrics, open_folder, write_header
     from eva_fast.train.kernels import settle_kernels
@@ -126,6 +127,10 @@ def run(config: Config, on_step: Callable[[int], object] | None = None) -> Pretr
         ) as telemetry:  # fmt: skip
             stopped_by = train(step, length, config, out, telemetry, picture=draw, on_step=on_step)
 
+    metrics = last_metrics(out)
+    poor = None if stopped_by else verdict(metrics)
+    if poor is not None:
+        log.warning("%s", poor)
     drop_copies(module.eval())
     weights = out / "model.safetensors"
     student = objective.save(module, weights)
@@ -136,7 +141,7 @@ def run(config: Config, on_step: Callable[[int], object] | None = None) -> Pretr
         checkpoint=checkpoint.steps_in(out / "checkpoints")[-1],
         weights=weights,
         picture=draw(out / "picture.png"),
-        metrics=last_metrics(out),
+        metrics=metrics,
         model=student,
         stopped_by=stopped_by,
     )

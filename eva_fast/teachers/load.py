@@ -12,6 +12,7 @@ import torch
 
 from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.teachers.base import Teacher, check_grid
+from eva_fast.teachers.builtin import BuiltinTeacher
 from eva_fast.teachers.clip import ClipTeacher
 from eva_fast.teachers.clip_file import no_tower, read_clip
 from eva_fast.teachers.hog import HogTeacher
@@ -23,7 +24,7 @@ from eva_fast.weights.hints import clip_hints, read_json, timm_hints
 logger = logging.getLogger(__name__)
 
 POSSIBLE = (
-    "possible teachers: 'hog'; a local CLIP weight file or folder (OpenAI .pt, open_clip, Hugging "
+    "possible teachers: 'builtin'; 'hog'; a local CLIP weight file or folder (OpenAI .pt, open_clip, Hugging "
     "Face, timm); 'openai/ViT-L-14'; 'open_clip/MODEL:TAG'; 'hf/ORG/NAME'; "
     "'timm/NAME' or 'timm/NAME:FILE'; 'torchvision/NAME' or 'torchvision/NAME:FILE'; a local "
     "torchvision file such as mobilenet_v2-b0353104.pth"
@@ -43,7 +44,7 @@ def load_teacher(
     """Load a frozen teacher.
 
     Args:
-        name_or_path: "hog"; a CLIP weight file or folder; "openai/ViT-L-14",
+        name_or_path: "builtin"; "hog"; a CLIP weight file or folder; "openai/ViT-L-14",
             "open_clip/MODEL:TAG", "hf/ORG/NAME"; "torchvision/NAME[:FILE]", "timm/NAME[:FILE]"; or
             a torchvision or timm weight file whose name begins with the model's name.
         grid: the student's (rows, columns); the teacher's input is resized to match. None: the
@@ -63,10 +64,13 @@ def load_teacher(
     name = os.fspath(name_or_path)
     cells = check_grid(grid)
     family, _, rest = name.partition("/")
-    if name == "hog":
+    teacher: Teacher
+    if name == "builtin":
+        teacher = BuiltinTeacher(cells, whiten)
+    elif name == "hog":
         if cells is None:
             raise UsageError("teacher 'hog' needs grid=(rows, columns) of the student's patches")
-        teacher: Teacher = HogTeacher(cells, whiten)
+        teacher = HogTeacher(cells, whiten)
     elif name and Path(name).exists():
         teacher = _from_path(name, Path(name), cells, whiten)
     elif family in _FAMILIES and rest:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eva_fast.train.baseline import LOSS, with_gain
 from eva_fast.train.guard import NonFiniteError
 from eva_fast.train.schedule import RunLength
 from eva_fast.train.state import TrainState
@@ -110,7 +111,7 @@ class _Clock:
     def read(self, rate: float) -> dict[str, Any]:
         """Reads the device. NonFiniteError if too many steps were skipped in a row."""
         state, length = self.state, self.length
-        means = state.sums.take()
+        means = with_gain(state.sums.take())
         skipped = state.guard.check()
         now, waited = time.monotonic(), state.loader.wait_seconds
         seconds, steps = max(now - self.mark, 1e-9), state.step - self.step
@@ -118,7 +119,7 @@ class _Clock:
         record = {
             "step": state.step,
             "epoch": round(state.step / length.steps_per_epoch, 4),
-            "loss": means.pop("loss"),
+            **{name: means.pop(name) for name in ("loss", LOSS, "gain") if name in means},
             "lr": rate,
             "grad_norm": means.pop("grad_norm"),
             **means,

@@ -14,6 +14,7 @@ from eva_fast.objectives.setting import Setting
 from eva_fast.ops import FusedAdamW
 from eva_fast.teachers import Teacher
 from eva_fast.train import checkpoint
+from eva_fast.train.baseline import LOSS, Baseline
 from eva_fast.train.guard import Guard
 from eva_fast.train.optimizer import Ema, make_optimizer
 from eva_fast.train.sums import Sums
@@ -35,6 +36,8 @@ class TrainState:
     sums: Sums
     device: torch.device
     ema: Ema | None = None
+    baseline: Baseline | None = None
+    """Of what a constant scores; `sums` then has its `baseline_loss` among the metrics."""
     step: int = 0
     kernels: dict[str, str] = field(default_factory=dict)
     """{op: implementation}, kept so that a resumed run rounds as before."""
@@ -53,6 +56,7 @@ class TrainState:
     ) -> "TrainState":
         """The state before the first step. `module` is on its device, with its initial values."""
         optim, device, dtype = setting.config.optim, setting.device, setting.compute_dtype
+        baseline = Baseline.of(objective, teacher, device)
         return cls(
             module=module,
             teacher=teacher,
@@ -66,9 +70,10 @@ class TrainState:
                 copies=keep_copies(module, dtype),
             ),
             guard=Guard(device, scaled=dtype == torch.float16),
-            sums=Sums(objective.metrics, device),
+            sums=Sums(objective.metrics + ((LOSS,) if baseline else ()), device),
             device=device,
             ema=Ema(module, optim.ema) if optim.ema else None,
+            baseline=baseline,
         )
 
     def save(self, root: Path, keep: int, options: dict[str, Any]) -> Path:
@@ -88,6 +93,11 @@ class TrainState:
         tensors, state = self._tensors(), checkpoint.read_state(folder)
         if "random.cuda" not in checkpoint.names_in(folder):  # the run began on a CPU
             tensors["random"].pop("cuda", None)
+        if self.baseline is not None and "baseline.mean" not in checkpoint.names_in(folder):
+            del (
+                tensors["baseline"],
+                tensors["window"],
+            )  # of a run that had none yet: both start anew
         checkpoint.load(folder, tensors)
         settings = [{k: group[k] for k in SETTINGS} for group in self.optimizer.param_groups]
         set_state_dict(
@@ -99,7 +109,11 @@ class TrainState:
         for group, chosen in zip(self.optimizer.param_groups, settings):
             group.update(chosen)
         self.guard.state.copy_(tensors["guard"])
-        self.sums.tensor.copy_(tensors["window"])
+        if "window" in tensors:
+            self.sums.tensor.copy_(tensors["window"])
+        if self.baseline is not None and "baseline" in tensors:
+            for name, tensor in self.baseline.tensors().items():
+                tensor.copy_(tensors["baseline"][name])
         if self.ema is not None:
             for name, weight in self.ema.weights.items():
                 weight.copy_(tensors["ema"][name])
@@ -127,4 +141,6 @@ class TrainState:
         }
         if self.ema is not None:
             tensors["ema"] = self.ema.weights
+        if self.baseline is not None:
+            tensors["baseline"] = self.baseline.tensors()
         return tensors

@@ -2,7 +2,7 @@
 
     for each micro-batch:  target = teacher's answer;  backward of the scaled loss / micro-batches
     norm of all gradients -> clip, AdamW, or nothing where loss or norm is not finite
-    the objective's own update, moving average, sums for the next log point
+    the objective's own update, moving average, mean of the targets, sums for the next log point
 
 Nothing in it waits for the device, and what never changes is made at set-up. All that it changes
 is written in place, so that a step can be captured as a CUDA graph.
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.request import Ask
+from eva_fast.train.baseline import LOSS
 from eva_fast.train.optimizer import gradient_norm
 from eva_fast.train.state import TrainState
 
@@ -34,7 +35,8 @@ class TrainStep:
     """One optimiser step on one batch, which moves `state`.
 
     Args:
-        state: module, optimiser, guard, moving average and sums that the step changes in place.
+        state: module, optimiser, guard, moving average, baseline and sums that the step changes in
+            place.
         objective: gives the loss of a micro-batch, and moves what it moves after the step.
         ask: batch -> target (`eva_fast.objectives.request.answer`).
         clip_grad: largest global gradient norm; 0 turns clipping off.
@@ -70,6 +72,8 @@ class TrainStep:
             self.objective.after_step(state.module, applied)
         if state.ema is not None:
             state.ema.update(applied)
+        if state.baseline is not None:
+            state.baseline.update(applied)
         state.sums.add(applied, loss, norm, metrics)
         state.step += 1
         return Outcome(loss, norm, applied)
@@ -78,13 +82,16 @@ class TrainStep:
         """Leaves the gradients of the scaled loss in the parameters; (mean loss, mean metrics)."""
         for parameter in self._parameters:
             parameter.grad = None
-        loss, parts = self._loss.zero_(), self.accumulate
+        loss, parts, baseline = self._loss.zero_(), self.accumulate, self.state.baseline
         metrics: dict[str, Tensor] = {}
         for part in batch.chunk(parts):
-            value, measured = self.objective.loss(self.state.module, part, self.ask(part))
+            target = self.ask(part)
+            value, measured = self.objective.loss(self.state.module, part, target)
             value = value / parts
             self.state.guard.scale(value).backward()
             loss += value.detach()
+            if baseline is not None and target is not None:
+                measured = {**measured, LOSS: baseline.score(target, 1 / parts)}
             for name in self.state.sums.metrics:
                 found = measured[name].detach() / parts
                 metrics[name] = metrics[name] + found if name in metrics else found

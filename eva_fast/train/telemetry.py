@@ -59,6 +59,8 @@ class Telemetry:
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
         loss = "not finite" if values["loss"] is None else f"{values['loss']:.4f}"
+        if values.get("gain") is not None:
+            loss += f" (constant {values['baseline_loss']:.4f}, gain {values['gain']:.4f})"
         shown = (
             f"loss {loss}  {values['images_per_second']:.1f} images/s  "
             f"waiting {100 * values['data_wait']:.0f} %"

@@ -164,7 +164,7 @@ def test_offline_by_request(monkeypatch):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("hogg", "unknown teacher 'hogg'; possible teachers: 'hog'"),
+        ("hogg", "unknown teacher 'hogg'; possible teachers: 'builtin'; 'hog'"),
         ("", "unknown teacher ''"),
         ("openai/ViT-L-15", "unknown open_clip model 'ViT-L-15'; for example: .*ViT-L-14"),
         ("openai/RN50", "CLIP ResNet"),

@@ -1,11 +1,14 @@
 """A tiny objective, loader and state for tests of the step and the loop, without images or files."""
 
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 
 from eva_fast.data import Batch
 from eva_fast.objectives import Objective
 from eva_fast.train import TrainState, TrainStep, make_optimizer
+from eva_fast.train.baseline import LOSS, Baseline
 from eva_fast.train.guard import Guard
 from eva_fast.train.optimizer import Ema
 from eva_fast.train.sums import Sums
@@ -37,6 +40,9 @@ class Squares(Objective):
     def loss(self, module, batch, target):
         error = module.linear(batch.images.flatten(1).float() / 255) - target
         return error.square().mean(), {"largest": error.detach().abs().amax()}
+
+    def constant_loss(self, constant, rows):
+        return (rows - constant).square().mean()
 
     def after_step(self, module, applied):
         self.flags.append(applied)
@@ -84,15 +90,17 @@ def make_step(objective=None, loader=None, *, scaled=False, ema=None, ask=ask, *
     """A step over a fresh `Counting`."""
     objective = objective or Squares()
     module = objective.build(None, None)
+    baseline = Baseline.of(objective, SimpleNamespace(dim=4), CPU)
     state = TrainState(
         module=module,
         teacher=None,
         loader=loader or FakeLoader(),
         optimizer=make_optimizer(module, lr=1e-2),
         guard=Guard(CPU, scaled=scaled),
-        sums=Sums(objective.metrics, CPU),
+        sums=Sums(objective.metrics + ((LOSS,) if baseline else ()), CPU),
         device=CPU,
         ema=Ema(module, ema) if ema else None,
+        baseline=baseline,
     )
     return TrainStep(state, objective, ask, **{"clip_grad": 1.0, **options})
 
@@ -105,4 +113,5 @@ def snapshot(state):
         for value in state.optimizer.state[parameter].values()
     ]
     averages = list(state.ema.weights.values()) if state.ema else []
+    averages += state.baseline.tensors().values() if state.baseline else []
     return [t.clone() for t in (*state.module.state_dict().values(), *moments, *averages)]

@@ -98,7 +98,7 @@ def test_sums_are_means_of_the_steps_since_they_were_taken():
     step = make_step(accumulate=2)
     outcomes = run(step)
     means = step.state.sums.take()
-    assert list(means) == ["loss", "grad_norm", "largest"]
+    assert list(means) == ["loss", "grad_norm", "largest", "baseline_loss"]
     assert means["loss"] == pytest.approx(sum(o[0].item() for o in outcomes) / 4)
     assert means["grad_norm"] == pytest.approx(sum(o[1].item() for o in outcomes) / 4)
     assert means["largest"] > 0
