@@ -1,4 +1,4 @@
-"""Frozen teachers: CLIP image towers, HOG, the MobileNetV2 in the package, and any torchvision or timm backbone.
+"""Frozen teachers: CLIP image towers, HOG, the package's MobileNetV2, any torchvision or timm backbone.
 
 Names are loaded on first use.
 """

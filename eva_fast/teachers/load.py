@@ -24,8 +24,8 @@ from eva_fast.weights.hints import clip_hints, read_json, timm_hints
 logger = logging.getLogger(__name__)
 
 POSSIBLE = (
-    "possible teachers: 'builtin'; 'hog'; a local CLIP weight file or folder (OpenAI .pt, open_clip, Hugging "
-    "Face, timm); 'openai/ViT-L-14'; 'open_clip/MODEL:TAG'; 'hf/ORG/NAME'; "
+    "possible teachers: 'builtin'; 'hog'; a local CLIP weight file or folder (OpenAI .pt, open_clip, "
+    "Hugging Face, timm); 'openai/ViT-L-14'; 'open_clip/MODEL:TAG'; 'hf/ORG/NAME'; "
     "'timm/NAME' or 'timm/NAME:FILE'; 'torchvision/NAME' or 'torchvision/NAME:FILE'; a local "
     "torchvision file such as mobilenet_v2-b0353104.pth"
 )
