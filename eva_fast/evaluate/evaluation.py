@@ -145,7 +145,7 @@ def _open_teacher(
         return None
     try:
         return load_teacher(name, grid=grid, device=str(device))
-    except (ValueError, OSError) as error:
+    except (UsageError, OSError) as error:
         if teacher is not None:
             raise
         log.warning("without the run's teacher %s: %s", name, error)

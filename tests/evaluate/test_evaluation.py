@@ -149,6 +149,16 @@ def test_a_teacher_that_is_gone_is_left_out_unless_asked_for(run, pictures, capl
         evaluate(run, pictures, probes="knn", teacher="/gone/ViT-L-14.pt")
 
 
+def test_a_fault_of_the_program_is_not_taken_for_a_teacher_that_is_gone(run, pictures, monkeypatch):
+    def broken(*_args, **_options):
+        raise ValueError("planted")
+
+    (run / "config.yaml").write_text("teacher: hog\n")
+    monkeypatch.setattr("eva_fast.evaluate.evaluation.load_teacher", broken)
+    with pytest.raises(ValueError, match="planted"):
+        evaluate(run, pictures, probes="knn")
+
+
 def test_heads_come_from_metadata_then_the_run_then_the_usual_width(tmp_path):
     sizes = {**SIZES, "embed_dim": 128, "num_heads": 8}
     model = create_model(**sizes)
