@@ -10,8 +10,8 @@ copy notes that count.
     note(copy, parameter)            only notes: an op wrote the copy already
     is_current(copy, parameter)      whether the copy holds this parameter as it is now
 
-What the count misses: changes through `parameter.data` that keep its memory, and
-`torch.optim.AdamW(fused=True)`, which does not count. `parameter.data = other` is seen.
+What the count misses: changes through `parameter.data` that keep its memory, and torch's own
+optimisers with `fused=True`, which do not count. `parameter.data = other` is seen.
 """
 
 import weakref
