@@ -113,20 +113,6 @@ class StepCount:
             "kernels": self.total("kernels"),
         }
 
-    def by_operator(self) -> list[dict]:
-        """One row an operator name and phase: calls, FLOPs, bytes; most bytes first."""
-        rows: dict[tuple[str, str], dict] = {}
-        for op in self.operators:
-            row = rows.setdefault(
-                (op.phase, op.name),
-                {"phase": op.phase, "name": op.name, "part": op.part}
-                | {"launches": 0, "kernels": 0, "flops": 0, "bytes": 0},
-            )
-            row["launches"] += 1
-            for key in ("kernels", "flops", "bytes"):
-                row[key] += getattr(op, key)
-        return sorted(rows.values(), key=lambda r: -r["bytes"])
-
 
 class _FlashAttention(TorchFunctionMode):
     """Leads `scaled_dot_product_attention` on meta tensors to the device's flash operator."""
