@@ -15,9 +15,9 @@ class Block(nn.Module):
 
     The second addition stays pending in the stream that comes out, for the next block's norm;
     `block(x).added()` is the whole block. It reads its own parameters alone, so that it can be
-    sharded, compiled and checkpointed (`use_reentrant=False`) by itself. The norms are not called: their parameters go to
-    the branches. FSDP2's mixed precision wants `cast_forward_inputs=False`, for drop-path's factors
-    come in as float32.
+    sharded, compiled and checkpointed (`use_reentrant=False`) by itself. The norms are not called:
+    their parameters go to the branches. FSDP2's mixed precision wants `cast_forward_inputs=False`,
+    for drop-path's factors come in as float32.
     """
 
     def __init__(self, dim: int, num_heads: int, hidden: int, drop_path: float):
