@@ -3,12 +3,12 @@
 The options stand beside what they configure, one frozen dataclass per concern; their docstrings are
 the help of `eva-fast pretrain --help`. `Config.from_options` takes the same names flat, as
 `eva_fast.pretrain(...)` and a YAML file do. Values that cannot work are refused here, before
-anything is loaded. Defaults are EVA-01's (docs/eva01.md) unless said.
+anything is loaded. Defaults are EVA-01's (docs/eva01.md) unless said; `settled` has the exceptions.
 """
 
 import dataclasses
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.model.config import ModelConfig
 from eva_fast.objectives.config import ObjectiveConfig
 from eva_fast.options import fit, may_change, plain
-from eva_fast.teachers.config import TeacherConfig
+from eva_fast.teachers.config import BUILTIN, TeacherConfig
 from eva_fast.train.config import OptimConfig, RunConfig
 
 __all__ = [
@@ -32,6 +32,11 @@ __all__ = [
     "RunConfig",
     "TeacherConfig",
 ]
+
+# The built-in drawings and teacher without a word about the student: half its blocks, and patches of
+# 12 pixels, so that some three minutes on two cores show most.
+FIRST_RUN = ("builtin", BUILTIN, "eva")
+FIRST_STUDENT: dict[str, Any] = {"depth": 6, "patch_size": 12}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +77,18 @@ class Config:
         if not isinstance(options, dict):
             raise UsageError(f"{path} must hold lines of `option: value`")
         return cls.from_options({**options, **over})
+
+    def settled(self) -> "Config":
+        """With what nobody said and what depends on other options: whitening, which the teacher in
+        the package wants, and the student of a first run. A run is made of this, and its
+        `config.yaml` holds it."""
+        model, teacher = self.model, self.teacher
+        if teacher.whiten is None:
+            teacher = replace(teacher, whiten=teacher.teacher == BUILTIN)
+        first = (self.data.data, teacher.teacher, self.objective.objective) == FIRST_RUN
+        if first and model == replace(ModelConfig(), drop_path=model.drop_path):
+            model = replace(model, **FIRST_STUDENT)
+        return replace(self, model=model, teacher=teacher)
 
     def options(self) -> dict[str, Any]:
         """Flat names and values, fit for YAML; objects and classes given from Python as

@@ -71,7 +71,7 @@ def fit(name: str, kind: Any, value: Any) -> Any:
                 return float(value)  # YAML reads 1e-3 as text
             except ValueError:
                 pass
-    elif kind is bool:
+    elif kind in (bool, bool | None):
         if isinstance(value, bool):
             return value
     elif kind == tuple[float, float]:

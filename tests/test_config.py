@@ -49,6 +49,27 @@ def test_options_are_read_without_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_a_first_run_has_a_student_of_its_own():
+    """Only where nobody says a word about data, teacher, objective and student."""
+    first = Config.from_options({"steps": 3, "drop_path": 0.0}).settled()
+    assert (first.model.depth, first.model.patch_size, first.teacher.whiten) == (6, 12, True)
+    assert first.settled() == first
+    for said in (
+        {"data": "photos"}, {"teacher": "hog"}, {"depth": 12}, {"model": "eva_s_patch16_96"},
+        {"objective": "mine"},
+    ):  # fmt: skip
+        model = Config.from_options(said).settled().model
+        assert model == Config.from_options(said).model
+
+
+def test_the_teacher_in_the_package_is_whitened_unless_said_otherwise():
+    for said, expected in (
+        ({}, True), ({"whiten": False}, False), ({"data": "photos"}, True),
+        ({"teacher": "hog"}, False), ({"teacher": "hog", "whiten": True}, True),
+    ):  # fmt: skip
+        assert Config.from_options(said).settled().teacher.whiten is expected
+
+
 def test_yaml_round_trip(tmp_path):
     config = Config.from_options(
         {"lr": 2e-3, "out": "a/b", "betas": [0.9, 0.95], "steps": 7, "precision": "bf16"}

@@ -41,7 +41,7 @@ class PretrainResult:
 def pretrain(
     data: Any = "builtin",
     model: str = "eva_ti_patch16_96",
-    teacher: Any = "hog",
+    teacher: Any = "builtin",
     out: Path | str | None = None,
     **options: Any,
 ) -> PretrainResult:
@@ -51,9 +51,11 @@ def pretrain(
     Args:
         data: "builtin", a folder, folders with weights, a text file of paths, tar shards, or a
             map-style dataset (`eva_fast.data.open_source` has the details).
-        model: name of the student, for example "eva_g_patch14_224".
-        teacher: "hog", a CLIP file or folder, a name such as "openai/ViT-L-14", or a teacher module
-            (`eva_fast.load_teacher`).
+        model: name of the student, for example "eva_g_patch14_224". Where data, teacher, objective
+            and all of the student are left to their defaults, it has 6 blocks and patches of 12
+            pixels (`Config.settled`).
+        teacher: "builtin", "hog", a CLIP file or folder, a name such as "openai/ViT-L-14", or a
+            teacher module (`eva_fast.load_teacher`).
         out: folder of the run; by default runs/MODEL-TIME.
         options: any field of the classes in `eva_fast.config`: sizes, `batch_size`, `steps`, `lr`,
             `objective` (a name of `eva_fast.objectives.OBJECTIVES`, or a class or instance of one's
@@ -89,7 +91,8 @@ def run(config: Config, on_step: Callable[[int], object] | None = None) -> Pretr
     from eva_fast.train.telemetry import Telemetry
 
     setting = setting_of(config)
-    device, objective = setting.device, open_objective(config.objective.objective)
+    config, device = setting.config, setting.device
+    objective = open_objective(config.objective.objective)
     sample, request = sample_options(setting, objective), objective.request(setting)
     check_run(config, device)
     source = open_source(config.data.data)

@@ -4,14 +4,17 @@ from dataclasses import dataclass
 
 from eva_fast.options import TextOrObject
 
+BUILTIN = "builtin"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherConfig:
     """Teacher."""
 
-    teacher: TextOrObject = "hog"
-    """hog (no weights), a CLIP file or folder, openai/NAME, open_clip/NAME:TAG, hf/ORG/NAME,
-    timm/NAME[:FILE], torchvision/NAME[:FILE]."""
-    whiten: bool = False
+    teacher: TextOrObject = BUILTIN
+    """builtin (first stages of an ImageNet MobileNetV2, in the package), hog (no weights), a CLIP file
+    or folder, openai/NAME, open_clip/NAME:TAG, hf/ORG/NAME, timm/NAME[:FILE],
+    torchvision/NAME[:FILE]."""
+    whiten: bool | None = None
     """Scale the teacher's features to mean 0 and standard deviation 1 a channel, measured over
-    the first images of the run."""
+    the first images of the run; by default for the teacher builtin alone."""

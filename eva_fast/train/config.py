@@ -9,7 +9,7 @@ from eva_fast.options import option, require
 
 # Length of a run that says neither steps nor epochs.
 EVA_EPOCHS = 150
-BUILTIN_EPOCHS = 4
+BUILTIN_EPOCHS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +23,7 @@ class OptimConfig:
     steps: int | None = option(None, resume=True)
     """Length of the run in steps; wins over epochs."""
     epochs: float | None = option(None, resume=True)
-    """Length of the run in passes over the data; by default 150, 4 on the built-in drawings."""
+    """Length of the run in passes over the data; by default 150, 5 on the built-in drawings."""
     lr: float = option(1e-3, resume=True)
     """Peak learning rate, as it is used: not scaled by the batch size."""
     min_lr: float = option(1e-5, resume=True)

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 
 def setting_of(config: "Config") -> Setting:
-    """What is known before anything is built; ValueError for what cannot run here."""
+    """What is known before anything is built, of the settled options; ValueError for what cannot run
+    here."""
+    config = config.settled()
     device, compute_dtype = device_and_dtype(config)
     options = {name: getattr(config.model, name) for name in SIZE_OPTIONS}
     return Setting(

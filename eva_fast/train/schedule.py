@@ -20,7 +20,7 @@ class RunLength:
 
     @classmethod
     def of(cls, config: "Config", steps_per_epoch: int) -> "RunLength":
-        """`steps`, else `epochs`, else EVA-01's 150 epochs (4 on the built-in drawings, a few
+        """`steps`, else `epochs`, else EVA-01's 150 epochs (5 on the built-in drawings, a few
         minutes); the warm-up is at most a tenth of it."""
         optim = config.optim
         default = BUILTIN_EPOCHS if config.data.data == "builtin" else EVA_EPOCHS
