@@ -1,4 +1,7 @@
-"""Where a run computes."""
+"""Where a run computes, and in which state of torch: its own, whatever the caller's is."""
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 
@@ -19,3 +22,33 @@ def choose_device(name: str) -> torch.device:
     if kind == "cuda" and int(index or 0) >= found:
         raise UsageError(f"device={name!r}, but there are {found} NVIDIA GPUs, counted from 0")
     return torch.device(name)
+
+
+@contextlib.contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """The block runs with gradients, without autocast, with float32 and the CPU as defaults, whatever
+    the caller has set; afterwards all of that, and torch's random state, is the caller's again."""
+    dtype = torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        )
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in {"cpu", device.type}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        if (
+            torch.get_default_device().type != "cpu"
+        ):  # entered only then: it slows each call a little
+            stack.enter_context(torch.device("cpu"))
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        yield
+
+
+def seed(number: int, device: torch.device) -> None:
+    """`torch.manual_seed` for the CPU and `device` alone: other GPUs are none of a run's business."""
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(number)

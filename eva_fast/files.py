@@ -1,14 +1,23 @@
-"""Files and places that several parts need: whole-or-not-at-all writes, the cache folder, CPU count."""
+"""Files and places that several parts need: whole-or-not-at-all writes, folders of one's own, paths as
+people write them, the cache folder, CPU count."""
 
 import contextlib
+import itertools
+import logging
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
+from filelock import FileLock, Timeout
 
 from eva_fast.errors import UsageError
+
+log = logging.getLogger(__name__)
+LOCK = ".lock"
+# The workers that a killed run leaves behind hold its lock for up to a second.
+LOCK_SECONDS = 3.0
 
 
 @contextlib.contextmanager
@@ -37,6 +46,38 @@ def writing_to(path: str | os.PathLike, option: str = "out") -> Iterator[None]:
         raise
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error}; choose another {option}=") from None
+
+
+def fresh_folder(path: Path) -> Path:
+    """Makes the folder `path`, or where that is there already `path-2`, `path-3`, ... Of processes that
+    ask at once each gets its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError  # counting has no end
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps `folder` to this process for the block. The operating system holds the lock: it ends with
+    the process, however that ends. UsageError where another process has it; a file system that knows
+    no locks is told of and used without."""
+    lock = FileLock(folder / LOCK, timeout=LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UsageError(
+            f"another run is writing to {folder}; wait for its end, or give another out="
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        log.warning("%s cannot be locked (%s): start no second run in it", folder, error)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def cache_folder(*parts: str) -> Path:

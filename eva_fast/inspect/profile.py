@@ -21,7 +21,7 @@ from rich.table import Table
 
 from eva_fast.config import Config
 from eva_fast.errors import UsageError
-from eva_fast.files import atomic_write, writing_to
+from eva_fast.files import atomic_write, fresh_folder, writing_to
 from eva_fast.inspect.figures import pyplot
 
 log = logging.getLogger(__name__)
@@ -118,11 +118,7 @@ def profile(
             raise UsageError(f"{name} must be at least 1, got {value}")
     # The profiler's library reports each start and stop on stderr otherwise.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    folder = out or Path("runs") / f"profile-{time.strftime('%Y%m%d-%H%M%S')}"
-    if (folder / SUMMARY).exists():
-        raise UsageError(f"{folder} already holds a profile; choose another out")
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = _make_folder(out)
 
     from eva_fast.recipes.pretrain import run
     from eva_fast.train.resolve import device_and_dtype
@@ -144,6 +140,18 @@ def profile(
     with atomic_write(folder / SUMMARY) as draft:
         draft.write_text(json.dumps(data, indent=1) + "\n")
     return found
+
+
+def _make_folder(out: Path | None) -> Path:
+    if out is None:
+        made_up = Path("runs") / f"profile-{time.strftime('%Y%m%d-%H%M%S')}"
+        with writing_to(made_up):
+            return fresh_folder(made_up)
+    if (out / SUMMARY).exists():
+        raise UsageError(f"{out} already holds a profile; choose another out")
+    with writing_to(out):
+        out.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def _shortened(config: Config, steps: int, folder: Path) -> Config:

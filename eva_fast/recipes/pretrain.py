@@ -5,6 +5,7 @@ Heavy imports are inside the functions: importing eva_fast and wrong options cos
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from eva_fast.config import Config
 if TYPE_CHECKING:
     from torch import nn
 
+    from eva_fast.objectives import Objective
+    from eva_fast.objectives.base import Setting
 
 log = logging.getLogger(__name__)
 
@@ -76,35 +79,48 @@ def pretrain(
 def run(config: Config, on_step: Callable[[int], object] | None = None) -> PretrainResult:
     """`pretrain` for a ready configuration. on_step: called with the number of finished steps after
     each."""
-    import torch
-
-    from eva_fast.data import build_loader, open_source
-    from eva_fast.layers import drop_copies
+    from eva_fast.device import undisturbed
     from eva_fast.objectives import open_objective
+    from eva_fast.train.resolve import check_run, sample_options, setting_of
+
+    setting = setting_of(config)
+    objective = open_objective(config.objective.objective)
+    sample = sample_options(setting, objective)
+    check_run(setting.config, setting.device)
+    with undisturbed(setting.device):
+        return _train(setting, objective, sample, on_step)
+
+
+def _train(
+    setting: "Setting",
+    objective: "Objective",
+    sample: dict[str, Any],
+    on_step: Callable[[int], object] | None,
+) -> PretrainResult:
+    """Teacher, student, loader, loop and what is left behind, for options that were checked."""
+    from eva_fast.data import build_loader, open_source
+    from eva_fast.device import seed
+    from eva_fast.layers import drop_copies
     from eva_fast.objectives.request import answer, open_teacher
     from eva_fast.train import RunLength, TrainState, TrainStep, checkpoint, train
     from eva_fast.train.baseline import verdict
     from eva_fast.train.examples import Examples
     from eva_fast.train.folder import last_metrics, open_folder, write_header
     from eva_fast.train.kernels import settle_kernels
-    from eva_fast.train.resolve import check_run, loader_options, sample_options, setting_of
+    from eva_fast.train.resolve import loader_options
     from eva_fast.train.telemetry import Telemetry
 
-    setting = setting_of(config)
-    config, device = setting.config, setting.device
-    objective = open_objective(config.objective.objective)
-    sample, request = sample_options(setting, objective), objective.request(setting)
-    check_run(config, device)
+    config, device, request = setting.config, setting.device, objective.request(setting)
     source = open_source(config.data.data)
     teacher = open_teacher(config.teacher.teacher, request, setting)
 
-    out, resume_from = open_folder(config)
-    torch.manual_seed(config.run.seed)
-    module = objective.build(setting, teacher).to(device)
-    if resume_from is None and config.model.init_from is not None:
-        objective.initialise(module, config.model.init_from)
-
-    with build_loader(source, **sample, **loader_options(setting, out)) as loader:
+    with ExitStack() as held:
+        out, resume_from = held.enter_context(open_folder(config))
+        seed(config.run.seed, device)
+        module = objective.build(setting, teacher).to(device)
+        if resume_from is None and config.model.init_from is not None:
+            objective.initialise(module, config.model.init_from)
+        loader = held.enter_context(build_loader(source, **sample, **loader_options(setting, out)))
         state = TrainState.begin(setting, objective, module, teacher, loader)
         step = TrainStep(
             state, objective, answer(teacher, request),
@@ -129,22 +145,23 @@ def run(config: Config, on_step: Callable[[int], object] | None = None) -> Pretr
             track=config.run.track, progress=config.run.progress,
         ) as telemetry:  # fmt: skip
             stopped_by = train(step, length, config, out, telemetry, picture=draw, on_step=on_step)
+        loader.close()
 
-    metrics = last_metrics(out)
-    poor = None if stopped_by else verdict(metrics)
-    if poor is not None:
-        log.warning("%s", poor)
-    drop_copies(module.eval())
-    weights = out / "model.safetensors"
-    student = objective.save(module, weights)
-    if state.ema is not None:
-        objective.save(module, out / "model_ema.safetensors", state.ema.weights)
-    return PretrainResult(
-        out=out,
-        checkpoint=checkpoint.steps_in(out / "checkpoints")[-1],
-        weights=weights,
-        picture=draw(out / "picture.png"),
-        metrics=metrics,
-        model=student,
-        stopped_by=stopped_by,
-    )
+        metrics = last_metrics(out)
+        poor = None if stopped_by else verdict(metrics)
+        if poor is not None:
+            log.warning("%s", poor)
+        drop_copies(module.eval())
+        weights = out / "model.safetensors"
+        student = objective.save(module, weights)
+        if state.ema is not None:
+            objective.save(module, out / "model_ema.safetensors", state.ema.weights)
+        return PretrainResult(
+            out=out,
+            checkpoint=checkpoint.steps_in(out / "checkpoints")[-1],
+            weights=weights,
+            picture=draw(out / "picture.png"),
+            metrics=metrics,
+            model=student,
+            stopped_by=stopped_by,
+        )

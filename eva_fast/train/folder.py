@@ -1,10 +1,12 @@
 """The folder of a run: opened without losing what is there, and its record of what runs."""
 
+import contextlib
 import json
 import logging
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from torch import nn
 
 from eva_fast import __version__, native
 from eva_fast.errors import UsageError
-from eva_fast.files import atomic_write, writing_to
+from eva_fast.files import atomic_write, fresh_folder, locked, writing_to
 from eva_fast.train import checkpoint
 
 if TYPE_CHECKING:
@@ -24,21 +26,35 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def open_folder(config: "Config") -> tuple[Path, Path | None]:
-    """(the run's folder, the checkpoint to go on from or None)."""
+@contextlib.contextmanager
+def open_folder(config: "Config") -> Iterator[tuple[Path, Path | None]]:
+    """(the run's folder, the checkpoint to go on from or None); the folder is this run's alone until
+    the block ends. UsageError where another run writes to it, it holds a run, or that was another."""
+    out = _make_folder(config)
+    with locked(out):
+        yield out, _start_from(out, config)
+
+
+def _make_folder(config: "Config") -> Path:
     out = config.run.out
     if out is None:
         name = str(config.model.model).replace("/", "-")
-        out = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        made_up = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        with writing_to(made_up):
+            out = fresh_folder(made_up)
     with writing_to(out):
         (out / "pictures").mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _start_from(out: Path, config: "Config") -> Path | None:
     found = checkpoint.newest(out / "checkpoints")
     if config.run.resume == "never":
         if found is not None or _has_lines(out / "metrics.jsonl"):
             raise UsageError(
                 f"{out} already holds a run; resume='auto' goes on with it, another out= starts anew"
             )
-        return out, None
+        return None
     if found is not None:
         other = config.changed(checkpoint.read_state(found)["options"])
         if other:
@@ -47,7 +63,7 @@ def open_folder(config: "Config") -> tuple[Path, Path | None]:
                 f"{out} was started with other options ({changes}); give the same ones to go on "
                 "with it, or another out="
             )
-    return out, found
+    return found
 
 
 def _has_lines(path: Path) -> bool:

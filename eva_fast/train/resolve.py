@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from eva_fast.data.loader.workers import can_start, check_count
 from eva_fast.device import choose_device
 from eva_fast.errors import UsageError
 from eva_fast.files import cpu_count
@@ -57,6 +58,7 @@ def check_run(config: "Config", device: torch.device) -> None:
     folder to go on in."""
     if config.run.resume == "auto" and config.run.out is None:
         raise UsageError("resume='auto' needs out=, the folder of the run to go on with")
+    check_count(config.data.workers or 0)
     if config.data.decode == "gpu" and device.type != "cuda":
         raise UsageError(f"decode='gpu' needs an NVIDIA GPU, and the run is on {device}")
     kernels = config.run.kernels
@@ -83,9 +85,12 @@ def sample_options(setting: Setting, objective: Objective) -> dict[str, Any]:
 
 def loader_workers(config: "Config", device: torch.device) -> int:
     """Decoding processes: on a GPU all cores but one, at most 16; a student on the CPU takes tens of
-    times longer than decoding its images, so an eighth of the cores is plenty."""
+    times longer than decoding its images, so an eighth of the cores is plenty. None where this
+    process may not start any."""
     if config.data.workers is not None:
         return config.data.workers
+    if not can_start():
+        return 0
     cores = cpu_count()
     if device.type == "cuda":
         return min(max(1, cores - 1), 16)

@@ -1,10 +1,12 @@
-"""SIGTERM and SIGINT ask the loop to stop after the step at hand; a second SIGINT stops at once."""
+"""SIGTERM, SIGINT and SIGHUP (the terminal is gone) ask the loop to stop after the step at hand; a
+second SIGINT stops at once."""
 
 import logging
 import signal
 import threading
 
 log = logging.getLogger(__name__)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequest:
@@ -19,7 +21,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # started with nohup: to live on is what was asked for
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
 

@@ -79,7 +79,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, at):
     ]
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_request_to_stop_ends_after_the_step_with_a_checkpoint(tmp_path, name):
     step = make_step()
 

@@ -19,6 +19,7 @@ from eva_fast.data.loader.feeds import Feed, MapFeed
 from eva_fast.data.loader.maker import Bad, Maker
 from eva_fast.data.loader.once import OnceFeed, OnceStreamFeed
 from eva_fast.data.loader.streamfeed import StreamFeed, has_stream
+from eva_fast.data.loader.workers import check_count
 from eva_fast.data.samples.fields import IDS, VIEWS, Field
 from eva_fast.data.samples.masked_image import masked_image_fields
 from eva_fast.data.sources.base import Source
@@ -69,8 +70,7 @@ def build_loader(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {batch_size}")
-    if workers < 0:
-        raise UsageError(f"workers must be 0 or more, got {workers}")
+    check_count(workers)
     if not 0 <= rank < world:
         raise UsageError(f"rank must be between 0 and world - 1, got rank {rank} of {world}")
     if order not in ORDERS:

@@ -73,6 +73,23 @@ class Chunks:
         return first, min(first + self.rows_each, self.batch_size)
 
 
+def can_start() -> bool:
+    """Whether this process may have workers: Python gives a daemonic process, as those of Celery and
+    multiprocessing.Pool are, no children."""
+    return not multiprocessing.current_process().daemon
+
+
+def check_count(workers: int) -> None:
+    """UsageError for a number of workers that cannot be had here."""
+    if workers < 0:
+        raise UsageError(f"workers must be 0 (in this process) or more, got {workers}")
+    if workers and not can_start():
+        raise UsageError(
+            f"workers={workers}, but this process is daemonic (Celery, multiprocessing.Pool) and may "
+            "not start others; give workers=0, which decodes in this process"
+        )
+
+
 class WorkerPool:
     """`count` forked processes that call `fill` for every ticket.
 
@@ -110,9 +127,11 @@ class WorkerPool:
     def _child(self, parent: int, target: Callable, *args) -> None:
         """Runs in the new process, on numpy, Pillow and the native library alone: no torch threads.
 
-        Ctrl-C is the trainer's to handle. A worker ends when its parent does, however that ends.
+        Ctrl-C and the end of the terminal, which reach it too, are the trainer's to handle. A worker
+        ends when its parent does, however that ends.
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         gc.freeze()  # collecting would write to, and so copy, every page shared with the trainer
         os.close(self._ticket_in)

@@ -1,0 +1,107 @@
+"""A run is the same wherever it is called from, and leaves the caller's torch as it was."""
+
+import multiprocessing
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import eva_fast
+
+TINY = dict(
+    model="eva_ti_patch8_32", embed_dim=32, depth=1, num_heads=2, mlp_hidden=48, batch_size=4,
+    steps=2, workers=0, device="cpu", kernels="torch", progress=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(8):
+        Image.new("RGB", (40, 40), (i * 30, 90, 255 - i * 30)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def usual(images, tmp_path_factory):
+    """The weights that the run ends with when nothing is unusual."""
+    result = eva_fast.pretrain(images, out=tmp_path_factory.mktemp("usual") / "run", **TINY)
+    return load_file(result.weights)
+
+
+@pytest.fixture
+def float64_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def same(result, weights):
+    found = load_file(result.weights)
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+SURROUNDINGS = {
+    "gradients off": lambda: torch.set_grad_enabled(False),
+    "no_grad": torch.no_grad,
+    "inference mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "meta tensors by default": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("surroundings", SURROUNDINGS.values(), ids=SURROUNDINGS)
+def test_the_weights_are_the_same(images, usual, tmp_path, surroundings):
+    with surroundings():
+        before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        result = eva_fast.pretrain(images, out=tmp_path / "run", **TINY)
+        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
+    torch.set_grad_enabled(True)
+    same(result, usual)
+    pixels = torch.randn(1, 3, 32, 32)
+    assert result.model.forward_features(pixels).sum().requires_grad  # it trains on afterwards
+
+
+@pytest.mark.usefixtures("float64_default")
+def test_float64_by_default(images, usual, tmp_path):
+    same(eva_fast.pretrain(images, out=tmp_path / "run", **TINY), usual)
+    assert torch.get_default_dtype() == torch.float64
+
+
+def test_the_caller_s_random_numbers_go_on(images, tmp_path):
+    draws = lambda: float(torch.rand(())), np.random.random, random.random
+
+    def drawn(run):
+        torch.manual_seed(3), np.random.seed(3), random.seed(3)
+        if run:
+            eva_fast.pretrain(images, out=tmp_path / "run", **TINY)
+        return [draw() for draw in draws]
+
+    assert drawn(run=True) == drawn(run=False)
+    torch.manual_seed(3)
+    with pytest.raises(ValueError, match="already holds a run"):
+        eva_fast.pretrain(images, out=tmp_path / "run", **TINY)
+    assert float(torch.rand(())) == drawn(run=False)[0]
+
+
+def in_a_daemon(images, out, workers):
+    try:
+        eva_fast.pretrain(images, out=out, **{**TINY, "workers": workers})
+    except ValueError as error:
+        raise SystemExit(9 if "workers=0" in str(error) else 1) from None
+
+
+@pytest.mark.parametrize("workers, code", [(2, 9), (0, 0), (None, 0)])
+def test_a_daemonic_process(images, tmp_path, workers, code):
+    """It may have no children: told before anything is written; by default it has none."""
+    child = multiprocessing.get_context("spawn").Process(
+        target=in_a_daemon, args=(images, tmp_path / "run", workers), daemon=True
+    )
+    child.start()
+    child.join(120)
+    assert child.exitcode == code
+    assert (tmp_path / "run").exists() == (code == 0)
