@@ -18,7 +18,7 @@ from eva_fast.data.config import DataConfig
 from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.model.config import ModelConfig
 from eva_fast.objectives.config import ObjectiveConfig
-from eva_fast.options import fit, may_change, plain
+from eva_fast.options import fit, may_change, plain, user_path
 from eva_fast.teachers.config import BUILTIN, TeacherConfig
 from eva_fast.train.config import OptimConfig, RunConfig
 
@@ -69,7 +69,7 @@ class Config:
     def from_yaml(cls, path: Path | str, **over: Any) -> "Config":
         """The options of a YAML file (as `config.yaml` of a run holds them), `over` winning."""
         try:
-            options = yaml.safe_load(Path(path).read_text()) or {}
+            options = yaml.safe_load(user_path(path).read_text()) or {}
         except OSError as error:
             raise MissingFileError(f"cannot read the configuration {path}: {error}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:

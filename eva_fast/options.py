@@ -5,6 +5,7 @@ The classes of options stand beside the components that they configure (`model/c
 """
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -43,6 +44,23 @@ def require(ok: bool, message: str) -> None:
         raise UsageError(message)
 
 
+def user_path(path: Any) -> Any:
+    """`path` with its `~` or `~name` as the home folder that the shell would put there."""
+    try:
+        return Path(path).expanduser() if isinstance(path, str | os.PathLike) else path
+    except RuntimeError:
+        raise UsageError(f"{path}: there is no such user's home folder") from None
+
+
+def user_text(value: Any) -> Any:
+    """A name or path given as text, with `~` replaced at its beginning and behind `NAME:`."""
+    if isinstance(value, str):
+        name, colon, file = value.rpartition(":")
+        if file.startswith("~"):
+            return f"{name}{colon}{user_path(file)}"
+    return value
+
+
 def plain(value: Any) -> Any:
     """`value` as YAML can hold it; an object given from Python as its description."""
     if isinstance(value, Path):
@@ -56,11 +74,14 @@ def plain(value: Any) -> Any:
 
 
 def fit(name: str, kind: Any, value: Any) -> Any:
-    """`value` as the option's type wants it, or a UsageError; numbers in YAML may come as text."""
+    """`value` as the option's type wants it, or a UsageError; numbers in YAML may come as text, from
+    Python as NumPy's and torch's."""
     if kind is TextOrObject or (value is None and "None" in str(kind)):
         return value
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if kind in (Path | None, Path):
-        if isinstance(value, str | Path):
+        if isinstance(value, str | os.PathLike):
             return Path(value)
     elif kind in (int, int | None):
         if isinstance(value, int) and not isinstance(value, bool):
@@ -79,7 +100,7 @@ def fit(name: str, kind: Any, value: Any) -> Any:
             return tuple(fit(name, float, v) for v in value)
     elif kind is str:
         if isinstance(value, str):
-            return value
+            return str(value)  # NumPy's is one too, and no YAML
     elif isinstance(value, str):  # a Literal
         choices = kind.__args__
         if value in choices:

@@ -3,11 +3,14 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
-from eva_fast.config import MAY_CHANGE, Config, OptimConfig
+from eva_fast.config import MAY_CHANGE, Config, OptimConfig, RunConfig
 
 
 def test_defaults_are_eva01s():
@@ -130,3 +133,41 @@ def test_a_broken_file_is_named(tmp_path):
     path.write_text("- 1\n- 2\n")
     with pytest.raises(ValueError, match="option: value"):
         Config.from_yaml(path)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    """The shell leaves it in --out=~/r, in YAML and in Python."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("out: ~/r\ninit_from: ~/s.safetensors\nteacher: ~/t.pt\n")
+    config = Config.from_yaml("~/c.yaml")
+    assert config.run.out == tmp_path / "r"
+    assert config.model.init_from == tmp_path / "s.safetensors"
+    assert config.teacher.teacher == f"{tmp_path}/t.pt"
+    named = Config.from_options({"teacher": "timm/vit:~/t.pt"}).teacher.teacher
+    assert named == f"timm/vit:{tmp_path}/t.pt"
+    assert RunConfig(out=Path("~/r")).out == tmp_path / "r"  # as the command line makes it
+    with pytest.raises(ValueError, match="no such user"):
+        Config.from_options({"out": "~nobody-of-that-name/r"})
+
+
+def test_numbers_of_other_libraries():
+    given = {
+        "batch_size": np.int64(4),
+        "lr": np.float32(0.5),
+        "flip": torch.tensor(0.25),
+        "betas": np.array([0.5, 0.75]),
+        "whiten": np.bool_(True),
+        "model": np.str_("eva_ti_patch16_96"),
+        "seed": np.array(3),
+    }
+    config = Config.from_options(given)
+    plain = {name: value for name, value in config.options().items() if name in given}
+    assert plain == {
+        "batch_size": 4, "lr": 0.5, "flip": 0.25, "betas": [0.5, 0.75], "whiten": True,
+        "model": "eva_ti_patch16_96", "seed": 3,
+    }  # fmt: skip
+    assert yaml.safe_load(yaml.safe_dump(config.options())) == config.options()
+    with pytest.raises(ValueError, match="batch_size must be of type int"):
+        Config.from_options({"batch_size": np.float64(4.5)})
+    with pytest.raises(ValueError, match="batch_size must be of type int"):
+        Config.from_options({"batch_size": np.bool_(True)})

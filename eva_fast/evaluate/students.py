@@ -9,6 +9,7 @@ import yaml
 
 from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.model import EvaViT, ModelSizes, create_model, sizes_of
+from eva_fast.options import user_path
 from eva_fast.train import checkpoint
 from eva_fast.weights import infer_sizes, read_student
 from eva_fast.weights.folder import weight_file
@@ -22,7 +23,7 @@ RANDOM_INIT_SEED = 0
 def find_weights(run_or_weights: str | Path) -> Path:
     """The weight file of a run or of another library's folder, or the file itself.
     FileNotFoundError says what was looked for."""
-    path = Path(run_or_weights)
+    path = user_path(run_or_weights)
     if path.is_dir():
         try:
             return weight_file(path)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from eva_fast.options import option, require
+from eva_fast.options import option, require, user_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,4 +30,5 @@ class ModelConfig:
     """Start from these student weights (safetensors, official naming) instead of random ones."""
 
     def __post_init__(self):
+        object.__setattr__(self, "init_from", user_path(self.init_from))
         require(0 <= self.drop_path < 1, f"drop_path must be in [0, 1), got {self.drop_path}")

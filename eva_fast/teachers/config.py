@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from eva_fast.options import TextOrObject
+from eva_fast.options import TextOrObject, user_text
 
 BUILTIN = "builtin"
 
@@ -18,3 +18,6 @@ class TeacherConfig:
     whiten: bool | None = None
     """Scale the teacher's features to mean 0 and standard deviation 1 a channel, measured over
     the first images of the run; by default for the teacher builtin alone."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "teacher", user_text(self.teacher))

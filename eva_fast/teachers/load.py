@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from eva_fast.errors import MissingFileError, UsageError
+from eva_fast.options import user_text
 from eva_fast.teachers.base import Teacher, check_grid
 from eva_fast.teachers.builtin import BuiltinTeacher
 from eva_fast.teachers.clip import ClipTeacher
@@ -61,7 +62,7 @@ def load_teacher(
         ValueError: unknown name, damaged or unsuitable weights, wrong hash, no network. No code
             from a weight file is ever run.
     """
-    name = os.fspath(name_or_path)
+    name = user_text(os.fspath(name_or_path))
     cells = check_grid(grid)
     family, _, rest = name.partition("/")
     teacher: Teacher

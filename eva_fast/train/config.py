@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from eva_fast.options import option, require
+from eva_fast.options import option, require, user_path
 
 # Length of a run that says neither steps nor epochs.
 EVA_EPOCHS = 150
@@ -92,6 +92,7 @@ class RunConfig:
     """Show a progress bar."""
 
     def __post_init__(self):
+        object.__setattr__(self, "out", user_path(self.out))
         require(self.log_every >= 1, f"log_every must be at least 1, got {self.log_every}")
         require(
             self.keep_checkpoints >= 1,
