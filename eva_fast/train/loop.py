@@ -40,10 +40,12 @@ def train(
         on_step: called with the number of finished steps after each.
 
     Returns None, or the name of the signal that stopped it early; either way the last step is in a
-    checkpoint. RuntimeError from the data and NonFiniteError leave a checkpoint too.
+    checkpoint. RuntimeError from the data and NonFiniteError (also where every step was skipped) leave
+    a checkpoint too. A loss that is the same in every step is warned of.
     """
     state, run = step.state, config.run
     state.module.train()
+    first_step = state.step
     batches = iter(state.loader)
     saver = _Saver(state, config, out / "checkpoints")
     clock = _Clock(state, config.optim.batch_size, length)
@@ -65,7 +67,25 @@ def train(
             if saver.due():
                 saver.save()
         saver.save()
+        _check_outcome(state, state.step - first_step)
     return stop.signal_name
+
+
+def _check_outcome(state: TrainState, steps: int) -> None:
+    """A run that took no step is no success, and one whose loss never moved is hardly one."""
+    found = state.sums.loss_range()
+    if steps and found is None:
+        raise NonFiniteError(
+            f"the loss or its gradient was not finite in all {steps} steps: each was skipped, and the "
+            "weights are those from before them. Look at the teacher's weights and the data for "
+            "values that are not finite; otherwise lower the learning rate (lr)"
+        )
+    if steps > 1 and found is not None and found[0] == found[1]:
+        log.warning(
+            "the loss was exactly %.6g in each of %d steps: nothing was learned. The teacher's "
+            "features may be the same for every image, or zero; look at the picture",
+            found[0], steps,
+        )  # fmt: skip
 
 
 class _Saver:

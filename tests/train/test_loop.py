@@ -115,3 +115,37 @@ def test_numbers_that_stay_bad_leave_a_checkpoint_with_the_last_good_weights(tmp
     other = make_step()
     other.state.restore(checkpoint.newest(tmp_path / "checkpoints"))
     assert other.state.module.moved.item() == 3 and other.state.guard.check() == 10
+
+
+@pytest.mark.parametrize("total", [1, 8])
+def test_a_run_that_took_no_step_is_no_success(tmp_path, total):
+    """Fewer steps than the streak that stops a longer run."""
+    step = make_step()
+    step.ask = lambda batch: torch.tensor(float("nan"))
+    with pytest.raises(NonFiniteError, match=f"in all {total} steps"):
+        run(tmp_path, step, total=total)
+    assert steps(tmp_path) == [total]
+
+
+def test_one_step_taken_is_enough(tmp_path):
+    step, answers = make_step(), iter([float("nan"), 0.0, float("nan"), float("nan")])
+    step.ask = lambda batch: torch.tensor(next(answers))
+    assert run(tmp_path, step, total=4) is None
+
+
+def test_a_run_that_had_ended_ends_again(tmp_path):
+    step = make_step()
+    run(tmp_path, step, total=4)
+    assert run(tmp_path, step, total=4) is None
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_loss_that_never_moves_is_named(tmp_path, caplog, constant):
+    step = make_step()
+    if constant:  # as a teacher whose features are all zero makes it
+        step.objective.loss = lambda module, *_: (
+            module.linear.weight.sum() * 0.0 + 0.25,
+            {"largest": torch.zeros(())},
+        )
+    run(tmp_path, step, total=6)
+    assert ("exactly 0.25 in each of 6 steps" in caplog.text) == constant
