@@ -54,3 +54,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"eva_fast.{name}")
     raise AttributeError(f"module 'eva_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -4,9 +4,9 @@ Heavy imports are inside the functions: importing eva_fast and wrong options cos
 """
 
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ class PretrainResult:
     """PNG of what the objective shows: images, masks, teacher features and predictions, say."""
     metrics: dict[str, Any]
     """The last line of `metrics.jsonl`; `first_loss` is the loss of the first line."""
-    model: "nn.Module"
+    model: "nn.Module" = field(repr=False)
     """What was written to `weights`, in evaluation mode."""
     stopped_by: str | None = None
     """Name of the signal that ended the run early, or None."""
@@ -87,8 +87,28 @@ def run(config: Config, on_step: Callable[[int], object] | None = None) -> Pretr
     objective = open_objective(config.objective.objective)
     sample = sample_options(setting, objective)
     check_run(setting.config, setting.device)
-    with undisturbed(setting.device):
+    with _heard(), undisturbed(setting.device):
         return _train(setting, objective, sample, on_step)
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """Where nobody has set up logging, what the run says goes to stderr for its time; a caller with
+    handlers (a NullHandler too) hears it as set up there."""
+    package = logging.getLogger("eva_fast")
+    if package.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(), package.level
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package.addHandler(handler)
+    if level == logging.NOTSET:
+        package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
 
 
 def _train(
