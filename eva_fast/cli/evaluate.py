@@ -20,7 +20,7 @@ def evaluate(
         data: builtin, or a folder with one folder a class (or train/ and val/ with such).
         probe: knn, linear or both, with a comma.
         teacher: teacher to compare with; by default the run's own.
-        out: JSON file; by default eval.json beside the weights.
+        out: JSON file; by default eval.json in the run's folder, NAME.eval.json beside a file.
         device: cpu, cuda or auto.
     """
     from eva_fast.evaluate import evaluate as judge

@@ -48,7 +48,8 @@ def evaluate(
         probes: of "knn" (cosine, k=5, T=0.07) and "linear" (logistic regression).
         teacher: teacher to compare with, as for `load_teacher`, or a teacher module; by default
             the run's own; "none" for none.
-        out: JSON file for the result; by default eval.json beside the weights.
+        out: JSON file for the result; by default eval.json in the run's folder, or
+            NAME.eval.json beside a file NAME.
         device: "cpu", "cuda" or "auto".
         batch_size: images at a time.
 
@@ -112,8 +113,14 @@ def evaluate(
         "results": results,
         "seconds": round(time.perf_counter() - start, 1),
     }
-    _write(Path(out) if out is not None else weights.parent / "eval.json", result)
+    _write(Path(out) if out is not None else _beside(run_or_weights, weights), result)
     return result
+
+
+def _beside(asked: str | Path, weights: Path) -> Path:
+    """Files that were named themselves may lie beside others, and each has a result of its own."""
+    bare = Path(asked).name == weights.name
+    return weights.with_name(f"{weights.name}.eval.json" if bare else "eval.json")
 
 
 def _check_probes(probes: Sequence[str]) -> tuple[str, ...]:

@@ -219,3 +219,11 @@ def test_weights_of_a_network_with_more_in_it(run):
     (run / "config.yaml").write_text("model: eva_ti_patch8_32\nembed_dim: 48\nnum_heads: 4\n")
     with pytest.raises(UsageError, match=r"other\.safetensors: .*unknown: blocks\.0\.gamma_1"):
         load_student(run / "other.safetensors", CPU)
+
+
+def test_files_in_one_folder_have_a_result_each(run, pictures, tmp_path):
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / name).write_bytes((run / "model.safetensors").read_bytes())
+        evaluate(tmp_path / name, pictures, probes=("knn",), teacher="none")
+    found = {p.name for p in tmp_path.glob("*.json")}
+    assert found == {"a.safetensors.eval.json", "b.safetensors.eval.json"}
