@@ -3,6 +3,7 @@
 import contextlib
 import heapq
 import itertools
+import logging
 import os
 import tempfile
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 from eva_fast.data.index import Entries, Index, cached_index
 from eva_fast.data.sources.base import Item, Source
 from eva_fast.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
@@ -78,7 +81,15 @@ def _walk(root: Path) -> Entries:
     while waiting:
         relative = waiting.pop()
         where = os.path.join(root, relative)
-        status = os.stat(where)
+        try:
+            status = os.stat(where)
+            os.scandir(where).close()
+        except OSError as error:
+            if not relative:
+                raise
+            log.warning("%s is left out: %s", where, error.strerror)
+            mtimes[0] = -1  # it may be readable next time, which no folder's mtime tells
+            continue
         if (status.st_dev, status.st_ino) in known:
             continue  # a link back up the tree, or to a folder that has been read already
         known.add((status.st_dev, status.st_ino))
@@ -86,19 +97,26 @@ def _walk(root: Path) -> Entries:
         mtimes.append(-1 if recent else status.st_mtime_ns)
         yield relative
         folders: list[str] = []
-        for name in sorted_in_parts(_images(where, folders)):
+        broken: list[str] = []
+        for name in sorted_in_parts(_images(where, folders, broken)):
             yield name, None
+        if broken:
+            log.warning("%s: %d links lead nowhere, %s first", where, len(broken), broken[0])
+            mtimes[-1] = -1  # their targets may come, which this folder's mtime does not tell
         waiting += [os.path.join(relative, name) for name in sorted(folders, reverse=True)]
     return mtimes
 
 
-def _images(folder: str, folders: list[str]) -> Iterator[bytes]:
-    """The names of the images in `folder`; its subfolders are added to `folders`."""
+def _images(folder: str, folders: list[str], broken: list[str]) -> Iterator[bytes]:
+    """The names of the images in `folder`; its subfolders are added to `folders`, and the links
+    that lead nowhere or to themselves to `broken`."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                broken.append(entry.name)
+            elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
                 yield os.fsencode(entry.name)
             elif entry.is_dir():
                 folders.append(entry.name)
