@@ -6,13 +6,13 @@ Names are loaded on first use, so that `import eva_fast` and `eva-fast --help` s
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from eva_fast.version import __version__
+
 if TYPE_CHECKING:
     from eva_fast.data import BlockMasker
     from eva_fast.model import create_model
     from eva_fast.recipes.pretrain import PretrainResult, pretrain
     from eva_fast.teachers import load_teacher
-
-__version__ = "0.1.0"
 
 _HOME = {
     "pretrain": "eva_fast.recipes.pretrain",

@@ -10,9 +10,10 @@ import torch
 from rich.console import Group
 from rich.table import Table
 
-from eva_fast import __version__, native
+from eva_fast import native
 from eva_fast.data.decode import jpeg
 from eva_fast.ops import choose, kept, registry
+from eva_fast.version import __version__
 
 PACKAGES = (
     *(

@@ -15,10 +15,11 @@ import torch
 import yaml
 from torch import nn
 
-from eva_fast import __version__, native
+from eva_fast import native
 from eva_fast.errors import UsageError
 from eva_fast.files import atomic_write, fresh_folder, locked, writing_to
 from eva_fast.train import checkpoint
+from eva_fast.version import __version__
 
 if TYPE_CHECKING:
     from eva_fast.config import Config
