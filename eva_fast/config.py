@@ -8,6 +8,7 @@ anything is loaded. Defaults are EVA-01's (docs/eva01.md) unless said; `settled`
 
 import dataclasses
 import difflib
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,16 @@ class Config:
         return {
             name: (before[name], value)
             for name, value in now.items()
-            if name in before and before[name] != value and name not in MAY_CHANGE
+            if name in before
+            and _same_place(before[name]) != _same_place(value)
+            and name not in MAY_CHANGE
         }
+
+
+def _same_place(value: Any) -> Any:
+    """A path as it is compared: /data/x/ and /data/./x are /data/x. Other values as they are."""
+    is_path = isinstance(value, str) and "/" in value and "://" not in value
+    return os.path.normpath(value) if is_path else value
 
 
 # Where each flat name lives: {"lr": ("optim", <field lr>), ...}

@@ -171,3 +171,10 @@ def test_numbers_of_other_libraries():
         Config.from_options({"batch_size": np.float64(4.5)})
     with pytest.raises(ValueError, match="batch_size must be of type int"):
         Config.from_options({"batch_size": np.bool_(True)})
+
+
+@pytest.mark.parametrize("again", ["/data/x/", "/data/./x", "/data/y/../x"])
+def test_a_path_written_otherwise_is_the_same_run(again):
+    before = Config.from_options({"data": "/data/x"}).options()
+    assert Config.from_options({"data": again}).changed(before) == {}
+    assert Config.from_options({"data": "/data/z"}).changed(before).keys() == {"data"}

@@ -1,20 +1,54 @@
-"""Images that a text file lists, a path a line."""
+"""Images that a text file lists, a path a line, or a Python list of their paths."""
 
+import codecs
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from eva_fast.data.index import Entries, cached_index
+from eva_fast.data.sources.base import Item, Source
 from eva_fast.data.sources.folder import SETTLED_SECONDS, FileSource
 from eva_fast.errors import MissingFileError, UsageError
 
 _CHECKED_PATHS = 20_000
 
 
+class PathSource(Source):
+    """Images by a list of their paths, kept in memory; no labels."""
+
+    def __init__(self, paths: Sequence[str | os.PathLike]):
+        self.paths = [os.path.abspath(os.path.expanduser(os.fspath(path))) for path in paths]
+        missing = [path for path in self.paths if not os.path.isfile(path)]
+        if missing:
+            raise MissingFileError(
+                f"{len(missing)} of the {len(self.paths)} images in the list do not exist, the first "
+                f"is {missing[0]}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def item(self, number: int) -> Item:
+        with open(self.paths[number], "rb", buffering=0) as file:
+            return Item(image=file.read())
+
+    def name(self, number: int) -> str:
+        return self.paths[number]
+
+
+def _without_mark(line: bytes, file: Path) -> bytes:
+    """The first line of a list without its byte order mark; UsageError where that is UTF-16's."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UsageError(f"{file} is a list in UTF-16: save it as UTF-8")
+    return line.removeprefix(codecs.BOM_UTF8)
+
+
 def open_list(file: Path) -> FileSource:
     """The images a text file names: a path a line, relative to the file's folder or absolute.
 
-    Blank lines and lines that start with # are skipped. Lists of up to 20,000 paths are checked
+    Blank lines and lines that start with # are skipped, as is the byte order mark that some editors
+    put in front of UTF-8. Lists of up to 20,000 paths are checked
     for missing files at once, longer ones by a sample.
     """
     file = file.resolve()
@@ -25,7 +59,9 @@ def open_list(file: Path) -> FileSource:
     def build() -> Entries:
         folder = None
         with open(file, "rb") as lines:
-            for line in lines:
+            for number, line in enumerate(lines):
+                if number == 0:
+                    line = _without_mark(line, file)
                 line = line.strip()
                 if not line or line.startswith(b"#"):
                     continue
@@ -38,7 +74,7 @@ def open_list(file: Path) -> FileSource:
         return None if recent else signature
 
     index = cached_index(
-        ["list", str(file)], lambda _, stored: stored == signature, build, file.name
+        ["list without mark", str(file)], lambda _, stored: stored == signature, build, file.name
     )
     if not len(index):
         raise UsageError(f"no image found in {file}: the list names no path")

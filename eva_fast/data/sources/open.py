@@ -8,8 +8,8 @@ from typing import Any
 from eva_fast.data.sources.base import Source
 from eva_fast.data.sources.builtin import open_builtin
 from eva_fast.data.sources.dataset import DatasetSource
-from eva_fast.data.sources.folder import open_folder
-from eva_fast.data.sources.list import open_list
+from eva_fast.data.sources.folder import SUFFIXES, open_folder
+from eva_fast.data.sources.list import PathSource, open_list
 from eva_fast.data.sources.mixed import MixedSource
 from eva_fast.data.sources.shards import open_shards
 from eva_fast.data.sources.tar import expand_braces, is_shard
@@ -57,8 +57,15 @@ def open_source(data: Any, split: str = "train") -> Source:
 
 
 def _open_list(items: list[Any], split: str) -> Source:
+    if items and all(map(_is_image_path, items)):
+        return PathSource(items)
     pairs = [item if _is_weighted(item) else (item, None) for item in items]
     return _mix([(open_source(data, split), weight) for data, weight in pairs])
+
+
+def _is_image_path(item: Any) -> bool:
+    """Whether an item of a list is the path of an image, not a folder, a list or shards."""
+    return isinstance(item, (str, os.PathLike)) and os.fspath(item).lower().endswith(SUFFIXES)
 
 
 def _is_weighted(item: Any) -> bool:

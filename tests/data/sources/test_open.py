@@ -265,3 +265,36 @@ def test_wrong_objects_are_named():
         open_source({"a": 1})
     with says(TypeError, "can only be iterated"):
         open_source(iter([1]))
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_list_of_the_paths_of_images(tmp_path, kind):
+    root = write_folder(tmp_path / "images", 5)
+    paths = sorted(root.glob("*"))[::-1]
+    source = open_source([kind(path) for path in paths])
+    assert [source.name(i) for i in range(5)] == [str(path) for path in paths]
+    assert source.read(0) == paths[0].read_bytes()
+
+
+def test_a_list_of_paths_of_which_one_is_gone(tmp_path):
+    root = write_folder(tmp_path / "images", 2)
+    with pytest.raises(FileNotFoundError, match=r"1 of the 3 images .*gone\.png"):
+        open_source([*map(str, root.glob("*")), str(root / "gone.png")])
+
+
+@pytest.mark.parametrize("first", ["a comment", "an image", "a blank line"])
+def test_a_list_with_a_byte_order_mark(tmp_path, first):
+    root = write_folder(tmp_path / "images", 3)
+    names = [path.name for path in sorted(root.glob("*"))]
+    before = {"a comment": ["# from a spreadsheet"], "an image": [], "a blank line": [""]}[first]
+    text = "\r\n".join([*before, *names])
+    (root / "list.txt").write_bytes(text.encode("utf-8-sig"))
+    source = open_source(root / "list.txt")
+    assert [os.path.basename(source.name(i)) for i in range(len(source))] == names
+
+
+def test_a_list_in_utf_16_is_refused_with_the_remedy(tmp_path):
+    root = write_folder(tmp_path / "images", 2)
+    (root / "list.txt").write_bytes("\n".join(os.listdir(root)).encode("utf-16"))
+    with pytest.raises(ValueError, match="save it as UTF-8"):
+        open_source(root / "list.txt")
