@@ -4,8 +4,8 @@ Heavy imports are inside the functions: importing eva_fast and wrong options cos
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,34 +81,15 @@ def run(config: Config, on_step: Callable[[int], object] | None = None) -> Pretr
     each."""
     from eva_fast.device import undisturbed
     from eva_fast.objectives import open_objective
+    from eva_fast.recipes.hearing import heard
     from eva_fast.train.resolve import check_run, sample_options, setting_of
 
     setting = setting_of(config)
     objective = open_objective(config.objective.objective)
     sample = sample_options(setting, objective)
     check_run(setting.config, setting.device)
-    with _heard(), undisturbed(setting.device):
+    with heard(), undisturbed(setting.device):
         return _train(setting, objective, sample, on_step)
-
-
-@contextmanager
-def _heard() -> Iterator[None]:
-    """Where nobody has set up logging, what the run says goes to stderr for its time; a caller with
-    handlers (a NullHandler too) hears it as set up there."""
-    package = logging.getLogger("eva_fast")
-    if package.hasHandlers():
-        yield
-        return
-    handler, level = logging.StreamHandler(), package.level
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    package.addHandler(handler)
-    if level == logging.NOTSET:
-        package.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        package.removeHandler(handler)
-        package.setLevel(level)
 
 
 def _train(

@@ -1,0 +1,25 @@
+"""What a run logs is heard also where nobody has set up logging."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """Where nobody has set up logging, what the run says goes to stderr for its time; a caller with
+    handlers (a NullHandler too) hears it as set up there."""
+    package = logging.getLogger("eva_fast")
+    if package.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(), package.level
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package.addHandler(handler)
+    if level == logging.NOTSET:
+        package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
