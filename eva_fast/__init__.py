@@ -9,6 +9,19 @@ from typing import TYPE_CHECKING, Any
 from eva_fast.version import __version__
 
 if TYPE_CHECKING:
+    from eva_fast import (
+        config,
+        data,
+        evaluate,
+        model,
+        native,
+        objectives,
+        ops,
+        plan,
+        teachers,
+        train,
+        weights,
+    )
     from eva_fast.data import BlockMasker
     from eva_fast.model import create_model
     from eva_fast.recipes.pretrain import PretrainResult, pretrain
@@ -21,29 +34,27 @@ _HOME = {
     "load_teacher": "eva_fast.teachers",
     "BlockMasker": "eva_fast.data",
 }
-_MODULES = (
+__all__ = [
+    "BlockMasker",
+    "PretrainResult",
+    "__version__",
     "config",
+    "create_model",
     "data",
     "evaluate",
+    "load_teacher",
     "model",
     "native",
     "objectives",
     "ops",
     "plan",
+    "pretrain",
     "teachers",
     "train",
     "weights",
-)
-
-__all__ = [
-    "BlockMasker",
-    "PretrainResult",
-    "__version__",
-    "create_model",
-    "load_teacher",
-    "pretrain",
-    *_MODULES,
 ]
+
+_MODULES = frozenset(__all__) - _HOME.keys() - {"__version__"}
 
 
 def __getattr__(name: str) -> Any:

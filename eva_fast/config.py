@@ -17,6 +17,7 @@ import yaml
 
 from eva_fast.data.config import DataConfig
 from eva_fast.errors import MissingFileError, UsageError
+from eva_fast.keywords import RunOptions, Unpack
 from eva_fast.model.config import ModelConfig
 from eva_fast.objectives.config import ObjectiveConfig
 from eva_fast.options import fit, may_change, plain, user_path
@@ -67,7 +68,7 @@ class Config:
         return cls(**{part.name: part.type(**groups.get(part.name, {})) for part in parts})
 
     @classmethod
-    def from_yaml(cls, path: Path | str, **over: Any) -> "Config":
+    def from_yaml(cls, path: Path | str, **over: Unpack[RunOptions]) -> "Config":
         """The options of a YAML file (as `config.yaml` of a run holds them), `over` winning."""
         try:
             options = yaml.safe_load(user_path(path).read_text()) or {}

@@ -1,6 +1,15 @@
 """What a step costs: counted on meta tensors, predicted for devices, planned for whole runs."""
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eva_fast.plan.counter import StepCount, count_step
+    from eva_fast.plan.devices import DEVICES, device
+    from eva_fast.plan.planner import Plan, plan
+    from eva_fast.plan.rates import Device
+    from eva_fast.plan.roofline import Prediction, predict_step
+    from eva_fast.plan.tables import to_text
 
 _HOME = {
     "Device": "rates",
@@ -15,10 +24,21 @@ _HOME = {
     "to_text": "tables",
 }
 
-__all__ = [*_HOME]
+__all__ = [
+    "DEVICES",
+    "Device",
+    "Plan",
+    "Prediction",
+    "StepCount",
+    "count_step",
+    "device",
+    "plan",
+    "predict_step",
+    "to_text",
+]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'eva_fast.plan' has no attribute {name!r}")
     return getattr(importlib.import_module(f"eva_fast.plan.{_HOME[name]}"), name)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eva_fast.config import Config
+from eva_fast.keywords import AnyPath, PretrainOptions, Unpack, documented
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,12 +42,13 @@ class PretrainResult:
     """Name of the signal that ended the run early, or None."""
 
 
+@documented(Config)
 def pretrain(
     data: Any = "builtin",
     model: str = "eva_ti_patch16_96",
     teacher: Any = "builtin",
-    out: Path | str | None = None,
-    **options: Any,
+    out: AnyPath | None = None,
+    **options: Unpack[PretrainOptions],
 ) -> PretrainResult:
     """Pre-trains a student to predict a frozen teacher's features of masked patches (EVA, CVPR 2023),
     or towards another objective.
@@ -60,9 +62,9 @@ def pretrain(
         teacher: "builtin", "hog", a CLIP file or folder, a name such as "openai/ViT-L-14", or a
             teacher module (`eva_fast.load_teacher`).
         out: folder of the run; by default runs/MODEL-TIME.
-        options: any field of the classes in `eva_fast.config`: sizes, `batch_size`, `steps`, `lr`,
-            `objective` (a name of `eva_fast.objectives.OBJECTIVES`, or a class or instance of one's
-            own), ...
+        options: any field of the classes in `eva_fast.config`, listed below: sizes, `batch_size`,
+            `steps`, `lr`, `objective` (a name of `eva_fast.objectives.OBJECTIVES`, or a class or
+            instance of one's own), ...
 
     Returns:
         PretrainResult with paths, last metrics and the trained model.
