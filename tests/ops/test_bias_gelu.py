@@ -43,7 +43,19 @@ def test_against_float64(kernels, case, dtype):
     check_against_float64(ops.bias_gelu, plain, make, draws=3 if shape[0] < 30 else 1)
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # to inf, as meant
+def test_on_the_whole_line(kernels):
+    """A polynomial that suits normal inputs could still be wrong between or beyond them."""
+    z = torch.linspace(-14, 14, 20_001).view(1, -1).requires_grad_()
+    accuracy = Accuracy()
+    found = outputs_and_gradients(ops.bias_gelu, (z, None, "erf"), [torch.ones_like(z)])
+    usual = outputs_and_gradients(plain, (z, None, "erf"), [torch.ones_like(z)])
+    exact = outputs_and_gradients(plain, (double(z), None, "erf"), [torch.ones_like(z)])
+    for name, values in zip(("g", "dh"), zip(found, usual, exact)):
+        accuracy.add(name, *values)
+    accuracy.check()
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # to inf, as meant
 @pytest.mark.parametrize("kind", ["erf", "quick"])
 def test_tails(kernels, kind):
     """Far from zero: no overflow, no NaN, the value itself on the right and 0 on the left."""
