@@ -49,14 +49,17 @@ class Shape:
 
     def mask(self) -> Tensor:
         """int32 [B,K] of ascending masked patches."""
-        generator = torch.Generator().manual_seed(7)
-        order = torch.rand(self.batch, self.sizes.num_patches, generator=generator).argsort(1)
-        return order[:, : self.masked].sort(1).values.int().to(self.device)
+        return self._masked_patches().int().to(self.device)
 
     def bool_mask(self) -> Tensor:
         """The same as bool [B,N]."""
         mask = torch.zeros(self.batch, self.sizes.num_patches, dtype=torch.bool)
-        return mask.scatter_(1, self.mask().long().cpu(), True).to(self.device)
+        return mask.scatter_(1, self._masked_patches(), True).to(self.device)
+
+    def _masked_patches(self) -> Tensor:
+        generator = torch.Generator().manual_seed(7)
+        order = torch.rand(self.batch, self.sizes.num_patches, generator=generator).argsort(1)
+        return order[:, : self.masked].sort(1).values
 
     def images(self) -> Tensor:
         """uint8 [B,3,H,W]."""

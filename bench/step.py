@@ -75,7 +75,9 @@ def make(
     model.to(shape.device, shape.dtype)
     if name == "compile":
         _compile(model, kit)
-    plain_optimizer, inputs = plain.make_optimizer(model), model.inputs(mask)
+    # made on the host, as by a loader
+    inputs = tuple(t.to(shape.device) for t in model.inputs(mask.cpu()))
+    plain_optimizer = plain.make_optimizer(model)
     images = normalise(raw, shape.dtype)
     return _variant(
         model,
