@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from eva_fast.data import BlockMasker
     from eva_fast.model import create_model
+    from eva_fast.recipes.export import export
     from eva_fast.recipes.pretrain import PretrainResult, pretrain
     from eva_fast.teachers import load_teacher
 
@@ -31,6 +32,7 @@ _HOME = {
     "pretrain": "eva_fast.recipes.pretrain",
     "PretrainResult": "eva_fast.recipes.pretrain",
     "create_model": "eva_fast.model",
+    "export": "eva_fast.recipes.export",
     "load_teacher": "eva_fast.teachers",
     "BlockMasker": "eva_fast.data",
 }
@@ -42,6 +44,7 @@ __all__ = [
     "create_model",
     "data",
     "evaluate",
+    "export",
     "load_teacher",
     "model",
     "native",

@@ -1,30 +1,59 @@
-"""`eva-fast export`: weights of a run, finished or not, as one file that other libraries load."""
+"""`eva-fast export`: weights of a run, finished or not, as other libraries load them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from eva_fast.errors import MissingFileError
-from eva_fast.evaluate.students import WEIGHTS, find_weights, load_checkpoint, load_student
+from eva_fast import weights
+from eva_fast.errors import MissingFileError, UsageError
+from eva_fast.evaluate.students import (
+    CONFIG,
+    WEIGHTS,
+    find_weights,
+    load_checkpoint,
+    load_student,
+    random_student,
+)
 from eva_fast.files import writing_to
+from eva_fast.model import EvaViT
+from eva_fast.options import user_path
 from eva_fast.train import checkpoint
-from eva_fast.weights import write_student
 
 CPU = torch.device("cpu")
 
 
-def export_weights(source: Path | str, out: Path | str) -> Path:
-    """Writes weights in official naming (float32 safetensors) and returns the file.
+def export(
+    source: Path | str,
+    out: Path | str | None = None,
+    *,
+    format: str = "official",
+    img_size: int | None = None,
+    patch_size: int | None = None,
+    resize: str = "timm",
+) -> weights.Exported:
+    """Writes weights for another library, in float32, and returns where they are and how to load them.
 
     Args:
-        source: a weights file, a run's folder (its final weights, or those of its newest whole
-            checkpoint if it has not ended), one checkpoint, or another library's folder.
-        out: the file to write.
+        source: a run's folder (its final weights, or those of its newest whole checkpoint if it has
+            not ended), one checkpoint, a weights file of any library, or another library's folder.
+        out: the file, or for the formats that are one the folder, to write. By default
+            model.FORMAT.safetensors or model.FORMAT/ in the run's folder.
+        format: one of `eva_fast.weights.FORMATS`.
+        img_size, patch_size: resize positions and patch convolution to these first.
+        resize: how, one of `eva_fast.weights.RESIZES`.
 
     Raises FileNotFoundError where there is nothing to export, ValueError for a damaged checkpoint
     or a place that cannot be written to.
     """
-    source = Path(source)
+    given: Path = user_path(source)
+    path: Path = _beside(given, format) if out is None else user_path(out)
+    model = _resized(_student(given), img_size, patch_size, resize)
+    with writing_to(path):
+        return weights.export(model, path, format)
+
+
+def _student(source: Path) -> EvaViT:
     folder = source if (source / checkpoint.STATE).is_file() else None
     unfinished = source / "checkpoints"
     if folder is None and unfinished.is_dir() and not (source / WEIGHTS).is_file():
@@ -32,8 +61,24 @@ def export_weights(source: Path | str, out: Path | str) -> Path:
         if folder is None:
             raise MissingFileError(f"{source} holds neither final weights nor a whole checkpoint")
     if folder is None:
-        model = load_student(find_weights(source), CPU)
-    else:
-        model = load_checkpoint(folder, CPU)
-    with writing_to(out):
-        return write_student(model, out)
+        return load_student(find_weights(source), CPU)
+    return load_checkpoint(folder, CPU)
+
+
+def _beside(source: Path, format: str) -> Path:
+    """The place in a run's folder for its weights in another format."""
+    folder, stem = (source.parent, source.stem) if source.is_file() else (source, "model")
+    if folder.is_dir() and not (folder / CONFIG).is_file():
+        raise UsageError(f"{source} is of no run with a folder to write to: give out=")
+    suffix = "" if format in weights.FOLDERS else ".safetensors"
+    return folder / f"{stem}.{format}{suffix}"
+
+
+def _resized(model: EvaViT, img_size: int | None, patch_size: int | None, resize: str) -> EvaViT:
+    old = model.sizes
+    sizes = replace(old, img_size=img_size or old.img_size, patch_size=patch_size or old.patch_size)
+    if sizes == old:
+        return model
+    new = random_student(sizes, CPU)
+    new.load_official(weights.fit(model.official_state_dict(), sizes, resize))
+    return new

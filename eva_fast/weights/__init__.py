@@ -3,24 +3,33 @@
     tensors = weights.read("ViT-L-14.pt")             # any file or folder, lazily, running nothing
     weights.write("out.safetensors", tensors)         # whole or not at all
     weights.naming.timm.EVA_POOLED.write(state)       # another library's names, and back
+    weights.export(model, "timm.safetensors", "timm") # a student as another library loads it
 
-`student.py` reads and writes students, `resize.py` fits weights to other image and patch sizes,
-`hub.py` finds weights by name.
+`student.py` reads and writes students, `formats.py` writes them for others, `resize.py` fits weights
+to other image and patch sizes, `hub.py` finds weights by name.
 """
 
 from eva_fast.weights import naming
+from eva_fast.weights.formats import FOLDERS, FORMATS, Exported, export
 from eva_fast.weights.reader import Weights, read
-from eva_fast.weights.resize import resize_patches, resize_positions
+from eva_fast.weights.resize import RESIZES, resize_patches, resize_positions
 from eva_fast.weights.student import (
+    fit,
     infer_sizes,
     initialise,
     read_student,
     write_student,
 )
-from eva_fast.weights.writer import write
+from eva_fast.weights.writer import write, write_torch
 
 __all__ = [
+    "FOLDERS",
+    "FORMATS",
+    "RESIZES",
+    "Exported",
     "Weights",
+    "export",
+    "fit",
     "infer_sizes",
     "initialise",
     "naming",
@@ -30,4 +39,5 @@ __all__ = [
     "resize_positions",
     "write",
     "write_student",
+    "write_torch",
 ]

@@ -142,16 +142,17 @@ def initialise(model: EvaViT, path: str | os.PathLike[str]) -> None:
         logger.warning("%s has no %s for this student: they start anew", path, ", ".join(fresh))
 
 
-def fit(state: Mapping[str, Tensor], sizes: ModelSizes) -> dict[str, Tensor]:
-    """`state` with positions and patch convolution of `sizes`, resized where they are of others."""
+def fit(state: Mapping[str, Tensor], sizes: ModelSizes, resize: str = "timm") -> dict[str, Tensor]:
+    """`state` with positions and patch convolution of `sizes`, resized where they are of others.
+    resize: one of `RESIZES`."""
     out = dict(state)
     patch, table = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     if patch is not None and patch.ndim == 4:
-        out["patch_embed.proj.weight"] = resize_patches(patch, sizes.patch_size)
+        out["patch_embed.proj.weight"] = resize_patches(patch, sizes.patch_size, resize)
     if table is not None and table.ndim == 3:
         side = round((table.shape[1] - 1) ** 0.5)
         if side * side == table.shape[1] - 1:
-            out["pos_embed"] = resize_positions(table, (side, side), sizes.grid)
+            out["pos_embed"] = resize_positions(table, (side, side), sizes.grid, resize)
     resized = [name for name in out if out[name] is not state[name]]
     if resized:
         logger.info("resized to %s: %s", sizes, ", ".join(resized))

@@ -1,11 +1,13 @@
-"""The one writer of weight files: safetensors that appear whole or not at all."""
+"""The writer of weight files, safetensors or torch's own, that appear whole or not at all."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,5 +33,16 @@ def write(
         try:
             save_file(whole, draft, dict(metadata or {}) or None)
         except SafetensorError as error:  # the library's name for a full disk, say
+            raise OSError(str(error)) from None
+    return Path(path)
+
+
+def write_torch(path: str | os.PathLike[str], value: Any) -> Path:
+    """Writes what `torch.load(path, weights_only=True)` gives again, for code that reads nothing else.
+    OSError where it cannot be written."""
+    with atomic_write(path) as draft:
+        try:
+            torch.save(value, draft)
+        except RuntimeError as error:  # torch's name for a full disk
             raise OSError(str(error)) from None
     return Path(path)

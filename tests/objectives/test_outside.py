@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import eva_fast
 from eva_fast.evaluate.students import load_student
-from eva_fast.recipes.export import export_weights
+from eva_fast.recipes.export import export
 
 OPTIONS = dict(
     data="builtin", model="eva_ti_patch8_32", embed_dim=32, depth=2, num_heads=2, mlp_hidden=48,
@@ -95,7 +95,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(trained, Pixels, folder,
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=environment)
     assert done.returncode == -signal.SIGKILL
-    so_far = load_file(export_weights(tmp_path, tmp_path / "so_far.safetensors"))
+    so_far = load_file(export(tmp_path, tmp_path / "so_far.safetensors").path)
     assert so_far.keys() == load_file(trained.weights).keys()
     again = eva_fast.pretrain(objective=Pixels, out=tmp_path, resume="auto", **OPTIONS)
     for name in ("model.safetensors", "model_ema.safetensors", "picture.png"):

@@ -1,10 +1,13 @@
 """Positions and patch convolutions for other sizes, against timm and against their own meaning."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from eva_fast.weights import resize_patches, resize_positions
+from eva_fast.errors import UsageError
+from eva_fast.weights import read, resize_patches, resize_positions
 
 timm_layers = pytest.importorskip("timm.layers")
 
@@ -49,6 +52,30 @@ def test_enlarged_patches_give_what_the_small_ones_gave():
     torch.testing.assert_close(
         F.conv2d(large, resize_patches(weight, 16)), F.conv2d(patch, weight), atol=1e-10, rtol=1e-10
     )
+
+
+def test_the_official_codes_numbers():
+    """The file holds tables and kernels before and after the official code resized them."""
+    given = read(Path(__file__).with_name("official_resize.safetensors"))
+    for old, new, sides in (
+        ("pos_embed", "resized.pos_embed", (4, 6)),
+        ("psz14.pos_embed", "psz16.pos_embed", (16, 14)),
+    ):
+        grids = [(side, side) for side in sides]
+        found = resize_positions(given[old], *grids, resize="official")
+        torch.testing.assert_close(found, given[new], atol=1e-6, rtol=1e-6)
+        assert not torch.allclose(resize_positions(given[old], *grids), found, atol=1e-3)
+    kernel = resize_patches(given["psz14.patch_embed.proj.weight"], 16, resize="official")
+    torch.testing.assert_close(kernel, given["psz16.patch_embed.proj.weight"], atol=1e-6, rtol=1e-6)
+
+
+def test_an_unknown_way_is_refused():
+    for resized in (
+        lambda: resize_patches(torch.zeros(1, 3, 2, 2), 4, resize="nearest"),
+        lambda: resize_positions(torch.zeros(1, 5, 2), (2, 2), (3, 3), resize="nearest"),
+    ):
+        with pytest.raises(UsageError, match="one of timm, official, not 'nearest'"):
+            resized()
 
 
 def test_nothing_to_do():

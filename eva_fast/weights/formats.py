@@ -1,0 +1,259 @@
+"""Students as other libraries load them: a file or folder, and the lines of Python that load it.
+
+`FORMATS` are names and writers. Every library loads strictly what is written for it and then gives the
+student's own features: all tokens after the last norm from `forward_features`, and, where it pools, the
+mean of the patch tokens, which is what `eva-fast eval` judges. Mask token and prediction head are for
+pre-training alone, so that only the official code, which has a place for them, gets them.
+
+timm builds its `eva_*` models with the last norm behind the mean (`fc_norm`), for fine-tuning; the
+student's norm is of every token. So its models are built with `use_fc_norm=False`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from eva_fast.errors import UsageError
+from eva_fast.files import atomic_write
+from eva_fast.layers.block import LAYER_NORM_EPS
+from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD
+from eva_fast.model import EvaViT, ModelSizes
+from eva_fast.weights import naming
+from eva_fast.weights.student import write_student
+from eva_fast.weights.writer import write, write_torch
+
+TIMM_MODEL = "eva_giant_patch14_224"
+"""timm's plain EVA-01: any other size of it is asked for by arguments."""
+WEIGHTS = "model.safetensors"
+# OpenAI's text tower beside ViT-B/16: a start to change at will.
+TEXT = dict(context_length=77, vocab_size=49408, width=512, heads=8, layers=12)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how the other library loads it."""
+
+    path: Path
+    """The file or folder."""
+    snippet: str
+    """Python that builds `model` in evaluation mode; comments say what it gives for images
+    [B,3,H,W] normalised by CLIP's mean and standard deviation."""
+
+
+def export(model: EvaViT, out: str | os.PathLike[str], format: str = "official") -> Exported:
+    """Writes a student for another library, in float32.
+
+    Args:
+        format: "official" (the EVA-01 code: safetensors, or a checkpoint where `out` ends in .pt or
+            .pth), "timm" (one file), "hf" (a folder of the Hugging Face hub for timm and for
+            transformers), "hf-vit" (the same for transformers' own `ViTModel`), "open_clip" (a folder
+            whose image tower this is).
+        out: the file, or for the last three the folder; what it held under the same names is replaced.
+
+    UsageError for an unknown format or a folder's name that is a file's; OSError where it cannot be
+    written.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"unknown format {format!r}; possible are {', '.join(FORMATS)}")
+    path = Path(out).absolute()
+    if format in FOLDERS and path.exists() and not path.is_dir():
+        raise UsageError(f"format {format} is a folder, and {path} is a file; choose another out=")
+    return FORMATS[format](model, path)
+
+
+def timm_arguments(sizes: ModelSizes) -> dict[str, Any]:
+    """What `timm.create_model("eva_giant_patch14_224", ...)` is to be given for a student's sizes."""
+    return dict(
+        img_size=sizes.img_size,
+        patch_size=sizes.patch_size,
+        embed_dim=sizes.embed_dim,
+        depth=sizes.depth,
+        num_heads=sizes.num_heads,
+        mlp_ratio=_ratio(sizes.mlp_hidden, sizes.embed_dim),
+        global_pool="avg",
+        use_fc_norm=False,
+    )
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """The ratio of which timm makes `hidden` again: it cuts the product off to a whole number."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _official(model: EvaViT, path: Path) -> Exported:
+    if path.suffix in (".pt", ".pth"):
+        write_torch(path, {"model": model.official_state_dict()})
+        load = f'import torch\n\nstate = torch.load({_text(path)}, weights_only=True)["model"]\n'
+    else:
+        write_student(model, path)
+        load = f"from safetensors.torch import load_file\n\nstate = load_file({_text(path)})\n"
+    return Exported(
+        path,
+        f"{load}"
+        "model.load_state_dict(state)  # the official pre-training model of the same sizes\n"
+        "# model.forward_features(images, mask): all tokens after the last norm, [B,T,D]\n",
+    )
+
+
+_TIMM_GIVES = (
+    "# model.forward_features(images): all tokens after the last norm, class token first, [B,T,D]\n"
+    "# model(images): the mean of the patch tokens, [B,D]\n"
+)
+
+
+def _timm(model: EvaViT, path: Path) -> Exported:
+    write(path, _plain(model, naming.timm.EVA))
+    options = dict(num_classes=0, **timm_arguments(model.sizes), checkpoint_path=str(path))
+    arguments = "".join(f"    {name}={_text(value)},\n" for name, value in options.items())
+    return Exported(
+        path,
+        f'import timm\n\nmodel = timm.create_model(\n    "{TIMM_MODEL}",\n{arguments}).eval()\n'
+        + _TIMM_GIVES,
+    )
+
+
+def _hf(model: EvaViT, folder: Path) -> Exported:
+    _timm_folder(model, folder)
+    return Exported(
+        folder,
+        "import timm\n\n"
+        f"model = timm.create_model({_text('local-dir:' + str(folder))}, pretrained=True).eval()\n"
+        "# on the hub: hf-hub:ORGANISATION/NAME\n"
+        + _TIMM_GIVES
+        + "\nfrom transformers import AutoModel\n\n"
+        f"wrapped = AutoModel.from_pretrained({_text(folder)}).eval()\n"
+        "# wrapped(images).last_hidden_state and .pooler_output: the same\n",
+    )
+
+
+def _hf_vit(model: EvaViT, folder: Path) -> Exported:
+    sizes = model.sizes
+    config = dict(
+        architectures=["ViTModel"],
+        model_type="vit",
+        image_size=sizes.img_size,
+        patch_size=sizes.patch_size,
+        hidden_size=sizes.embed_dim,
+        num_hidden_layers=sizes.depth,
+        num_attention_heads=sizes.num_heads,
+        intermediate_size=sizes.mlp_hidden,
+        hidden_act="gelu",
+        layer_norm_eps=LAYER_NORM_EPS,
+        qkv_bias=True,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        torch_dtype="float32",
+    )
+    side = dict(height=sizes.img_size, width=sizes.img_size)
+    images = dict(
+        image_processor_type="ViTImageProcessor",
+        do_resize=True,
+        size=side,
+        resample=3,  # bicubic
+        do_rescale=True,
+        do_normalize=True,
+        image_mean=CLIP_MEAN,
+        image_std=CLIP_STD,
+    )
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "preprocessor_config.json", images)
+    write(folder / WEIGHTS, _plain(model, naming.hf.VIT), {"format": "pt"})
+    return Exported(
+        folder,
+        "from transformers import ViTModel\n\n"
+        f"model = ViTModel.from_pretrained({_text(folder)}, add_pooling_layer=False).eval()\n"
+        "# model(images).last_hidden_state: all tokens after the last norm, [B,T,D]\n",
+    )
+
+
+def _open_clip(model: EvaViT, folder: Path) -> Exported:
+    sizes = model.sizes
+    vision = dict(
+        image_size=sizes.img_size,
+        timm_model_name=f"local-dir:{folder}",
+        timm_model_pretrained=True,
+        timm_pool="avg",
+        timm_proj="linear",
+    )
+    config = dict(
+        model_cfg=dict(embed_dim=512, custom_text=True, vision_cfg=vision, text_cfg=TEXT),
+        preprocess_cfg=dict(
+            size=sizes.img_size, mean=CLIP_MEAN, std=CLIP_STD, interpolation="bicubic"
+        ),
+    )
+    _write_json(folder / "open_clip_config.json", config)
+    _timm_folder(model, folder)
+    return Exported(
+        folder,
+        "import open_clip\n\n"
+        "# The text tower and both projections start fresh. The folder stands in its own\n"
+        "# open_clip_config.json as timm_model_name: change it there when you move the folder.\n"
+        "model = open_clip.create_model(\n"
+        f"    {_text('local-dir:' + str(folder))}, load_weights=False, pretrained_image=True\n"
+        ").eval()\n"
+        "# model.visual.trunk.forward_features(images): all tokens after the last norm, [B,T,D]\n"
+        "# model.visual.trunk(images): the mean of the patch tokens, [B,D]\n",
+    )
+
+
+Writer = Callable[[EvaViT, Path], Exported]
+FORMATS: dict[str, Writer] = {
+    "official": _official,
+    "timm": _timm,
+    "hf": _hf,
+    "hf-vit": _hf_vit,
+    "open_clip": _open_clip,
+}
+FOLDERS = ("hf", "hf-vit", "open_clip")
+"""Formats of several files."""
+
+
+def _plain(model: EvaViT, names: naming.Naming) -> dict[str, Tensor]:
+    """The tensors in another library's names, without what only pre-training needs."""
+    return names.write(model.official_state_dict())
+
+
+def _timm_folder(model: EvaViT, folder: Path) -> None:
+    """What timm reads of a folder: the model's name and arguments, preprocessing, weights."""
+    sizes = model.sizes
+    pretrained = dict(
+        num_classes=0,
+        input_size=(3, sizes.img_size, sizes.img_size),
+        fixed_input_size=True,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        interpolation="bicubic",
+        crop_pct=1.0,
+        first_conv="patch_embed.proj",
+        classifier="head",
+    )
+    config = dict(
+        architecture=TIMM_MODEL,
+        num_classes=0,
+        num_features=sizes.embed_dim,
+        global_pool="avg",
+        model_args=timm_arguments(sizes),
+        pretrained_cfg=pretrained,
+    )
+    _write_json(folder / "config.json", config)
+    write(folder / WEIGHTS, _plain(model, naming.timm.EVA), {"format": "pt"})
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with atomic_write(path) as draft:
+        draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _text(value: Any) -> str:
+    """`value` as Python is written."""
+    plain = str(value) if isinstance(value, Path) else value
+    return json.dumps(plain, ensure_ascii=False) if isinstance(plain, str) else repr(plain)
