@@ -6,13 +6,13 @@ A result file holds a machine header and entries: one subject in one mode at one
 variant timed in the same run as its baselines. Plots are in `plots.py`.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -256,15 +256,14 @@ def write_report(results: Sequence[Path], out: Path) -> list[Path]:
     return written
 
 
-def main(
-    results: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("bench/results")
-) -> None:
-    """Turn result files of `pytest bench/ --benchmark` into Markdown and PNG plots.
-
-    Args:
-        results: the files; by default every JSON in the folder of --out.
-        out: folder for pages and plots.
-    """
+def main() -> None:
+    """Turn result files of `pytest bench/ --benchmark` into Markdown and PNG plots."""
+    words = argparse.ArgumentParser(prog="python -m bench.report", description=main.__doc__)
+    words.add_argument("results", nargs="*", type=Path, help="by default every JSON in --out")
+    words.add_argument(
+        "--out", type=Path, default=Path("bench/results"), help="folder of the pages"
+    )
+    results, out = vars(words.parse_args()).values()
     found = list(results) or sorted(out.glob("*.json"))
     if not found:
         raise MissingFileError(f"no result files in {out}: run pytest bench/ --benchmark first")
@@ -274,6 +273,6 @@ def main(
 
 if __name__ == "__main__":
     try:
-        tyro.cli(main, prog="python -m bench.report")
+        main()
     except UsageError as error:
         sys.exit(f"error: {error}")

@@ -9,22 +9,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from tyro.constructors import PrimitiveConstructorSpec
-
 from eva_fast.errors import UsageError
 
 T = TypeVar("T")
 # On the command line text; from Python also a dataset, a list of folders or a teacher module.
-TextOrObject = Annotated[
-    Any,
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="STR",
-        instance_from_str=lambda words: words[0],
-        is_instance=lambda value: True,
-        str_from_instance=lambda value: [str(value)],
-    ),
-]
+TextOrObject = Annotated[Any, "text on the command line"]
 
 
 def option(default: T, *, resume: bool) -> T:

@@ -5,63 +5,36 @@ Exit status: 0 done (also when a signal stopped a run after its checkpoint), 1 t
 traceback.
 """
 
+import difflib
 import logging
 import sys
 
-import tyro
-
-from eva_fast import cli
 from eva_fast.cli import bench, data, doctor, evaluate, export, plan, pretrain, profile
-from eva_fast.cli.words import NO_OPTIONS
-from eva_fast.config import Config
+from eva_fast.cli.flags import Command
+from eva_fast.cli.help import print_commands, print_options
+from eva_fast.cli.reading import Words
 from eva_fast.errors import RunError, UsageError
+from eva_fast.version import __version__
 
-_CONFIGURED = {"pretrain": pretrain.pretrain, "profile": profile.profile}
-"""Commands that take a whole configuration, and --config FILE for it."""
-
-
-def _app() -> tyro.extras.SubcommandApp:
-    app = tyro.extras.SubcommandApp()
-    app.command(name="pretrain")(pretrain.pretrain)
-    app.command(name="eval")(evaluate.evaluate)
-    app.command(name="export")(export.export)
-    app.command(name="doctor")(doctor.doctor)
-    app.command(name="plan")(plan.plan)
-    for name, command in (("data", {"check": data.check}), ("bench", {"report": bench.report})):
-        inner = tyro.extras.SubcommandApp()
-        for word, function in command.items():
-            inner.command(name=word)(function)
-        app.command(inner, name=name)
-    app.command(name="profile")(profile.profile)
-    return app
-
-
-def _words(argv: list[str]) -> tuple[list[str], Config]:
-    """Takes `--config FILE` out of the words: (the rest, the configuration they start from)."""
-    if not argv or argv[0] not in _CONFIGURED:
-        return argv, NO_OPTIONS
-    rest, path, words = [], None, iter(argv)
-    for word in words:
-        if word == "--config":
-            path = next(words, None)
-            if path is None:
-                raise UsageError("--config needs a YAML file")
-        elif word.startswith("--config="):
-            path = word.removeprefix("--config=")
-        else:
-            rest.append(word)
-    return rest, NO_OPTIONS if path is None else Config.from_yaml(path)
+ABOUT = "EVA pre-training of vision transformers, exact and fast."
+COMMANDS = {
+    "pretrain": pretrain.pretrain,
+    "eval": evaluate.evaluate,
+    "export": export.export,
+    "plan": plan.plan,
+    "profile": profile.profile,
+    "doctor": doctor.doctor,
+    "data check": data.check,
+    "bench report": bench.report,
+}
+HELP = ("-h", "--help")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `eva-fast` command."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        words, start = _words(list(sys.argv[1:] if argv is None else argv))
-        for command in _CONFIGURED.values():  # flags win over the file: it gives their defaults
-            command.__defaults__ = (start, *(command.__defaults__ or ())[1:])
-        description = (cli.__doc__ or "").split("\n\n")[0]
-        _app().cli(prog="eva-fast", description=description, args=words)
+        _run(list(sys.argv[1:] if argv is None else argv))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -71,3 +44,38 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _run(argv: list[str]) -> None:
+    if argv[:1] == ["--version"]:
+        print(f"eva-fast {__version__}")
+        return
+    if argv and argv[0] in HELP:
+        print_commands([Command.of(*item) for item in COMMANDS.items()], ABOUT)
+        return
+    command, rest = _command(argv)
+    if any(word in HELP for word in rest):
+        print_options(command)
+        return
+    words = Words(command, rest)
+    try:
+        command.run(**words.arguments())
+    except (UsageError, RunError) as error:
+        error.args = (words.as_typed(str(error)),)
+        raise
+
+
+def _command(argv: list[str]) -> tuple[Command, list[str]]:
+    """The command that the first words name, and what follows them."""
+    for length in (2, 1):
+        words = " ".join(argv[:length])
+        if words in COMMANDS:
+            return Command.of(words, COMMANDS[words]), argv[length:]
+    names = ", ".join(COMMANDS)
+    if not argv:
+        raise UsageError(f"which command? There are {names}; `eva-fast --help` says more")
+    grouped = any(name.startswith(f"{argv[0]} ") for name in COMMANDS)
+    words = " ".join(argv[: 1 + grouped])
+    near = difflib.get_close_matches(words, COMMANDS, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"there are {names}"
+    raise UsageError(f"unknown command {words!r}; {hint}")

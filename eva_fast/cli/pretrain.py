@@ -1,15 +1,11 @@
 """`eva-fast pretrain`."""
 
-from typing import Annotated
-
-import tyro
-
 from eva_fast.cli.words import NO_OPTIONS
 from eva_fast.config import Config
 
 
 def pretrain(
-    config: Annotated[tyro.conf.OmitArgPrefixes[Config], tyro.conf.arg(name="")] = NO_OPTIONS,
+    config: Config = NO_OPTIONS,
 ) -> None:
     """Pre-train a student on images. With no options: the built-in drawings and teacher
     (MobileNetV2), a small ViT, about three minutes on two cores. --config FILE.yaml gives options from a

@@ -1,9 +1,7 @@
 """`eva-fast profile`."""
 
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from rich.console import Console
 
 from eva_fast.cli.words import NO_OPTIONS
@@ -11,7 +9,7 @@ from eva_fast.config import Config
 
 
 def profile(
-    config: Annotated[tyro.conf.OmitArgPrefixes[Config], tyro.conf.arg(name="")] = NO_OPTIONS,
+    config: Config = NO_OPTIONS,
     timed: int = 10,
     warmup: int = 3,
     watched: int = 3,

@@ -1,14 +1,14 @@
 """What commands share: how a result is shown, and positional words."""
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
-import tyro
 from rich.console import Console
 
 from eva_fast.config import Config
 
-Name = tyro.conf.Positional[str]
+POSITIONAL = "positional"
+Name = Annotated[str, POSITIONAL]
 NO_OPTIONS = Config()
 
 
