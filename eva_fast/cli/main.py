@@ -8,6 +8,7 @@ traceback.
 import difflib
 import logging
 import sys
+from collections.abc import Callable
 
 from eva_fast.cli import bench, data, doctor, evaluate, export, plan, pretrain, profile
 from eva_fast.cli.flags import Command
@@ -17,7 +18,7 @@ from eva_fast.errors import RunError, UsageError
 from eva_fast.version import __version__
 
 ABOUT = "EVA pre-training of vision transformers, exact and fast."
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "pretrain": pretrain.pretrain,
     "eval": evaluate.evaluate,
     "export": export.export,
