@@ -16,6 +16,8 @@ from eva_fast.errors import UsageError
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
+RUN_CONFIG, RUN_ENVIRONMENT = "config.yaml", "environment.json"  # each run's folder holds both
+RUN_PICTURES = ("pictures", "picture.png")  # where a run draws, in its folder
 # The workers that a killed run leaves behind hold its lock for up to a second.
 LOCK_SECONDS = 3.0
 
@@ -78,6 +80,11 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_run(folder: str | os.PathLike) -> bool:
+    """Whether a folder is that of a run."""
+    return all(os.path.isfile(os.path.join(folder, n)) for n in (RUN_ENVIRONMENT, RUN_CONFIG))
 
 
 def cache_folder(*parts: str) -> Path:

@@ -61,6 +61,7 @@ def check(
 
     Returns a dict that can be written as JSON: `images`, `checked`, `bytes`, `width`, `height`,
     `formats`, `modes`, `labels` (of all images, or of those read where only they tell),
+    `left_out` (what lies beside the images and is not read: {suffix or kind: how many}),
     `smaller_than_crop`, `unreadable_count`, `unreadable` (the first 100: name and reason),
     `images_per_second_per_core`, `cores_needed`, `contact_sheet`.
 
@@ -226,6 +227,7 @@ def _summary(source: Source, tally: _Tally) -> dict[str, Any]:
         "formats": dict(tally.formats.most_common()),
         "modes": dict(tally.modes.most_common()),
         "labels": dict(labels.most_common()),
+        "left_out": dict(source.left_out),
         "smaller_than_crop": tally.smaller_than_crop,
         "unreadable_count": tally.unreadable_count,
         "unreadable": tally.unreadable,

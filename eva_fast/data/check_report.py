@@ -7,6 +7,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from eva_fast.data.sources.left_out import printable
+
 
 def render(result: dict[str, Any]) -> Group:
     """What `check` returned, for rich's `Console.print`."""
@@ -22,6 +24,8 @@ def render(result: dict[str, Any]) -> Group:
     table.add_row("modes", _counts(result["modes"]))
     if result["labels"]:
         table.add_row("classes", f"{len(result['labels'])}: {_counts(result['labels'])}")
+    if result["left_out"]:
+        table.add_row("left out", _counts(result["left_out"]))
     table.add_row("smaller than the crop", f"{result['smaller_than_crop']:,}")
     share = result["unreadable_count"] / result["checked"]
     table.add_row("unreadable", f"{result['unreadable_count']:,} ({share:.2%})")
@@ -33,18 +37,13 @@ def render(result: dict[str, Any]) -> Group:
     if result["contact_sheet"]:
         table.add_row("contact sheet", result["contact_sheet"])
     bad = [
-        Text(f"  {_printable(item['name'])}: {_printable(item['reason'])}", style="yellow")
+        Text(f"  {printable(item['name'])}: {printable(item['reason'])}", style="yellow")
         for item in result["unreadable"]
     ]
     hidden = result["unreadable_count"] - len(result["unreadable"])
     if hidden:
         bad.append(Text(f"  and {hidden:,} more", style="yellow"))
     return Group(table, *bad)
-
-
-def _printable(name: str) -> str:
-    """A file's name need not be valid UTF-8; what is not is shown as an escape."""
-    return name.encode(errors="backslashreplace").decode()
 
 
 def _spread(values: dict[str, float] | None) -> str:
@@ -55,4 +54,6 @@ def _spread(values: dict[str, float] | None) -> str:
 
 def _counts(counts: dict[str, int], most: int = 12) -> str:
     shown = [f"{name or 'none'} {count:,}" for name, count in list(counts.items())[:most]]
-    return ", ".join(shown) + (f" and {len(counts) - most} more" if len(counts) > most else "")
+    return printable(", ".join(shown)) + (
+        f" and {len(counts) - most} more" if len(counts) > most else ""
+    )

@@ -23,7 +23,7 @@ from eva_fast.data.progress import progress
 from eva_fast.errors import UsageError
 from eva_fast.files import cache_folder
 
-FORMAT = 1
+FORMAT = 2
 _RELEASE_EVERY = 8  # look-ups; each maps some seven neighbourhoods, up to 5 MB together (measured)
 _KNOWN_GROUPS = 100_000  # remembered while an index is written, to name each of them once
 _EXTENT = struct.Struct("<QQ")  # where a member's bytes start in its shard, and how many

@@ -17,7 +17,14 @@ from torch import nn
 
 from eva_fast import native
 from eva_fast.errors import UsageError
-from eva_fast.files import atomic_write, fresh_folder, locked, writing_to
+from eva_fast.files import (
+    RUN_CONFIG,
+    RUN_ENVIRONMENT,
+    atomic_write,
+    fresh_folder,
+    locked,
+    writing_to,
+)
 from eva_fast.train import checkpoint
 from eva_fast.version import __version__
 
@@ -73,7 +80,7 @@ def _has_lines(path: Path) -> bool:
 
 def write_header(out: Path, config: "Config", model: nn.Module, device: torch.device) -> None:
     """The record of what runs, before it runs: config.yaml and environment.json."""
-    with atomic_write(out / "config.yaml") as draft:
+    with atomic_write(out / RUN_CONFIG) as draft:
         draft.write_text(yaml.safe_dump(config.options(), sort_keys=False))
     environment = {
         "eva_fast": __version__,
@@ -86,7 +93,7 @@ def write_header(out: Path, config: "Config", model: nn.Module, device: torch.de
         "cpp_kernels": native.available(),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    with atomic_write(out / "environment.json") as draft:
+    with atomic_write(out / RUN_ENVIRONMENT) as draft:
         draft.write_text(json.dumps(environment, indent=1) + "\n")
     log.info("%s", "  ".join(f"{k} {v}" for k, v in environment.items()))
     if not native.available():

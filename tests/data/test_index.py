@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from eva_fast.data.index import Index, cached_index
-from eva_fast.data.sources.folder import sorted_in_parts
+from eva_fast.data.sources.walk import sorted_in_parts
 
 FILES, FOLDERS = 400_000, 500
 

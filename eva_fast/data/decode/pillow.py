@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from eva_fast.data.decode.formats import use_plugins
+
 ORIENTATION = 0x0112  # EXIF tag
 START_OF_SCAN = b"\xff\xda"
 MOST_SCANS = 500  # encoders write at most some dozens
@@ -64,6 +66,7 @@ def decode(
     if not data:
         raise BadImage("empty file")
     check_scans(data)
+    use_plugins()
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size

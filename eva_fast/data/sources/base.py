@@ -1,6 +1,8 @@
 """What a source of images is, and what it gives of each image: an `Item`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from PIL import Image
@@ -39,6 +41,8 @@ class Source:
 
     knows_labels = False
     """Whether `label` answers without reading the image."""
+    left_out: Mapping[str, int] = MappingProxyType({})
+    """What lies beside the images and is not read: how many of each suffix, or other kind."""
 
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} has no length")

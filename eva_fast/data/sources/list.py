@@ -2,13 +2,15 @@
 
 import codecs
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from eva_fast.data.index import Entries, cached_index
+from eva_fast.data.index import Entries, Index, cached_index
 from eva_fast.data.sources.base import Item, Source
-from eva_fast.data.sources.folder import SETTLED_SECONDS, FileSource
+from eva_fast.data.sources.folder import FileSource, read_file
+from eva_fast.data.sources.left_out import COMMENT, LeftOut
+from eva_fast.data.sources.walk import settled_stamp, stamp
 from eva_fast.errors import MissingFileError, UsageError
 
 _CHECKED_PATHS = 20_000
@@ -30,8 +32,7 @@ class PathSource(Source):
         return len(self.paths)
 
     def item(self, number: int) -> Item:
-        with open(self.paths[number], "rb", buffering=0) as file:
-            return Item(image=file.read())
+        return Item(image=read_file(self.paths[number]))
 
     def name(self, number: int) -> str:
         return self.paths[number]
@@ -47,23 +48,27 @@ def _without_mark(line: bytes, file: Path) -> bytes:
 def open_list(file: Path) -> FileSource:
     """The images a text file names: a path a line, relative to the file's folder or absolute.
 
-    Blank lines and lines that start with # are skipped, as is the byte order mark that some editors
-    put in front of UTF-8. Lists of up to 20,000 paths are checked
-    for missing files at once, longer ones by a sample.
+    Blank lines are skipped, as is the byte order mark that some editors put in front of UTF-8; and
+    lines that start with #, which are counted, unless a file is called so. Lists of up to 20,000 paths
+    are checked for missing files at once, longer ones by a sample.
     """
     file = file.resolve()
-    status = file.stat()
-    signature = [status.st_size, status.st_mtime_ns]
-    recent = time.time() - status.st_mtime < SETTLED_SECONDS
+    if not file.is_file():
+        raise UsageError(f"{file} is no regular file, which a list of paths must be")
+    left_out = LeftOut()
 
     def build() -> Entries:
+        signature = settled_stamp(str(file))
         folder = None
         with open(file, "rb") as lines:
             for number, line in enumerate(lines):
                 if number == 0:
                     line = _without_mark(line, file)
                 line = line.strip()
-                if not line or line.startswith(b"#"):
+                if not line:
+                    continue
+                if line.startswith(b"#") and not (file.parent / os.fsdecode(line)).is_file():
+                    left_out.add(COMMENT, os.fsdecode(line))
                     continue
                 here, _, name = line.rpartition(b"/")
                 here = here or (b"/" if line.startswith(b"/") else b"")
@@ -71,16 +76,21 @@ def open_list(file: Path) -> FileSource:
                     folder = here
                     yield os.fsdecode(here)
                 yield name, None
-        return None if recent else signature
+        return {"list": signature, "left_out": left_out.stored()}
 
-    index = cached_index(
-        ["list without mark", str(file)], lambda _, stored: stored == signature, build, file.name
-    )
+    def unchanged(_: Index, stored: dict[str, Any]) -> bool:
+        same = stored["list"] == stamp(str(file))
+        if same:
+            left_out.restore(stored["left_out"])
+        return same
+
+    index = cached_index(["list", str(file)], unchanged, build, file.name)
     if not len(index):
         raise UsageError(f"no image found in {file}: the list names no path")
-    source = FileSource(file.parent, index)
+    left_out.tell(file)
+    source = FileSource(file.parent, index, left_out)
     step = max(1, len(source) // _CHECKED_PATHS)
-    missing = [p for p in map(source.name, range(0, len(source), step)) if not os.path.exists(p)]
+    missing = [p for p in map(source.name, range(0, len(source), step)) if not os.path.isfile(p)]
     if missing:
         raise MissingFileError(
             f"{len(missing)} of the paths in {file} do not exist, the first is {missing[0]} "

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eva_fast.data.sources.base import Item, Part, Picture, Source
+from eva_fast.data.sources.left_out import summed
 from eva_fast.errors import UsageError
 
 
@@ -27,6 +28,7 @@ class MixedSource(Source):
         self.sources = list(sources)
         self.weights = list(weights) if weights is not None else None
         self.knows_labels = all(source.knows_labels for source in sources)
+        self.left_out = summed([source.left_out for source in sources])
         self._ends = list(itertools.accumulate(len(source) for source in sources))
 
     def __len__(self) -> int:

@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from eva_fast.data.decode.formats import image_suffixes
 from eva_fast.data.sources.base import Source
 from eva_fast.data.sources.builtin import open_builtin
 from eva_fast.data.sources.dataset import DatasetSource
-from eva_fast.data.sources.folder import SUFFIXES, open_folder
+from eva_fast.data.sources.folder import require_images, walk_folder
 from eva_fast.data.sources.list import PathSource, open_list
 from eva_fast.data.sources.mixed import MixedSource
 from eva_fast.data.sources.shards import open_shards
@@ -65,7 +66,9 @@ def _open_list(items: list[Any], split: str) -> Source:
 
 def _is_image_path(item: Any) -> bool:
     """Whether an item of a list is the path of an image, not a folder, a list or shards."""
-    return isinstance(item, (str, os.PathLike)) and os.fspath(item).lower().endswith(SUFFIXES)
+    return isinstance(item, (str, os.PathLike)) and os.fspath(item).lower().endswith(
+        image_suffixes()
+    )
 
 
 def _is_weighted(item: Any) -> bool:
@@ -117,13 +120,28 @@ def _open_text(text: str, split: str) -> Source:
 
 def _open_path(path: Path, split: str) -> Source:
     if path.is_dir():
-        shards = sorted(str(p) for p in path.iterdir() if is_shard(p.name))
-        return open_shards(shards) if shards else open_folder(path)
+        return _open_folder(path)
     if is_shard(path.name):
         return open_shards([str(path)])
     if path.suffix.lower() in (".txt", ".lst", ".list"):
         return open_list(path)
     raise UsageError(f"{path} is neither a folder, nor a .tar shard, nor a .txt list; {KINDS}")
+
+
+def _open_folder(path: Path) -> Source:
+    """The images below `path`; where there is none, the tar shards in it. A download that was left
+    beside its images is no shard, a preview beside shards no data: of both kinds there must be more
+    images."""
+    images = walk_folder(path)
+    shards = sorted(str(p) for p in path.iterdir() if is_shard(p.name))
+    if shards and not len(images):
+        return open_shards(shards)
+    if shards and len(images) <= len(shards):
+        raise UsageError(
+            f"{path} holds {len(images)} images and {len(shards)} tar files, and only one of them can "
+            f"be meant: '{path}/*.tar' reads the shards, a text file of paths the images"
+        )
+    return require_images(images)
 
 
 def _glob(names: list[str]) -> list[str]:

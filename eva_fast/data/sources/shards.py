@@ -9,16 +9,18 @@ import lzma
 import os
 import re
 import tarfile
-import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import Any
 
+from eva_fast.data.decode.formats import image_suffixes
 from eva_fast.data.index import Entries, Index, cached_index
 from eva_fast.data.sources.base import Item, Source
-from eva_fast.data.sources.folder import SETTLED_SECONDS
+from eva_fast.data.sources.left_out import LeftOut
 from eva_fast.data.sources.streams import StreamSource
 from eva_fast.data.sources.tar import StrictInfo, is_compressed, is_image, member_label
+from eva_fast.data.sources.walk import settled_stamp, stamp
 from eva_fast.errors import MissingFileError, UsageError
 
 _IN_MEMORY_BYTES = 64 << 20
@@ -39,8 +41,9 @@ class ShardSource(Source):
 
     knows_labels = True
 
-    def __init__(self, index: Index):
+    def __init__(self, index: Index, left_out: LeftOut | None = None):
         self.index = index
+        self.left_out = left_out.counts if left_out is not None else {}
         self._files: OrderedDict[int, int] = OrderedDict()
 
     def __len__(self) -> int:
@@ -85,6 +88,7 @@ class MemorySource(Source):
     def __init__(self, shards: list[str]):
         self._names: list[tuple[str, str]] = []  # shard, member
         self._data: list[bytes] = []
+        left_out = LeftOut()
         for shard in shards:
             before = len(self._data)
             with _explained(shard), tarfile.open(shard, tarinfo=StrictInfo) as tar:
@@ -94,8 +98,12 @@ class MemorySource(Source):
                         assert file is not None
                         self._names.append((shard, member.name))
                         self._data.append(file.read())
+                    elif member.isreg():
+                        left_out.add_file(member.name)
             if len(self._data) == before:
                 raise UsageError(f"no image found in the shard {shard}")
+        left_out.tell(shards[0] if len(shards) == 1 else f"{shards[0]} ...")
+        self.left_out = left_out.counts
 
     def __len__(self) -> int:
         return len(self._data)
@@ -129,24 +137,29 @@ def open_shards(names: list[str]) -> Source:
         return MemorySource(names)
     paths = [os.path.realpath(name) for name in names]
 
-    def unchanged(_: Index, stored: list[list[int]]) -> bool:
-        return stored == [_stamp(path) for path in paths]
+    left_out = LeftOut()
 
-    index = cached_index(["shards", paths], unchanged, lambda: _members(paths), "tar shards")
-    return ShardSource(index)
+    def unchanged(_: Index, stored: dict[str, Any]) -> bool:
+        same = stored["suffixes"] == list(image_suffixes()) and stored["shards"] == [
+            stamp(path) for path in paths
+        ]
+        if same:
+            left_out.restore(stored["left_out"])
+        return same
+
+    def build() -> Entries:
+        return _members(paths, left_out)
+
+    index = cached_index(["shards", paths], unchanged, build, "tar shards")
+    left_out.tell(names[0] if len(names) == 1 else f"{names[0]} ...")
+    return ShardSource(index, left_out)
 
 
-def _stamp(path: str) -> list[int]:
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _members(paths: list[str]) -> Entries:
-    """Entries of `cached_index` for every image in the shards; returns their sizes and times."""
+def _members(paths: list[str], left_out: LeftOut) -> Entries:
+    """Entries of `cached_index` for every image in the shards; returns what tells that they change."""
     stamps = []
     for path in paths:
-        recent = time.time() - os.stat(path).st_mtime < SETTLED_SECONDS  # may still be written to
-        stamps.append([-1, -1] if recent else _stamp(path))
+        stamps.append(settled_stamp(path))
         yield path
         found = 0
         with _explained(path), tarfile.open(path, "r:", tarinfo=StrictInfo) as tar:
@@ -155,6 +168,12 @@ def _members(paths: list[str]) -> Entries:
                 if is_image(member) and not member.issparse():
                     found += 1
                     yield os.fsencode(member.name), (member.offset_data, member.size)
+                elif member.isreg():
+                    left_out.add_file(member.name)
         if not found:
             raise UsageError(f"no image found in the shard {path}")
-    return stamps
+    return {
+        "suffixes": image_suffixes(),
+        "shards": stamps,
+        "left_out": left_out.stored(),
+    }

@@ -4,7 +4,7 @@ import itertools
 import re
 import tarfile
 
-from eva_fast.data.sources.folder import SUFFIXES
+from eva_fast.data.decode.formats import image_suffixes
 from eva_fast.errors import UsageError
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -74,7 +74,7 @@ class StrictInfo(tarfile.TarInfo):
 def is_image(member: tarfile.TarInfo) -> bool:
     """Whether a member of a shard is an image, by its name."""
     base = member.name.rpartition("/")[2]
-    return member.isreg() and base.lower().endswith(SUFFIXES) and not base.startswith(".")
+    return member.isreg() and base.lower().endswith(image_suffixes()) and not base.startswith(".")
 
 
 def member_label(name: str) -> str | None:
