@@ -1,9 +1,9 @@
 """Triton kernels of `add_layer_norm`: see eva_fast/ops/add_layer_norm.py for the maths.
 
-A program holds a whole row in registers, BLOCK columns (a power of two) of which D are used; D is a
-constant, so the mask keeps to 16-byte pieces and every access is 128 bits wide. Forward: one row a
-program. Backward: a persistent grid in which each program adds up its rows' share of the parameter
-gradients in fp32 and writes it once.
+A program holds a whole row in registers; D is a constant, so a mask keeps to 16-byte pieces.
+Forward: one row a program, BLOCK columns (a power of two) of which D are used. Backward: a persistent
+grid in which each program adds up its rows' share of the parameter gradients in fp32 and writes it
+once; a row is cut in two pieces, so that few lanes idle, and the next rows are on their way meanwhile.
 """
 
 import torch
@@ -11,14 +11,17 @@ import triton
 import triton.language as tl
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
-from eva_fast.kernels.launch import resident_programs, row_block, row_warps, triton_op
+from eva_fast.kernels.launch import WARP_SIZE, resident_programs, row_block, row_warps, triton_op
 from eva_fast.kernels.partial_sums import partial_sums
 from eva_fast.ops.checks import nothing
 
 FORWARD_PER_THREAD = 16
-# The backward has three rows and two or three sums in registers.
+# The backward: three rows and two or three sums are in registers, and few warps keep enough rows
+# under way (2 programs of 4 warps with 3 rows of 8 KB each at width 1408; a write of all programs'
+# sums for each more).
 BACKWARD_PER_THREAD = 8
-PROGRAMS_PER_PROCESSOR = 2
+BACKWARD_STAGES = 4
+BACKWARD_RESIDENT_WARPS = 8
 
 
 @triton.jit
@@ -54,52 +57,128 @@ def add_layer_norm_forward_kernel(
 
 
 @triton.jit
+def add_pairs(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
+def row_piece(p_row, o_d, m_d):
+    """A piece of a row in fp32."""
+    return tl.load(p_row + o_d, mask=m_d, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def backward_piece(
+    b_dy, b_normed, b_weight, b_bias, mean_g, along, rstd, scale,
+    p_dresidual, p_dx, p_dbranch, p_y, o_dresidual, o_out, o_d, m_d,
+):  # fmt: skip
+    """Writes what the backward has to say of a piece of a row; returns dbranch (dx without it)."""
+    b_dx = (b_dy * b_weight - mean_g - b_normed * along) * rstd
+    if p_dresidual is not None:
+        b_dx += row_piece(p_dresidual + o_dresidual, o_d, m_d)
+    tl.store(p_dx + o_out + o_d, b_dx.to(p_dx.dtype.element_ty), mask=m_d)
+    if scale is not None:
+        b_dx *= scale
+        tl.store(p_dbranch + o_out + o_d, b_dx.to(p_dbranch.dtype.element_ty), mask=m_d)
+    if p_y is not None:
+        b_y = b_normed * b_weight + b_bias
+        tl.store(p_y + o_out + o_d, b_y.to(p_y.dtype.element_ty), mask=m_d)
+    return b_dx
+
+
+@triton.jit
 def add_layer_norm_backward_kernel(
     p_dy, p_dresidual, p_total, p_mean, p_rstd, p_weight, p_bias, p_scale,
     p_dx, p_dbranch, p_y, p_partials, s_dy, s_dresidual, s_total, M, rows_per_sample,
-    D: tl.constexpr, BLOCK: tl.constexpr, SUMS: tl.constexpr,
+    D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, SUMS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One program: every num_programs-th row, and its partial sums [SUMS, D]."""
+    """One program: every num_programs-th row, and its partial sums [SUMS, D].
+
+    A row is two pieces, HEAD and TAIL wide (TAIL may be 0). The next STAGES - 1 rows are under way
+    to shared memory meanwhile.
+    """
     pid = tl.program_id(0)
-    o_d = tl.arange(0, BLOCK)
-    m_d = o_d < D
-    b_weight = tl.load(p_weight + o_d, mask=m_d, other=0.0).to(tl.float32)
-    if p_y is not None:
-        b_bias = tl.load(p_bias + o_d, mask=m_d, other=0.0).to(tl.float32)
-    b_dweight = tl.zeros([BLOCK], tl.float32)
-    b_dbias = tl.zeros([BLOCK], tl.float32)
-    b_dbranch_bias = tl.zeros([BLOCK], tl.float32)
-    for index in range(pid, M, tl.num_programs(0)):
+    o_head = tl.arange(0, HEAD)
+    m_head = o_head < D
+    b_weight = row_piece(p_weight, o_head, m_head)
+    b_bias = row_piece(p_bias, o_head, m_head)
+    b_dweight = tl.zeros([HEAD], tl.float32)
+    b_dbias = tl.zeros([HEAD], tl.float32)
+    b_dbranch_bias = tl.zeros([HEAD], tl.float32)
+    if TAIL:
+        o_tail = HEAD + tl.arange(0, TAIL)
+        m_tail = o_tail < D
+        b_weight_t = row_piece(p_weight, o_tail, m_tail)
+        b_bias_t = row_piece(p_bias, o_tail, m_tail)
+        b_dweight_t = tl.zeros([TAIL], tl.float32)
+        b_dbias_t = tl.zeros([TAIL], tl.float32)
+        b_dbranch_bias_t = tl.zeros([TAIL], tl.float32)
+    for index in tl.range(pid, M, tl.num_programs(0), num_stages=STAGES):
         row = tl.cast(index, tl.int64)
-        b_x = tl.load(p_total + row * s_total + o_d, mask=m_d, other=0.0).to(tl.float32)
-        b_dy = tl.load(p_dy + row * s_dy + o_d, mask=m_d, other=0.0).to(tl.float32)
-        if p_dresidual is not None:
-            p_row = p_dresidual + row * s_dresidual
-            b_dresidual = tl.load(p_row + o_d, mask=m_d, other=0.0).to(tl.float32)
         mean = tl.load(p_mean + row)
         rstd = tl.load(p_rstd + row)
-        b_normed = tl.where(m_d, (b_x - mean) * rstd, 0.0)
-        b_g = b_dy * b_weight
-        along = tl.sum(b_g * b_normed, 0) / D
-        b_dx = (b_g - tl.sum(b_g, 0) / D - b_normed * along) * rstd
-        if p_dresidual is not None:
-            b_dx += b_dresidual
-        tl.store(p_dx + row * D + o_d, b_dx.to(p_dx.dtype.element_ty), mask=m_d)
+        scale = None
         if p_scale is not None:
-            b_dx *= tl.load(p_scale + index // rows_per_sample)
-            tl.store(p_dbranch + row * D + o_d, b_dx.to(p_dbranch.dtype.element_ty), mask=m_d)
-        if p_y is not None:
-            b_y = b_normed * b_weight + b_bias
-            tl.store(p_y + row * D + o_d, b_y.to(p_y.dtype.element_ty), mask=m_d)
+            scale = tl.load(p_scale + index // rows_per_sample)
+        b_x = row_piece(p_total + row * s_total, o_head, m_head)
+        b_dy = row_piece(p_dy + row * s_dy, o_head, m_head)
+        b_normed = tl.where(m_head, (b_x - mean) * rstd, 0.0)
+        b_g = b_dy * b_weight
+        b_along = b_g * b_normed
+        if TAIL:
+            b_x_t = row_piece(p_total + row * s_total, o_tail, m_tail)
+            b_dy_t = row_piece(p_dy + row * s_dy, o_tail, m_tail)
+            b_normed_t = tl.where(m_tail, (b_x_t - mean) * rstd, 0.0)
+            b_g_t = b_dy_t * b_weight_t
+            # HEAD's neighbours are in one thread: both pieces take one trip through the warps
+            b_along = tl.sum(tl.reshape(b_along, [TAIL, 2]), 1) + b_g_t * b_normed_t
+            b_g = tl.sum(tl.reshape(b_g, [TAIL, 2]), 1) + b_g_t
+        mean_g, along = tl.reduce((b_g, b_along), 0, add_pairs)
+        mean_g /= D
+        along /= D
+        b_dx = backward_piece(
+            b_dy, b_normed, b_weight, b_bias, mean_g, along, rstd, scale, p_dresidual,
+            p_dx, p_dbranch, p_y, row * s_dresidual, row * D, o_head, m_head,
+        )  # fmt: skip
         b_dweight += b_dy * b_normed
         b_dbias += b_dy
         if SUMS > 2:
             b_dbranch_bias += b_dx
-    p_out = p_partials + pid.to(tl.int64) * (SUMS * D) + o_d
-    tl.store(p_out, b_dweight, mask=m_d)
-    tl.store(p_out + D, b_dbias, mask=m_d)
+        if TAIL:
+            b_dx_t = backward_piece(
+                b_dy_t, b_normed_t, b_weight_t, b_bias_t, mean_g, along, rstd, scale, p_dresidual,
+                p_dx, p_dbranch, p_y, row * s_dresidual, row * D, o_tail, m_tail,
+            )  # fmt: skip
+            b_dweight_t += b_dy_t * b_normed_t
+            b_dbias_t += b_dy_t
+            if SUMS > 2:
+                b_dbranch_bias_t += b_dx_t
+    p_out = p_partials + pid.to(tl.int64) * (SUMS * D)
+    store_sums(p_out, b_dweight, b_dbias, b_dbranch_bias, o_head, m_head, D, SUMS)
+    if TAIL:
+        store_sums(p_out, b_dweight_t, b_dbias_t, b_dbranch_bias_t, o_tail, m_tail, D, SUMS)
+
+
+@triton.jit
+def store_sums(
+    p_out, b_first, b_second, b_third, o_d, m_d, D: tl.constexpr, SUMS: tl.constexpr
+):  # fmt: skip
+    """A piece of up to three sums, which lie one row [D] after another."""
+    tl.store(p_out + o_d, b_first, mask=m_d)
+    tl.store(p_out + D + o_d, b_second, mask=m_d)
     if SUMS > 2:
-        tl.store(p_out + 2 * D, b_dbranch_bias, mask=m_d)
+        tl.store(p_out + 2 * D + o_d, b_third, mask=m_d)
+
+
+def backward_launch(width: int) -> tuple[dict[str, int], int]:
+    """({HEAD, TAIL}, warps): the smallest power of two that holds a row, or three quarters of it
+    (1024 + 512 for 1408: 8 % of the lanes idle, not 31 %), and 8 to 12 elements of it a thread."""
+    head, tail = row_block(width), 0
+    if head > 16 and head // 4 * 3 >= width:
+        head, tail = head // 2, head // 4
+    warps = min(max(head // (WARP_SIZE * BACKWARD_PER_THREAD), 1), 8)
+    return {"HEAD": head, "TAIL": tail}, warps
 
 
 @triton_op("add_layer_norm")
@@ -125,15 +204,15 @@ def _backward(dy, dresidual, total, mean, rstd, weight, bias, scale, want_y, wan
     dbranch = dy.new_empty(dy.shape) if scale is not None else nothing(dy)
     y = dy.new_empty(dy.shape) if want_y else nothing(dy)
     sums = 3 if want_branch_bias else 2
-    programs = max(1, min(rows, resident_programs(dy.device, PROGRAMS_PER_PROCESSOR)))
+    pieces, warps = backward_launch(width)
+    programs = max(1, min(rows, resident_programs(dy.device, BACKWARD_RESIDENT_WARPS // warps)))
     partials = mean.new_empty((programs, sums, width))
     add_layer_norm_backward_kernel[(programs,)](
         dy, dresidual, total, mean, rstd, weight, bias, scale,
         dx, dbranch, y if want_y else None, partials,
         dy.stride(0), dresidual.stride(0) if dresidual is not None else 0, total.stride(0),
         rows, max(rows // scale.shape[0], 1) if scale is not None else 1,
-        D=width, BLOCK=row_block(width), SUMS=sums,
-        num_warps=row_warps(width, BACKWARD_PER_THREAD),
+        D=width, SUMS=sums, STAGES=BACKWARD_STAGES, **pieces, num_warps=warps,
     )  # fmt: skip
     dweight, dbias, *rest = partial_sums(partials, weight.dtype)
     return dx, dbranch, y, dweight, dbias, rest[0] if rest else nothing(weight)
@@ -149,6 +228,7 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
     pointers = ("dy", "dresidual", "total", "weight", "bias", "dx", "dbranch", "y")
     backward = {f"p_{name}": element for name in pointers}
     backward |= {f"p_{name}": "*fp32" for name in ("scale", "mean", "rstd", "partials")}
+    pieces, warps = backward_launch(width)
     strides = {"s_dy": width, "s_dresidual": width, "s_total": width}
     return [
         AotCase(
@@ -161,7 +241,8 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
         AotCase(
             add_layer_norm_backward_kernel,
             {**backward, **strides, "M": rows, "rows_per_sample": shape.tokens},
-            {**constants, "SUMS": 3},
-            num_warps=row_warps(width, BACKWARD_PER_THREAD),
+            {"D": width, "SUMS": 3, "STAGES": BACKWARD_STAGES, **pieces},
+            num_warps=warps,
+            small_tiles=bool(pieces["TAIL"]),
         ),
     ]

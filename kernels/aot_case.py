@@ -47,8 +47,8 @@ class AotCase:
     value as the launcher would pass it: integers get Triton's own specialisation (1 becomes a
     constant, multiples of 16 are marked so), floats become fp32. Pointers count as 16-byte aligned.
     `constants` are the constexpr arguments (an absent optional pointer is the constant None).
-    `dot`: the kernel multiplies matrices, so it must use the tensor cores. `single_rows`: among its
-    tiles are some with one row in use (CLS), too few values to give every thread 16 bytes.
+    `dot`: the kernel multiplies matrices, so it must use the tensor cores. `small_tiles`: among its
+    tiles are some too small to give every thread 16 bytes (the one row of CLS, a row's last piece).
     """
 
     kernel: Any
@@ -58,7 +58,7 @@ class AotCase:
     num_stages: int = 2
     dot: bool = False
     label: str = ""
-    single_rows: bool = False
+    small_tiles: bool = False
 
 
 VIT_B = AotShape("vit_b", 32, 14, 16, 768, 12, 3072, 78, 768)

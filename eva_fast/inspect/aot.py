@@ -120,7 +120,7 @@ def inspect_case(file: str, case: AotCase, shape: AotShape) -> dict[str, Any]:
     Keys: file, kernel, shape, target, warps, stages, registers, shared_bytes, shared_limit_bytes,
     stack_bytes, spills (STL and LDL instructions), mma (tensor-core instructions), mma_kind, dot,
     loads, loads_128 (128 bits or wider), loads_32 (one 32-bit value: statistics, indices, scalars),
-    loads_single_row (64 bits: the one row of a CLS tile, shared among all threads), loads_narrow
+    loads_small_tile (64 bits: a tile too small for more, shared among all threads), loads_narrow
     (all the others: data that missed vectorisation), stores, stores_128, instructions.
     """
     import triton
@@ -153,7 +153,7 @@ def inspect_case(file: str, case: AotCase, shape: AotShape) -> dict[str, Any]:
     def moved(opcodes: tuple[str, ...], test) -> int:
         return having(lambda name: name.split(".")[0] in opcodes and test(width_bits(name)))
 
-    widths = (8, 16) if case.single_rows else (8, 16, 64)
+    widths = (8, 16) if case.small_tiles else (8, 16, 64)
     kinds = [kind for kind in ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "UTCOMMA") if opcode(kind)]
     return {
         "file": file,
@@ -173,7 +173,7 @@ def inspect_case(file: str, case: AotCase, shape: AotShape) -> dict[str, Any]:
         "loads": opcode(*_LOADS),
         "loads_128": moved(_LOADS, lambda bits: bits >= 128),
         "loads_32": moved(_LOADS, lambda bits: bits == 32),
-        "loads_single_row": moved(_LOADS, lambda bits: bits == 64) if case.single_rows else 0,
+        "loads_small_tile": moved(_LOADS, lambda bits: bits == 64) if case.small_tiles else 0,
         "loads_narrow": moved(_LOADS, lambda bits: bits in widths),
         "stores": opcode(*_STORES),
         "stores_128": moved(_STORES, lambda bits: bits >= 128),

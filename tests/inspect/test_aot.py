@@ -82,6 +82,14 @@ def test_gelu_takes_few_instructions():
         assert row["instructions"] <= GELU_INSTRUCTIONS[row["kernel"].split("[")[0]], row
 
 
+@pytest.mark.parametrize("width", [1408, 768, 384, 192])
+def test_few_lanes_of_the_norm_backward_idle(width):
+    shape = replace(VIT_G, width=width)
+    (case,) = [c for _, c in aot.cases(shape, ["add_layer_norm"]) if "HEAD" in c.constants]
+    columns = case.constants["HEAD"] + case.constants["TAIL"]
+    assert width <= columns and columns - width <= columns / 10
+
+
 def test_every_kernel_declares_its_cases():
     """A kernel file without cases would pass unseen."""
     import pkgutil
