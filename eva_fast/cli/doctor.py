@@ -3,12 +3,13 @@
 from eva_fast.cli.words import show
 
 
-def doctor(aot: bool = False, json: bool = False) -> None:
+def doctor(aot: bool = False, all: bool = False, json: bool = False) -> None:
     """Show what is installed and which kernels run.
 
     Args:
         aot: compile every Triton kernel for A100, H100 and B200 (needs no GPU) and show registers,
             shared memory, spills, tensor-core instructions and wide loads.
+        all: every choice of kernels that was measured here and kept on disk, not the newest alone.
         json: print JSON instead of tables.
     """
     if aot:
@@ -19,5 +20,5 @@ def doctor(aot: bool = False, json: bool = False) -> None:
     else:
         from eva_fast.inspect.doctor import diagnose, render
 
-        report = diagnose()
+        report = diagnose(all_measured=all)
         show(report, None if json else render(report))

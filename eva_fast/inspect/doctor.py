@@ -38,11 +38,13 @@ PACKAGES = (
 )
 
 
-def diagnose() -> dict[str, Any]:
-    """Everything the report shows, fit for JSON."""
+def diagnose(all_measured: bool = False) -> dict[str, Any]:
+    """Everything the report shows, fit for JSON. all_measured: every choice of kernels on disk, not the
+    newest alone; `measured_kept` says how many there are."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     case = registry.Case(device, torch.bfloat16 if cuda else torch.float32)
+    measured = kept.everything()
     return {
         "eva_fast": __version__,
         "python": platform.python_version(),
@@ -58,8 +60,9 @@ def diagnose() -> dict[str, Any]:
         "obstacles": {op.name: op.obstacles(case) for op in registry.ops()},
         "measured": [
             {"file": str(path), "choices": {op: asdict(c) for op, c in choices.items()}}
-            for path, choices in kept.everything()
+            for path, choices in (measured if all_measured else measured[:1])
         ],
+        "measured_kept": len(measured),
     }
 
 
@@ -104,7 +107,9 @@ def render(report: dict[str, Any]) -> Group:
         absent.add_column(heading)
     for (name, why), of in _cannot_run(report["obstacles"]).items():
         absent.add_row(name, why, ", ".join(of))
-    return Group(machine, packages, ops, absent, *map(_measured, report["measured"][:8]))
+    more = report["measured_kept"] - len(report["measured"])
+    hint = [f"{more} older measured choices are kept: eva-fast doctor --all"] if more else []
+    return Group(machine, packages, ops, absent, *map(_measured, report["measured"]), *hint)
 
 
 def _cannot_run(obstacles: dict[str, dict[str, str | None]]) -> dict[tuple[str, str], list[str]]:

@@ -133,6 +133,7 @@ def _train(
         state.kernels = settle_kernels(setting, objective, state, kept=kept)
         examples = Examples(source, sample, device)
         length = RunLength.of(config, loader.batches_per_epoch)
+        log.info("%s", length.describe(len(source), config.optim.batch_size))
         if resume_from is not None:
             state.restore(resume_from)
             log.info("going on from %s, step %d of %d", resume_from, state.step, length.total)

@@ -29,6 +29,19 @@ class RunLength:
         warmup = min(round(optim.warmup_epochs * steps_per_epoch), total // 10)
         return cls(total=total, warmup=warmup, steps_per_epoch=steps_per_epoch)
 
+    def describe(self, images: int, batch_size: int) -> str:
+        """The length in words, for the log. images: how many the data has."""
+        if images >= batch_size:
+            return (
+                f"{images:,} images: {self.total:,} steps of {batch_size}, "
+                f"{self.steps_per_epoch:,} an epoch"
+            )
+        return (
+            f"{images:,} images are fewer than the batch of {batch_size}: a batch repeats them, about "
+            f"{batch_size / images:.1f} crops of each, and an epoch is one step ({self.total:,} in "
+            f"all). With batch_size={images} a batch has each image once"
+        )
+
     def rate(self, step: int, optim: OptimConfig) -> float:
         """The learning rate of step `step`, counted from 0."""
         return learning_rate(

@@ -1,17 +1,25 @@
 """The doctor's report is whole and true."""
 
 import importlib.metadata
+import io
 import json
 import os
 import subprocess
 import sys
 
+import pytest
 import torch
 from rich.console import Console
 
 from eva_fast import native
 from eva_fast.inspect.doctor import diagnose, render
-from eva_fast.ops import choose
+from eva_fast.ops import choose, kept
+
+
+def shown(report):
+    console = Console(record=True, width=200, file=io.StringIO())
+    console.print(render(report))
+    return console.export_text()
 
 
 def test_report(tmp_path, monkeypatch):
@@ -30,11 +38,26 @@ def test_report(tmp_path, monkeypatch):
     )  # asked for by the report itself; nothing else ran in this cache
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_the_newest_measured_choice_and_the_others_on_demand(tmp_path, monkeypatch, count):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for number in range(count):
+        path = kept.file(torch.device("cpu"), {"run": number})
+        kept.write(path, {f"op_{number}": kept.Choice("native", {"native": 1.0, "torch": 2.0})})
+        os.utime(path, (number, number))
+    names = [f"op_{n}" for n in reversed(range(count))]
+    for everything, expected in ((False, names[:1]), (True, names)):
+        report = diagnose(all_measured=everything)
+        ours = [op for e in report["measured"] for op in e["choices"] if op[:3] == "op_"]
+        assert ours == expected and report["measured_kept"] == count
+        text = shown(report)
+        assert all((name in text) == (name in expected) for name in names)
+        assert ("doctor --all" in text) == (count > 1 and not everything)
+
+
 def test_without_the_library_it_says_what_to_do(monkeypatch):
     monkeypatch.setattr(native, "obstacle", lambda: "is not built: install again")
-    console = Console(record=True, width=200)
-    console.print(render(diagnose()))
-    text = console.export_text()
+    text = shown(diagnose())
     assert "not built" in text and "install again" in text
 
 

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from PIL import Image
+
 import eva_fast
 
 RUN = """
@@ -42,3 +44,19 @@ def test_a_caller_with_handlers_is_asked_for_nothing(tmp_path):
 
 def test_the_public_names_are_shown():
     assert {"pretrain", "create_model", "load_teacher", "data"} <= set(dir(eva_fast))
+
+
+def test_a_batch_larger_than_the_data_works_and_is_said(tmp_path, caplog):
+    """36 images at batch 256, as someone tries it with the first folder at hand."""
+    (tmp_path / "photos").mkdir()
+    for i in range(36):
+        Image.new("RGB", (20, 16), (7 * i, 90, 250 - 7 * i)).save(tmp_path / f"photos/{i}.png")
+    with caplog.at_level("INFO", logger="eva_fast"):
+        result = eva_fast.pretrain(
+            tmp_path / "photos", out=tmp_path / "run", batch_size=256, epochs=2,
+            img_size=16, patch_size=8, embed_dim=32, depth=1, num_heads=2, mlp_hidden=48,
+            workers=0, device="cpu", kernels="torch", teacher="hog", progress=False,
+        )  # fmt: skip
+    assert result.metrics["step"] == 2 and result.metrics["epoch"] == 2
+    (line,) = [r.getMessage() for r in caplog.records if "36 images" in r.getMessage()]
+    assert "fewer than the batch of 256" in line and "(2 in all)" in line

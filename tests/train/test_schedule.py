@@ -2,7 +2,8 @@
 
 import pytest
 
-from eva_fast.train import learning_rate
+from eva_fast.config import Config
+from eva_fast.train import RunLength, learning_rate
 
 
 def test_rates_of_official_code(eva_micro):
@@ -26,3 +27,11 @@ def test_landmarks():
 def test_without_warmup_and_with_one_step():
     assert learning_rate(0, total=5, warmup=0, peak=2.0, minimum=0.0) == 2.0
     assert learning_rate(0, total=5, warmup=1, peak=2.0, minimum=0.0, start=0.5) == 0.5
+
+
+def test_the_length_is_said_before_training():
+    length = RunLength.of(Config.from_options({"data": "x", "epochs": 2.5}), steps_per_epoch=40)
+    assert length.describe(2600, 64) == "2,600 images: 100 steps of 64, 40 an epoch"
+    few = RunLength.of(Config.from_options({"data": "x"}), steps_per_epoch=1).describe(36, 256)
+    assert "36 images are fewer than the batch of 256" in few and "7.1 crops of each" in few
+    assert "an epoch is one step (150 in all)" in few and "batch_size=36" in few
