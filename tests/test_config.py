@@ -32,7 +32,8 @@ def test_what_a_resumed_run_may_change():
     """Length, schedule, where and how fast it runs; never what is learned from what."""
     length = {"steps", "epochs", "accumulate"}
     schedule = {"lr", "min_lr", "warmup_lr", "warmup_epochs", "betas", "eps", "weight_decay"}
-    place = {"out", "resume", "init_from", "device", "kernels", "workers", "max_bad_share"}
+    place = {"out", "resume", "init_from", "device", "kernels", "workers"}
+    place |= {"max_bad_share", "max_megapixels"}
     record = {"log_every", "picture_every", "track", "progress", "keep_checkpoints"}
     when = {"checkpoint_every", "checkpoint_minutes"}
     assert length | schedule | {"clip_grad"} | place | record | when == MAY_CHANGE
@@ -116,6 +117,7 @@ def test_numbers_that_yaml_reads_as_text(tmp_path):
         (dict(track="yes"), "track must be of type bool"),
         (dict(ema=1.0), "ema must be in"),
         (dict(max_bad_share=2.0), "max_bad_share must be in"),
+        (dict(max_megapixels=0), "max_megapixels must be above 0"),
     ],
 )
 def test_wrong_options(options, message):

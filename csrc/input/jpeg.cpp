@@ -40,35 +40,12 @@ struct Decoder {
     };
     info.client_data = this;
     jpeg_create_decompress(&info);
-    jpeg_save_markers(&info, JPEG_APP0 + 1, 0xffff);
+    jpeg_save_markers(&info, JPEG_APP0 + 1, 1);  // only whether there are any
   }
   ~Decoder() { jpeg_destroy_decompress(&info); }
 };
 
 thread_local Decoder decoder;
-
-// The EXIF orientation tag (0x0112) of the first image directory, else 1.
-int orientation(const jpeg_marker_struct& marker) {
-  if (marker.data_length < 14 || std::memcmp(marker.data, "Exif\0", 6) != 0) return 1;
-  const uint8_t* tiff = marker.data + 6;
-  const int64_t size = int64_t(marker.data_length) - 6;
-  const bool little = tiff[0] == 'I';
-  const auto number = [&](int64_t at, int bytes) -> int64_t {
-    if (at < 0 || at + bytes > size) return -1;
-    int64_t value = 0;
-    for (int i = 0; i < bytes; ++i) value = value << 8 | tiff[at + (little ? bytes - 1 - i : i)];
-    return value;
-  };
-  const int64_t directory = number(4, 4);
-  const int64_t entries = number(directory, 2);
-  for (int64_t i = 0; i < entries; ++i) {
-    const int64_t entry = directory + 2 + 12 * i;
-    if (number(entry, 2) != 0x0112) continue;
-    const int64_t value = number(entry + 8, 2);
-    return value >= 1 && value <= 8 ? int(value) : 1;
-  }
-  return 1;
-}
 
 // Whether the image's end marker is there. Searched from the end, past what cameras append: within
 // the coded data of an image these two bytes cannot stand next to each other.
@@ -79,16 +56,23 @@ bool complete(const uint8_t* coded, size_t size) {
 }
 
 // Each scan of a progressive JPEG passes over all pixels again, however few its bytes: hundreds of
-// them take minutes. Encoders write at most some dozens.
+// them take minutes. Encoders write at most some dozens. What stands behind the image's end, other
+// images or a film, has no scans of this one.
 bool few_scans(const uint8_t* coded, size_t size) {
   constexpr int most = 500;
-  constexpr uint8_t start_of_scan = 0xda;
+  constexpr uint8_t start_of_scan = 0xda, stuffed = 0x00, temporary = 0x01;
   int scans = 1;  // its marker is read already
   const uint8_t* const end = coded + size;
-  for (const uint8_t* at = coded; scans <= most; ++at) {
+  for (const uint8_t* at = coded; scans <= most;) {
     at = static_cast<const uint8_t*>(std::memchr(at, 0xff, size_t(end - at)));
-    if (!at || at + 1 >= end) return true;
-    scans += at[1] == start_of_scan;
+    if (!at || end - at < 4) return true;
+    const uint8_t marker = *++at;
+    if (marker == JPEG_EOI) return true;
+    if (marker == 0xff) continue;
+    ++at;
+    if (marker == stuffed || marker == temporary || (marker >= JPEG_RST0 && marker < JPEG_EOI)) continue;
+    scans += marker == start_of_scan;
+    at += std::min<ptrdiff_t>(at[0] << 8 | at[1], end - at);
   }
   return false;
 }
@@ -170,9 +154,7 @@ bool header(Decoder& d, const uint8_t* data, int64_t size, int64_t* out) {
   const bool known = read_header(d, data, size);
   out[0] = d.info.image_width;
   out[1] = d.info.image_height;
-  out[2] = 1;
-  for (auto* marker = d.info.marker_list; marker && out[2] == 1; marker = marker->next)
-    out[2] = orientation(*marker);
+  out[2] = d.info.marker_list != nullptr;
   jpeg_abort_decompress(&d.info);
   return known;
 }
@@ -180,12 +162,13 @@ bool header(Decoder& d, const uint8_t* data, int64_t size, int64_t* out) {
 }  // namespace
 }  // namespace eva
 
-// info [3]: width, height, EXIF orientation. Returns 1, or 0 where the file is not for this decoder.
+// info [3]: width, height, whether there is a segment of EXIF or XMP data (APP1). Returns 1, or 0
+// where the file is not for this decoder.
 EVA_EXPORT int32_t eva_jpeg_info(const uint8_t* data, int64_t size, int64_t* info) {
   return eva::header(eva::decoder, data, size, info);
 }
 
-// The crop, in pixels as stored (before EXIF orientation), to out [3, out_size, out_size], from an
+// The crop, in pixels as stored (before orientation), to out [3, out_size, out_size], from an
 // image decoded at 1 / divisor of its size (1, 2, 4 or 8). Returns 1, or 0 as above.
 EVA_EXPORT int32_t eva_jpeg_crop(const uint8_t* data, int64_t size, int64_t left, int64_t top,
                                  int64_t width, int64_t height, int32_t divisor, int64_t out_size,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from eva_fast.cli.words import Name, show
+from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 
 
 def check(
@@ -10,6 +11,7 @@ def check(
     limit: int = 10_000,
     image_size: int = 224,
     patch_size: int = 14,
+    max_megapixels: float = MAX_MEGAPIXELS,
     gpu_images_per_second: float | None = None,
     contact_sheet: Path | None = None,
     json: bool = False,
@@ -21,6 +23,7 @@ def check(
         limit: images to decode, spread by chance; 0 for all.
         image_size: side of the crops that are timed and drawn, in pixels.
         patch_size: side of a patch in pixels.
+        max_megapixels: images of more million pixels count as unreadable, as in training.
         gpu_images_per_second: a training speed, to say how many cores feed it.
         contact_sheet: write a PNG of crops and their masks here.
         json: print JSON instead of tables.
@@ -30,6 +33,7 @@ def check(
 
     found = make_check(
         data, limit=limit or None, image_size=image_size, patch_size=patch_size,
-        gpu_images_per_second=gpu_images_per_second, contact_sheet=contact_sheet,
+        max_megapixels=max_megapixels, gpu_images_per_second=gpu_images_per_second,
+        contact_sheet=contact_sheet,
     )  # fmt: skip
     show(found, None if json else render(found))

@@ -1,7 +1,6 @@
 """`eva-fast data check`: what a data set holds, what is wrong with it, and how fast it can be read."""
 
 import collections
-import io
 import json
 import math
 import os
@@ -15,6 +14,8 @@ from PIL import Image
 
 from eva_fast.data.check_report import render
 from eva_fast.data.check_samples import draw, images, images_per_second
+from eva_fast.data.decode.limits import MAX_MEGAPIXELS
+from eva_fast.data.decode.pillow import look
 from eva_fast.data.loader.loader import build_loader
 from eva_fast.data.loader.maker import Bad
 from eva_fast.data.loader.order import permute
@@ -45,6 +46,7 @@ def check(
     image_size: int = 224,
     patch_size: int = 14,
     mask_ratio: float = 105 / 256,
+    max_megapixels: float = MAX_MEGAPIXELS,
     gpu_images_per_second: float | None = None,
     contact_sheet: str | os.PathLike | None = None,
     seed: int = 0,
@@ -55,6 +57,7 @@ def check(
         data, split: as for `open_source`.
         limit: images to decode, spread over the data set by chance; None decodes them all.
         image_size, patch_size, mask_ratio: of the samples timed and drawn.
+        max_megapixels: images of more million pixels count as unreadable, as in training.
         gpu_images_per_second: a training speed, to say how many cores feed it.
         contact_sheet: where to write a PNG of up to 24 crops beside their masks.
         seed: of the choice of images and of the crops.
@@ -80,7 +83,7 @@ def check(
     masker = BlockMasker(
         (side, side), max(1, round(mask_ratio * side * side)), max(1, side * side // 16)
     )
-    crop = ImageField(image_size)
+    crop = ImageField(image_size, max_megapixels=max_megapixels)
     chosen, share = _spread_by_chance(source, limit, seed)
     tally = _read(chosen, share, crop, seed, total=min(limit or len(source), len(source)))
     if not tally.checked:
@@ -138,8 +141,9 @@ class _Seen(Field):
     Training may decode only the part of a file that a crop needs; here all of it is decoded too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_megapixels: float) -> None:
         super().__init__("seen", np.uint8, most=4096, on_device=False)
+        self.max_megapixels = max_megapixels
 
     def make(self, item: Item, seed: int, out: np.ndarray) -> int:
         label = item.get("label")
@@ -148,16 +152,13 @@ class _Seen(Field):
         out[: len(raw)] = np.frombuffer(raw, np.uint8)
         return len(raw)
 
-    @staticmethod
-    def _look(data: Any) -> dict[str, Any]:
+    def _look(self, data: Any) -> dict[str, Any]:
         if isinstance(data, torch.Tensor):
             return {"format": "tensor", "mode": "", "size": (data.shape[-1], data.shape[-2])}
         if isinstance(data, Image.Image):
             return {"format": data.format or "PIL image", "mode": data.mode, "size": data.size}
-        with Image.open(io.BytesIO(data)) as image:
-            seen = {"format": image.format, "mode": image.mode, "size": image.size}
-            image.load()
-        return {**seen, "bytes": len(data)}
+        form, mode, size = look(data, self.max_megapixels)
+        return {"format": form, "mode": mode, "size": size, "bytes": len(data)}
 
 
 class _Tally:
@@ -199,8 +200,9 @@ def _read(source: Source, share: int | None, crop: ImageField, seed: int, total:
     """Every image of `source` once, through the loader that training uses."""
     tally = _Tally(crop.cropper.size)
     loader = build_loader(
-        source, [crop, _Seen()], batch_size=_BATCH, seed=seed, order="once", limit=share,
-        workers=min(cpu_count(), total // 16), on_bad=tally.add_bad, max_bad_fraction=1.0,
+        source, [crop, _Seen(crop.cropper.max_megapixels)], batch_size=_BATCH, seed=seed,
+        order="once", limit=share, workers=min(cpu_count(), total // 16),
+        on_bad=tally.add_bad, max_bad_fraction=1.0,
     )  # fmt: skip
     with loader, progress("reading", total) as show:
         for batch in loader:

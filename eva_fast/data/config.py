@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.options import TextOrObject, option, require
 
 
@@ -23,6 +24,9 @@ class DataConfig:
     """Processes that decode images; by default as many as fit the machine."""
     decode: Literal["cpu", "gpu"] = "cpu"
     """Where JPEGs are decoded: in the workers, or on the NVIDIA GPU through nvJPEG."""
+    max_megapixels: float = option(MAX_MEGAPIXELS, resume=True)
+    """Images of more million pixels are refused: decompression bombs. Cameras reach about 200; a
+    worker takes up to 8 bytes a pixel for formats other than JPEG."""
     max_bad_share: float = option(0.05, resume=True)
     """Stop when more than this share of the images cannot be read."""
 
@@ -37,6 +41,9 @@ class DataConfig:
             f"workers must be 0 (in this process) or more, got {self.workers}",
         )
         require(self.decode in ("cpu", "gpu"), f"decode is cpu or gpu, got {self.decode!r}")
+        require(
+            self.max_megapixels > 0, f"max_megapixels must be above 0, got {self.max_megapixels}"
+        )
         require(
             0 <= self.max_bad_share <= 1,
             f"max_bad_share must be in [0, 1], got {self.max_bad_share}",

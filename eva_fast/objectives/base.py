@@ -41,7 +41,12 @@ class Objective:
         """What one training sample consists of: the same for training, `start` and pictures.
         ValueError for options that do not fit together."""
         data = setting.config.data
-        return [ImageField(setting.sizes.img_size, data.crop_scale, data.crop_ratio, data.flip)]
+        return [
+            ImageField(
+                setting.sizes.img_size, data.crop_scale, data.crop_ratio, data.flip,
+                max_megapixels=data.max_megapixels,
+            )
+        ]  # fmt: skip
 
     def request(self, setting: Setting) -> Request | None:
         """What the teacher is asked for in every step; None: there is no teacher."""

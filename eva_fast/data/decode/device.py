@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from eva_fast.data.decode.box import Box
+from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.data.decode.pillow import BadImage, decode
 from eva_fast.errors import UsageError
 
@@ -37,8 +38,10 @@ class DeviceDecoder:
     Raises ValueError where torchvision cannot decode JPEGs on that device.
     """
 
-    def __init__(self, device: torch.device, size: int) -> None:
-        self.device, self.size = device, size
+    def __init__(
+        self, device: torch.device, size: int, max_megapixels: float = MAX_MEGAPIXELS
+    ) -> None:
+        self.device, self.size, self.max_megapixels = device, size, max_megapixels
         try:
             self._decode([_sample()])
         except Exception as error:  # a missing library, driver or build option
@@ -91,12 +94,20 @@ class DeviceDecoder:
         bad = {}
         for d in deferred:
             try:
-                crop = _cpu_crop(d.data.numpy().tobytes(), d.box, self.size)
+                crop = self._cpu_crop(d.data.numpy().tobytes(), d.box)
             except BadImage as error:
                 bad[d.row] = error.reason
             else:
                 images[d.row] = crop.to(self.device)
         return bad
+
+    def _cpu_crop(self, data: bytes, box: Box) -> Tensor:
+        """uint8 [3, size, size] by Pillow; BadImage where it cannot decode the file either."""
+        image = decode(data, max_megapixels=self.max_megapixels).image
+        part = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+        part = part.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        crop = torch.from_numpy(np.array(part)).permute(2, 0, 1)
+        return crop.flip(-1) if box.flip else crop
 
 
 def _sample() -> Tensor:
@@ -104,11 +115,3 @@ def _sample() -> Tensor:
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, "JPEG")
     return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
-
-
-def _cpu_crop(data: bytes, box: Box, size: int) -> Tensor:
-    """uint8 [3, size, size] by Pillow; BadImage where it cannot decode the file either."""
-    corners = (box.left, box.top, box.left + box.width, box.top + box.height)
-    part = decode(data).image.crop(corners).resize((size, size), Image.Resampling.BICUBIC)
-    crop = torch.from_numpy(np.array(part)).permute(2, 0, 1)
-    return crop.flip(-1) if box.flip else crop

@@ -11,6 +11,8 @@ import functools
 import numpy as np
 
 from eva_fast import native
+from eva_fast.data.decode.container import jpeg_metadata
+from eva_fast.data.decode.orientation import UPRIGHT, orientation
 
 
 @functools.cache
@@ -36,12 +38,14 @@ def available() -> bool:
 
 
 def jpeg_info(data: bytes) -> tuple[int, int, int] | None:
-    """(width, height, EXIF orientation) as stored; None where `jpeg_crop` cannot serve the file."""
+    """(width, height, orientation) as stored; None where `jpeg_crop` cannot serve the file."""
     functions = library()
     if functions is None or not available():
         return None
     info = (ctypes.c_int64 * 3)()
-    return (info[0], info[1], info[2]) if functions.eva_jpeg_info(data, len(data), info) else None
+    if not functions.eva_jpeg_info(data, len(data), info):
+        return None
+    return info[0], info[1], orientation(*jpeg_metadata(data)) if info[2] else UPRIGHT
 
 
 def jpeg_crop(

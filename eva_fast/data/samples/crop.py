@@ -8,7 +8,8 @@ from PIL import Image
 
 from eva_fast.data.decode.box import Box
 from eva_fast.data.decode.jpeg import jpeg_crop, jpeg_info, resize
-from eva_fast.data.decode.pillow import check_size, decode, open_image
+from eva_fast.data.decode.limits import MAX_MEGAPIXELS
+from eva_fast.data.decode.pillow import check_size, crop, decode, open_image
 from eva_fast.data.samples.seeds import MASK64, mix64
 from eva_fast.errors import UsageError
 
@@ -16,6 +17,7 @@ STREAM = 0x63726F705F666C70  # sets the crop's draws apart from the mask's, for 
 # A JPEG decoded at a reduced DCT scale keeps at least this many times the pixels a side that the
 # crop needs: the worst of 300 crops of photographs is then 1.6 of 255 on average, 41 dB.
 DRAFT_MARGIN = 2.0
+DEFERRED_PIXELS = 64e6  # 192 MB on the device, times the images of a batch that are so large
 HALF, LOWER = 2.0**-32, 2**32 - 1  # a seed's 64 bits give two draws
 
 
@@ -29,7 +31,8 @@ class Cropper:
 
     A JPEG is decoded only where the crop needs it, and at a half, a quarter or an eighth of the size
     where that suffices (data/decode/jpeg.py); all else is decoded by Pillow. The crop is within 2 of
-    255 on average, and 35 dB, of Pillow's crop of the whole image.
+    255 on average, and 35 dB, of Pillow's crop of the whole image. Images of more than
+    `max_megapixels` million pixels are refused unread.
 
     Raises ValueError for arguments out of range.
     """
@@ -40,6 +43,7 @@ class Cropper:
         scale: tuple[float, float] = (0.2, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
+        max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
         if size < 1:
             raise UsageError(f"crop size must be at least 1 pixel, got {size}")
@@ -49,10 +53,13 @@ class Cropper:
             raise UsageError(f"ratio must be 0 < low <= high, got {tuple(ratio)}")
         if not 0 <= flip <= 1:
             raise UsageError(f"flip must be a probability, got {flip}")
+        if not max_megapixels > 0:
+            raise UsageError(f"max_megapixels must be above 0, got {max_megapixels}")
         self.size = int(size)
         self.scale = (float(scale[0]), float(scale[1]))
         self.ratio = (float(ratio[0]), float(ratio[1]))
         self.flip = float(flip)
+        self.max_megapixels = float(max_megapixels)
         self._log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
 
     def __call__(
@@ -78,10 +85,10 @@ class Cropper:
         if isinstance(data, (bytes, bytearray, memoryview)):
             self._from_file(bytes(data), seed, out)
         elif isinstance(data, Image.Image):
-            image = open_image(data)
+            image = open_image(data, self.max_megapixels)
             self._from_pixels(image, self.box(image.width, image.height, seed), 1, out)
         elif isinstance(data, torch.Tensor):
-            image = Image.fromarray(_tensor_pixels(data))
+            image = Image.fromarray(_tensor_pixels(data, self.max_megapixels))
             self._from_pixels(image, self.box(image.width, image.height, seed), 1, out)
         else:
             raise TypeError(
@@ -94,13 +101,14 @@ class Cropper:
 
         Returns what that needs to know of it, (bytes, left, top, width, height, flip); None, with
         nothing written, where the crop has to be made here: another format, a rotated, damaged or
-        large file. Raises BadImage for a decompression bomb.
+        large file, so many pixels that decoding all of them would fill the device. Raises BadImage
+        for more than `max_megapixels`.
         """
         if not isinstance(data, bytes) or len(data) > out.nbytes or not (info := jpeg_info(data)):
             return None
         width, height, orientation = info
-        check_size(width, height)
-        if orientation != 1:
+        check_size(width, height, self.max_megapixels)
+        if orientation != 1 or width * height > DEFERRED_PIXELS:
             return None
         out.reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
         return (len(data), *self.box(width, height, seed))
@@ -131,7 +139,7 @@ class Cropper:
     def _from_file(self, data: bytes, seed: int, out: np.ndarray) -> None:
         if info := jpeg_info(data):
             width, height, orientation = info
-            check_size(width, height)
+            check_size(width, height, self.max_megapixels)
             upright = (height, width) if orientation >= 5 else (width, height)
             if self._from_jpeg(data, self.box(*upright, seed), info, out):
                 return
@@ -139,7 +147,7 @@ class Cropper:
         def largest_divisor(width: int, height: int) -> float:
             return self._largest_divisor(self.box(width, height, seed))
 
-        image, width, height, divisor = decode(data, largest_divisor)
+        image, width, height, divisor = decode(data, largest_divisor, self.max_megapixels)
         self._from_pixels(image, self.box(width, height, seed), divisor, out)
 
     def _from_jpeg(
@@ -175,7 +183,7 @@ class Cropper:
         right = min((box.left + box.width) / divisor, image.width)
         bottom = min((box.top + box.height) / divisor, image.height)
         x, y = int(left), int(top)
-        part = image.crop((x, y, math.ceil(right), math.ceil(bottom)))
+        part = crop(image, x, y, math.ceil(right), math.ceil(bottom))
         inside = (left - x, top - y, right - x, bottom - y)
         if resize(np.asarray(part), inside, self.size, box.flip, out):
             return
@@ -184,7 +192,7 @@ class Cropper:
         out[:] = pixels[:, :, ::-1] if box.flip else pixels
 
 
-def _tensor_pixels(tensor: torch.Tensor) -> np.ndarray:
+def _tensor_pixels(tensor: torch.Tensor, max_megapixels: float) -> np.ndarray:
     """uint8 [H, W, 3] of a uint8 tensor [3, H, W], [1, H, W] or [H, W]."""
     if tensor.ndim == 2:
         tensor = tensor[None]
@@ -193,5 +201,5 @@ def _tensor_pixels(tensor: torch.Tensor) -> np.ndarray:
             "an image tensor must be uint8 [3, H, W], [1, H, W] or [H, W], got "
             f"{tensor.dtype} {list(tensor.shape)}"
         )
-    check_size(tensor.shape[2], tensor.shape[1])
+    check_size(tensor.shape[2], tensor.shape[1], max_megapixels)
     return np.ascontiguousarray(tensor.expand(3, -1, -1).permute(1, 2, 0).numpy())

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from eva_fast.data.decode.device import DeviceDecoder
+from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.data.samples.crop import Cropper
 from eva_fast.data.samples.fields import Field, Rows
 from eva_fast.data.sources.base import Item
@@ -22,24 +23,28 @@ class ImageField(Field):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
         *,
+        max_megapixels: float = MAX_MEGAPIXELS,
         fixed_seed: int | None = None,
         name: str = "images",
     ):
         self.fixed_seed = fixed_seed
-        self.cropper = Cropper(size, scale, ratio, flip)
+        self.cropper = Cropper(size, scale, ratio, flip, max_megapixels)
         super().__init__(name, np.uint8, (3, self.cropper.size, self.cropper.size))
 
     @classmethod
-    def centred(cls, size: int, *, name: str = "images") -> "ImageField":
+    def centred(
+        cls, size: int, *, max_megapixels: float = MAX_MEGAPIXELS, name: str = "images"
+    ) -> "ImageField":
         """The largest centred square, resized: for evaluation."""
         whole = (1.0, 1.0)  # of two sides that differ by a pixel, the seed says which end is cut
-        return cls(size, scale=whole, ratio=whole, flip=0.0, fixed_seed=0, name=name)
+        return cls(size, whole, whole, 0.0, max_megapixels=max_megapixels, fixed_seed=0, name=name)
 
     def make(self, item: Item, seed: int, out: np.ndarray) -> None:
         self.cropper(item.image, seed if self.fixed_seed is None else self.fixed_seed, out=out)
 
     def decoded_on(self, device: torch.device) -> Field:
-        return _DeferredImage(self, DeviceDecoder(device, self.cropper.size))
+        cropper = self.cropper
+        return _DeferredImage(self, DeviceDecoder(device, cropper.size, cropper.max_megapixels))
 
 
 class _DeferredImage(Field):

@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 
+from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.data.samples.crop import Cropper
 from eva_fast.data.samples.fields import Field
 from eva_fast.data.samples.image import ImageField
@@ -21,6 +22,7 @@ def masked_image_fields(
     scale: tuple[float, float] = (0.2, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> list[Field]:
     """The fields `images`, uint8 [3, S, S], and `mask`, int32 [K].
 
@@ -29,6 +31,7 @@ def masked_image_fields(
         mask_ratio, mask_count: share or number of masked patches an image; one of them.
         min_block: smallest block of the mask, in patches.
         scale, ratio, flip: of the random resized crop, as torchvision names them.
+        max_megapixels: images of more million pixels are refused.
 
     Raises ValueError for settings that do not fit together.
     """
@@ -46,7 +49,7 @@ def masked_image_fields(
             raise UsageError(f"mask_ratio must be above 0 and at most 1, got {mask_ratio}")
         mask_count = max(1, round(mask_ratio * side * side))
     return [
-        ImageField(image_size, scale, ratio, flip),
+        ImageField(image_size, scale, ratio, flip, max_megapixels=max_megapixels),
         BlockMaskField((side, side), mask_count, min_block),
     ]
 
