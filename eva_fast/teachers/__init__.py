@@ -1,4 +1,5 @@
-"""Frozen teachers: CLIP image towers, HOG, the package's MobileNetV2, any torchvision or timm backbone.
+"""Frozen teachers: CLIP, SigLIP, DINOv2 and other ViTs, HOG, the package's MobileNetV2, any backbone of
+torchvision or timm.
 
 Names are loaded on first use.
 """

@@ -7,7 +7,6 @@ shapes do not tell (heads, kind of GELU, normalisation) comes as hints from `wei
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from eva_fast.errors import UsageError
 from eva_fast.teachers.clip import ClipConfig, ClipTower
+from eva_fast.teachers.fit import check_fits, count_heads, native_grid
 from eva_fast.weights import Weights, naming
 
 logger = logging.getLogger(__name__)
@@ -25,8 +25,6 @@ NAMINGS = (
     "Hugging Face (vision_model.embeddings..., vision_model.encoder.layers.0...), "
     "timm CLIP ViT (patch_embed.proj.weight, norm_pre.weight, blocks.0...)"
 )
-# Heads of the published towers whose heads are not 64 wide: ViT-H, ViT-g, ViT-bigG of open_clip.
-_HEADS = {(1280, 32): 16, (1408, 40): 16, (1664, 48): 16}
 
 
 def read_clip(weights: Weights, hints: Mapping[str, Any]) -> tuple[ClipConfig, dict[str, Tensor]]:
@@ -47,7 +45,10 @@ def read_clip(weights: Weights, hints: Mapping[str, Any]) -> tuple[ClipConfig, d
         if name not in state:
             raise UsageError(f"{weights.path}: the CLIP image tower lacks {name!r}")
     config = _config(weights, state, names.library, hints)
-    _check(weights, config, state)
+    with torch.device("meta"):
+        expected = ClipTower(config, config.grid).state_dict()
+    what = f"a CLIP image tower of width {config.width} and {config.layers} layers"
+    check_fits(weights.path, what, state, expected)
     return config, state
 
 
@@ -74,10 +75,10 @@ def _config(
         return ClipConfig(
             width=width,
             layers=layers,
-            heads=_heads(hints.get("heads"), width, layers),
+            heads=count_heads(hints.get("heads"), width, layers),
             mlp_hidden=4 * width if hidden is None else len(hidden),
             patch_size=patch,
-            grid=_native_grid(len(state["positional_embedding"]) - 1, patch, hints),
+            grid=native_grid(len(state["positional_embedding"]) - 1, patch, hints),
             dim=None if proj is None else proj.shape[-1],
             activation=activation,
             ln_pre="ln_pre.weight" in state,
@@ -85,20 +86,6 @@ def _config(
         )
     except ValueError as error:
         raise UsageError(f"{weights.path}: {error}") from error
-
-
-def _heads(hint: Any, width: int, layers: int) -> int:
-    if hint is not None:
-        return int(hint)
-    if (width, layers) in _HEADS:
-        return _HEADS[width, layers]
-    if width % 64:
-        raise UsageError(
-            f"the number of heads is unknown: width {width} is no multiple of 64; give it in "
-            "config.json (num_attention_heads) or open_clip_config.json (head_width) beside the "
-            "weights, or as `heads` in safetensors metadata"
-        )
-    return width // 64
 
 
 def _guess_activation(weights: Weights, library: str) -> str:
@@ -116,41 +103,6 @@ def _guess_activation(weights: Weights, library: str) -> str:
     return "gelu" if whole_model and not from_openai else "quick_gelu"
 
 
-def _native_grid(patches: int, patch: int, hints: Mapping[str, Any]) -> tuple[int, int]:
-    size = hints.get("image_size")
-    if size is not None:
-        height, width = (size, size) if isinstance(size, int) else (int(n) for n in size)
-        grid = (height // patch, width // patch)
-        if grid[0] * grid[1] == patches:
-            return grid  # else the configuration speaks of another resolution than these weights
-    side = math.isqrt(patches)
-    if side * side != patches or patches == 0:
-        raise UsageError(f"a position embedding for {patches} patches is not of a square image")
-    return side, side
-
-
-def _check(weights: Weights, config: ClipConfig, state: dict[str, Tensor]) -> None:
-    with torch.device("meta"):
-        expected = ClipTower(config, config.grid).state_dict()
-    missing = [name for name in expected if name not in state]
-    unknown = [name for name in state if name not in expected]
-    shapes = [
-        f"{name} is {list(state[name].shape)}, not {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    faults = [
-        f"{what} {len(names)}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-        for what, names in (("missing", missing), ("unknown", unknown), ("wrong shape", shapes))
-        if names
-    ]
-    if faults:
-        raise UsageError(
-            f"{weights.path} does not fit a CLIP image tower of width {config.width} and "
-            f"{config.layers} layers ({'; '.join(faults)})"
-        )
-
-
 def no_tower(weights: Weights) -> UsageError:
     """The error for a file without a CLIP image tower, and what it could be instead."""
     names = list(weights)
@@ -162,7 +114,8 @@ def no_tower(weights: Weights) -> UsageError:
     else:
         reason = (
             f"no known teacher (its keys: {seen}). A CLIP image tower is known by its keys: "
-            f"{NAMINGS}. Another network is known by the model's name at the start of the file's "
-            "name, or spelled out: torchvision/NAME:FILE or timm/NAME:FILE"
+            f"{NAMINGS}. SigLIP, DINOv2 and other ViTs are known by their keys too. Another network "
+            "is known by the model's name at the start of the file's name, or spelled out: "
+            "torchvision/NAME:FILE or timm/NAME:FILE"
         )
     return UsageError(f"{weights.path} holds {reason}")

@@ -12,9 +12,9 @@ class TeacherConfig:
     """Teacher."""
 
     teacher: TextOrObject = BUILTIN
-    """builtin (first stages of an ImageNet MobileNetV2, in the package), hog (no weights), a CLIP file
-    or folder, openai/NAME, open_clip/NAME:TAG, hf/ORG/NAME, timm/NAME[:FILE],
-    torchvision/NAME[:FILE]."""
+    """builtin (first stages of an ImageNet MobileNetV2, in the package), hog (no weights), a file or
+    folder of CLIP, SigLIP, DINOv2 or another ViT, openai/NAME, open_clip/NAME:TAG, hf/ORG/NAME,
+    timm/NAME[:FILE], torchvision/NAME[:FILE]."""
     whiten: bool | None = None
     """Scale the teacher's features to mean 0 and standard deviation 1 a channel, measured over
     the first images of the run; by default for the teacher builtin alone."""

@@ -19,14 +19,17 @@ from eva_fast.teachers.clip_file import no_tower, read_clip
 from eva_fast.teachers.hog import HogTeacher
 from eva_fast.teachers.timm_backbone import timm_models, timm_teacher
 from eva_fast.teachers.torchvision_backbone import torchvision_models, torchvision_teacher
+from eva_fast.teachers.vit import VitTeacher
+from eva_fast.teachers.vit_file import read_vit
 from eva_fast.weights import Weights, hub, naming, read
 from eva_fast.weights.hints import clip_hints, read_json, timm_hints
 
 logger = logging.getLogger(__name__)
 
 POSSIBLE = (
-    "possible teachers: 'builtin'; 'hog'; a local CLIP weight file or folder (OpenAI .pt, open_clip, "
-    "Hugging Face, timm); 'openai/ViT-L-14'; 'open_clip/MODEL:TAG'; 'hf/ORG/NAME'; "
+    "possible teachers: 'builtin'; 'hog'; a local weight file or folder of CLIP, SigLIP, DINOv2 or "
+    "another ViT (OpenAI .pt, open_clip, Hugging Face, timm, a run); 'openai/ViT-L-14'; "
+    "'open_clip/MODEL:TAG'; 'hf/ORG/NAME'; "
     "'timm/NAME' or 'timm/NAME:FILE'; 'torchvision/NAME' or 'torchvision/NAME:FILE'; a local "
     "torchvision file such as mobilenet_v2-b0353104.pth"
 )
@@ -45,9 +48,10 @@ def load_teacher(
     """Load a frozen teacher.
 
     Args:
-        name_or_path: "builtin"; "hog"; a CLIP weight file or folder; "openai/ViT-L-14",
-            "open_clip/MODEL:TAG", "hf/ORG/NAME"; "torchvision/NAME[:FILE]", "timm/NAME[:FILE]"; or
-            a torchvision or timm weight file whose name begins with the model's name.
+        name_or_path: "builtin"; "hog"; a weight file or folder of CLIP, SigLIP, DINOv2 or another ViT
+            (a run's folder too); "openai/ViT-L-14", "open_clip/MODEL:TAG", "hf/ORG/NAME";
+            "torchvision/NAME[:FILE]", "timm/NAME[:FILE]"; or a torchvision or timm weight file whose
+            name begins with the model's name.
         grid: the student's (rows, columns); the teacher's input is resized to match. None: the
             teacher's own grid (HOG has none and needs it).
         device: where it computes.
@@ -114,6 +118,8 @@ def _from_path(name: str, path: Path, grid: Grid, whiten: bool) -> Teacher:
         return _timm_file(name, model, weights, grid, whiten)
     if model := max((n for n in known if filename.startswith(n)), key=len, default=""):
         return torchvision_teacher(name, model, weights, grid, whiten=whiten)
+    if naming.find(weights, naming.VIT):
+        return VitTeacher(name, *read_vit(weights), grid, whiten)
     raise no_tower(weights)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eva_fast.errors import UsageError
+from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD
 from eva_fast.weights.reader import Weights
 
 
@@ -36,6 +37,32 @@ def clip_hints(weights: Weights) -> dict[str, Any]:
     use_open_clip = open_clip and (weights.path.name.startswith("open_clip") or not config)
     hints = open_clip_hints(open_clip) if use_open_clip else _config_hints(config, folder)
     hints.update(_metadata_hints(weights.metadata))
+    return {key: value for key, value in hints.items() if value is not None}
+
+
+def vit_hints(weights: Weights) -> dict[str, Any]:
+    """Hints for the sizes of any vision transformer: any of heads, activation, image_size, eps, mean,
+    std. From Hugging Face's config.json and preprocessor_config.json beside the file or open_clip's
+    normalisation, then the file's metadata; a student of one's own says its heads there."""
+    folder = weights.path.parent
+    config, image = (
+        read_json(folder / "config.json"),
+        read_json(folder / "preprocessor_config.json"),
+    )
+    prepared = read_json(folder / "open_clip_config.json").get("preprocess_cfg") or {}
+    vision = config.get("vision_config") or config
+    hints = {
+        "heads": vision.get("num_attention_heads"),
+        "activation": vision.get("hidden_act"),
+        "image_size": vision.get("image_size"),
+        "eps": vision.get("layer_norm_eps"),
+        "mean": _triple(image.get("image_mean", prepared.get("mean"))),
+        "std": _triple(image.get("image_std", prepared.get("std"))),
+    }
+    hints.update(_metadata_hints(weights.metadata))
+    if "sizes" in weights.metadata:
+        hints["heads"] = json.loads(weights.metadata["sizes"]).get("num_heads")
+        hints["activation"], hints["mean"], hints["std"] = "gelu", CLIP_MEAN, CLIP_STD
     return {key: value for key, value in hints.items() if value is not None}
 
 

@@ -1,22 +1,38 @@
 """Names of the same weights in several libraries, each a table that is read in both directions.
 
 Ours of a CLIP image tower are OpenAI's without `visual.` (`teachers/clip.py`); ours of the student
-are the official EVA-01 code's (`model/vit.py`).
+are the official EVA-01 code's (`model/vit.py`), ours of any other vision transformer timm's
+(`teachers/vit.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eva_fast.weights.naming import hf, official, open_clip, openai, timm
+from eva_fast.weights.naming import hf, official, open_clip, openai, timm, vit
 from eva_fast.weights.naming.table import Naming, Rule
 
-__all__ = ["CLIP", "EVA", "Naming", "Rule", "find", "hf", "official", "open_clip", "openai", "timm"]
+__all__ = [
+    "CLIP",
+    "EVA",
+    "VIT",
+    "Naming",
+    "Rule",
+    "find",
+    "hf",
+    "official",
+    "open_clip",
+    "openai",
+    "timm",
+    "vit",
+]
 
 CLIP = (openai.CLIP, hf.CLIP, timm.CLIP)
 """Where a CLIP image tower is looked for, in this order."""
 EVA = (official.EVA, official.FINE_TUNED, timm.VIT, hf.VIT)
 """Where a student is looked for; files of open_clip hold timm's names behind a prefix."""
+VIT = vit.ALL
+"""Where any other vision transformer is looked for."""
 
 
 def find(names: Mapping[str, object], namings: Sequence[Naming]) -> tuple[Naming, str] | None:

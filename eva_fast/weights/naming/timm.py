@@ -47,10 +47,20 @@ VIT = Naming(
 for the key's bias, which changes nothing."""
 
 
+CLASSES = (1000, 1001, 10450, 11221, 11821, 21841, 21842, 21843)
+"""Sizes of the usual classifiers (ImageNet-1k, -12k, -21k, with and without background): no CLIP
+projects to so many dimensions, and timm's models have a fresh head of 1000, its bias 0, by default."""
+
+
 def _read_head(parts: Parts) -> Parts:
     weight, bias = parts
-    if weight is None or (bias is not None and bias.any()):
-        logger.info("the head is a classifier; features before it are used")
+    if weight is None:
+        return (None,)
+    if len(weight) in CLASSES or (bias is not None and bias.any()):
+        logger.warning(
+            "head.weight %s is a classifier's, no projection of CLIP's: the features before it, of "
+            "width %d, are used", list(weight.shape), weight.shape[1],
+        )  # fmt: skip
         return (None,)
     return (weight.T,)
 
@@ -76,8 +86,8 @@ CLIP = Naming(
         Rule("transformer.resblocks.{n}.mlp.c_fc.{p}", "blocks.{n}.mlp.fc1.{p}"),
         Rule("transformer.resblocks.{n}.mlp.c_proj.{p}", "blocks.{n}.mlp.fc2.{p}"),
         Rule("ln_post.{p}", "norm.{p}"),
-        # CLIP's projection is a head without bias (or a zero one). A head with a bias is a
-        # classifier from fine-tuning; its rows are no features.
+        # CLIP's projection is a head without bias (or a zero one). A head with a bias, or with as
+        # many rows as ImageNet has classes, is a classifier; its rows are no features.
         Rule("proj", ("head.weight", "head.bias"), Form(_read_head, _write_head), ("head.bias",)),
     ),
 )

@@ -103,7 +103,12 @@ def test_their_tower_in_our_model():
     same(naming.timm.CLIP.write(state), file)
 
 
-def test_a_classifier_is_no_projection():
-    theirs = random_(clip(num_classes=5))
-    assert theirs.head.bias.any()
+@pytest.mark.parametrize("classes, zero_bias", [(5, False), (1000, True), (21841, True)])
+def test_a_classifier_is_no_projection(classes, zero_bias, caplog):
+    """A bias says so, or as many rows as ImageNet has classes, trained or fresh."""
+    theirs = random_(clip(num_classes=classes))
+    if zero_bias:
+        torch.nn.init.zeros_(theirs.head.bias)
+    assert theirs.head.bias.any() != zero_bias
     assert "proj" not in naming.timm.CLIP.read(theirs.state_dict(), "")
+    assert f"head.weight [{classes}, 176] is a classifier's, no projection of CLIP's" in caplog.text

@@ -1,0 +1,232 @@
+"""Plain vision transformers as teachers: DINOv2, SigLIP, ViT, an EVA student.
+
+Dosovitskiy et al. 2021; registers (Darcet et al. 2024) and LayerScale (Touvron et al. 2021) where the
+weights have them. Features are the patch tokens after the last norm. `weights/naming/vit.py` brings the
+files of all libraries to the names here. The tower runs on the fused layers; what costs nothing to fold
+is folded when the weights are read: LayerScale into the matrices before it, the class token's position
+into the class token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eva_fast.errors import UsageError
+from eva_fast.layers.attention import AttentionWeights, attention_branch
+from eva_fast.layers.inputs import take_rows
+from eva_fast.layers.linear import Matrix
+from eva_fast.layers.mlp import MlpWeights, mlp_branch
+from eva_fast.layers.patch_embed import patch_rows
+from eva_fast.layers.stream import Stream
+from eva_fast.ops.add_layer_norm import add_layer_norm
+from eva_fast.ops.linear import linear
+from eva_fast.ops.patchify import patchify
+from eva_fast.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Teacher
+from eva_fast.weights.resize import resize_positions
+
+PREFIX = ("cls_token", "reg_token")
+"""Tokens in front of the patches, in this order; [1,n,D]."""
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitConfig:
+    """Sizes of a vision transformer. `grid` is the native one, which the positions were trained for;
+    `prefix` counts class and register tokens."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_hidden: int
+    patch_size: int
+    grid: tuple[int, int]
+    prefix: int
+    activation: str = "gelu"
+    eps: float = 1e-6
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.width % self.heads:
+            raise UsageError(f"width {self.width} cannot be split over {self.heads} heads")
+        if self.activation not in ACTIVATIONS:
+            raise UsageError(
+                f"a vision transformer's activation is {', '.join(ACTIVATIONS)}, not "
+                f"{self.activation!r}"
+            )
+
+
+class PatchEmbed(nn.Module):
+    """The patch convolution's parameters."""
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.width, config.patch_size, config.patch_size)
+
+
+class Attention(nn.Module):
+    """Packed query, key and value, and the projection."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+
+class Mlp(nn.Module):
+    """The two layers around the activation."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+
+class Block(nn.Module):
+    """Pre-norm block, without LayerScale."""
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads, self.activation = config.heads, config.activation
+        self.norm1 = nn.LayerNorm(width, config.eps)
+        self.attn = Attention(width)
+        self.norm2 = nn.LayerNorm(width, config.eps)
+        self.mlp = Mlp(width, config.mlp_hidden)
+
+    def attention(self, stream: Stream, tokens: Tensor | None = None) -> Stream:
+        """The attention branch, of the rows `tokens` int32 [B,K] alone where they are given."""
+        qkv, proj = self.attn.qkv, self.attn.proj
+        weights = AttentionWeights(
+            norm_weight=self.norm1.weight,
+            norm_bias=self.norm1.bias,
+            qkv=Matrix(qkv.weight),
+            q_bias=None,
+            v_bias=None,
+            packed_bias=qkv.bias,
+            proj=Matrix(proj.weight),
+            proj_bias=proj.bias,
+            num_heads=self.heads,
+            eps=self.norm1.eps,
+        )
+        return attention_branch(stream, weights, tokens)
+
+    def feed_forward(self, stream: Stream) -> Stream:
+        """The MLP branch."""
+        fc1, fc2, norm = self.mlp.fc1, self.mlp.fc2, self.norm2
+        if self.activation == "gelu_tanh":  # no op has this one
+            x, y = add_layer_norm(*stream, norm.weight, norm.bias, norm.eps)[:2]
+            hidden = F.gelu(linear(y, fc1.weight, fc1.bias), approximate="tanh")
+            return Stream(x, linear(hidden, fc2.weight), fc2.bias)
+        weights = MlpWeights(
+            norm_weight=norm.weight,
+            norm_bias=norm.bias,
+            fc1=Matrix(fc1.weight),
+            fc1_bias=fc1.bias,
+            fc2=Matrix(fc2.weight),
+            fc2_bias=fc2.bias,
+            eps=norm.eps,
+            kind="quick" if self.activation == "quick_gelu" else "erf",
+        )
+        return mlp_branch(stream, weights)
+
+
+class VitTower(nn.Module):
+    """Patch rows [B,N,3 P P] -> [B,K,C] features of K (or all) patches of a grid. No gradients."""
+
+    def __init__(self, config: VitConfig, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.patch_embed = PatchEmbed(config)
+        self.prefix = nn.Parameter(torch.empty(config.prefix, width))
+        self.positions = nn.Parameter(torch.empty(grid[0] * grid[1], width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width, config.eps)
+
+    def forward(self, rows: Tensor, index: Tensor | None = None) -> Tensor:
+        conv = self.patch_embed.proj
+        patches = linear(rows, conv.weight.flatten(1), conv.bias) + self.positions
+        x = torch.cat([self.prefix.expand(len(rows), -1, -1), patches], 1)
+        stream = Stream(x)
+        *blocks, last = self.blocks
+        for block in blocks:
+            assert isinstance(block, Block)
+            stream = block.feed_forward(block.attention(stream))
+        assert isinstance(last, Block)
+        stream = last.feed_forward(_wanted(last, stream, index, self.config.prefix))
+        return add_layer_norm(*stream, self.norm.weight, self.norm.bias, self.norm.eps)[1]
+
+
+class VitTeacher(Teacher):
+    """A vision transformer as a teacher. The input is resized so that its own patches fall on `grid`
+    (None: its native grid); positions are interpolated where `grid` is not the native one."""
+
+    def __init__(
+        self,
+        name: str,
+        config: VitConfig,
+        state: Mapping[str, Tensor],
+        grid: tuple[int, int] | None = None,
+        whiten: bool = False,
+    ) -> None:
+        grid = grid or config.grid
+        size = (grid[0] * config.patch_size, grid[1] * config.patch_size)
+        super().__init__(name, config.width, grid, size, config.mean, config.std, whiten)
+        with torch.device("meta"):
+            self.tower = VitTower(config, grid)
+        self.tower.load_state_dict(folded(state, config, grid), assign=True)
+
+    def image_features(self, images: Tensor, index: Tensor | None) -> Tensor:
+        config = self.tower.config
+        patch = config.patch_size
+        if images.dtype == torch.uint8 and tuple(images.shape[-2:]) == self.input_size:
+            rows = patchify(images, patch, config.mean, config.std, self.compute_dtype)
+        else:
+            rows = patch_rows(self.prepare(images), patch, self.compute_dtype)
+        return self.tower(rows, index)
+
+
+def folded(
+    state: Mapping[str, Tensor], config: VitConfig, grid: tuple[int, int]
+) -> dict[str, Tensor]:
+    """The tower's tensors in float32 for a grid, out of a file's under timm's names. What the file
+    lacks is lacking here too, and names that nobody knows are kept."""
+    out = {name: value.float() for name, value in state.items()}
+    positions = out.pop("pos_embed")[0]
+    tokens = [out.pop(name)[0] for name in PREFIX if name in out]
+    prefix = torch.cat([*tokens, positions.new_empty(0, config.width)])
+    # Positions of the tokens in front, or of the first of them, may lie in front of the patches'.
+    extra = len(positions) - config.grid[0] * config.grid[1]
+    out["prefix"] = torch.cat([prefix[:extra] + positions[:extra], prefix[extra:]])
+    out["positions"] = resize_positions(positions[extra:], config.grid, grid)
+    for name in [name for name in out if name.endswith(".gamma")]:
+        layer = name.replace("ls1.gamma", "attn.proj").replace("ls2.gamma", "mlp.fc2")
+        if layer + ".weight" in out and layer + ".bias" in out:
+            scale = out.pop(name)
+            out[layer + ".weight"] = scale[:, None] * out[layer + ".weight"]
+            out[layer + ".bias"] = scale * out[layer + ".bias"]
+    return out
+
+
+def _wanted(block: Block, stream: Stream, index: Tensor | None, prefix: int) -> Stream:
+    """The last attention, of the patches index [B,K] or of all. The op that asks for some rows alone
+    needs a token in front of the patches; without one all are computed and some go on."""
+    batch, tokens = stream.x.shape[:2]
+    if index is None:
+        rows = torch.arange(prefix, tokens, dtype=torch.int32, device=stream.x.device)
+        rows = rows.repeat(batch, 1)
+    else:
+        rows = index.to(torch.int32) + prefix
+    if prefix:
+        return block.attention(stream, rows)
+    x, branch, bias, _ = block.attention(stream)
+    if index is None:
+        return Stream(x, branch, bias)
+    assert branch is not None
+    return Stream(take_rows(x, rows), take_rows(branch, rows), bias)

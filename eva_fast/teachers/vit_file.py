@@ -1,0 +1,114 @@
+"""Vision transformers out of weight files and folders: DINOv2, SigLIP, ViT, EVA's students.
+
+Names are brought to those of `vit.py` by `weights/naming/vit.py`. Sizes are read off the tensors; what
+shapes do not tell (heads, kind of GELU, epsilon, normalisation) is taken from a configuration beside the
+file, else it is what that family's published models have, and the log says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eva_fast.errors import UsageError
+from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD
+from eva_fast.teachers.base import IMAGENET_MEAN, IMAGENET_STD
+from eva_fast.teachers.fit import check_fits, count_heads, native_grid
+from eva_fast.teachers.vit import PREFIX, VitConfig, VitTower, folded
+from eva_fast.weights import Weights, naming
+from eva_fast.weights.hints import vit_hints
+
+logger = logging.getLogger(__name__)
+
+_HALF = (0.5, 0.5, 0.5)
+_IMAGENET = dict(activation="gelu", eps=1e-6, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+_SIGLIP = dict(activation="gelu_tanh", eps=1e-6, mean=_HALF, std=_HALF)
+_USUAL: dict[naming.Naming, dict[str, Any]] = {
+    naming.vit.DINOV2: _IMAGENET,
+    naming.vit.HF_DINOV2: _IMAGENET,
+    naming.vit.HF_SIGLIP: _SIGLIP,
+    naming.vit.HF_VIT: dict(activation="gelu", eps=1e-12, mean=_HALF, std=_HALF),
+    naming.vit.TIMM: dict(activation="gelu", eps=1e-6, mean=_HALF, std=_HALF),
+    naming.vit.EVA: dict(activation="gelu", eps=1e-6, mean=CLIP_MEAN, std=CLIP_STD),
+}
+# Hugging Face's names of activations.
+_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh"}
+
+
+def read_vit(weights: Weights) -> tuple[VitConfig, dict[str, Tensor]]:
+    """Sizes and weights of the vision transformer in a weight file, for which `naming.find(weights,
+    naming.VIT)` has an answer. UsageError for what does not fit together."""
+    found = naming.find(weights, naming.VIT)
+    assert found is not None
+    names, prefix = found
+    state = names.read(weights, prefix)
+    for name in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"):
+        if name not in state:
+            gated = " (its MLP is gated: SwiGLU)" if any(".mlp.w" in n for n in weights) else ""
+            raise UsageError(
+                f"{weights.path}: the vision transformer lacks {name!r}{gated}; timm/NAME:FILE "
+                "loads it by timm if that knows it"
+            )
+    config = _config(weights, state, names)
+    with torch.device("meta"):
+        expected = VitTower(config, config.grid).state_dict()
+    what = f"a vision transformer of width {config.width} and {config.layers} layers"
+    check_fits(weights.path, what, folded(state, config, config.grid), expected)
+    return config, state
+
+
+def _config(weights: Weights, state: Mapping[str, Tensor], names: naming.Naming) -> VitConfig:
+    conv, positions = state["patch_embed.proj.weight"], state["pos_embed"]
+    if conv.ndim != 4 or conv.shape[1] != 3 or conv.shape[2] != conv.shape[3]:
+        raise UsageError(
+            f"{weights.path}: the patch convolution is {list(conv.shape)}, not [width,3,patch,patch]"
+        )
+    width, patch = conv.shape[0], conv.shape[2]
+    layers = 1 + max(int(n.split(".")[1]) for n in state if n.startswith("blocks."))
+    prefix = sum(state[name].shape[1] for name in PREFIX if name in state)
+    hints = vit_hints(weights)
+    usual = dict(_USUAL[names])
+    if names is naming.vit.TIMM and any("attn_pool." in name for name in weights):
+        usual = dict(_SIGLIP)
+    elif names is naming.vit.TIMM and "blocks.0.ls1.gamma" in state:
+        usual = dict(_IMAGENET)
+    known = {key: hints[key] for key in usual if hints.get(key) is not None}
+    if "activation" in known:
+        known["activation"] = _ACTIVATIONS.get(known["activation"], known["activation"])
+    if assumed := sorted(usual.keys() - known.keys() - {"eps"}):
+        said = ", ".join(f"{key} {usual[key]}" for key in assumed)
+        logger.warning(
+            "%s does not say everything about its network; assuming %s. A config.json and "
+            "preprocessor_config.json beside it decide; for timm's, timm/NAME:FILE.",
+            weights.path, said,
+        )  # fmt: skip
+    try:
+        return VitConfig(
+            width=width,
+            layers=layers,
+            heads=count_heads(hints.get("heads"), width, layers),
+            mlp_hidden=len(state["blocks.0.mlp.fc1.weight"]),
+            patch_size=patch,
+            grid=_grid(positions.shape[1], patch, prefix, "cls_token" in state, hints),
+            prefix=prefix,
+            **{**usual, **known},
+        )
+    except UsageError as error:
+        raise UsageError(f"{weights.path}: {error}") from error
+
+
+def _grid(
+    positions: int, patch: int, prefix: int, cls: bool, hints: Mapping[str, Any]
+) -> tuple[int, int]:
+    """The grid of the patches' positions; those of the class token, of no token or of all tokens in
+    front of the patches may lie before them."""
+    for extra in dict.fromkeys((int(cls), 0, prefix)):
+        try:
+            return native_grid(positions - extra, patch, hints)
+        except UsageError as error:
+            refused = error
+    raise refused
