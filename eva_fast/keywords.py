@@ -37,6 +37,7 @@ class PretrainOptions(TypedDict, total=False):
     flip: float
     workers: int | None
     decode: Literal["cpu", "gpu"]
+    max_megapixels: float
     max_bad_share: float
     objective: Any
     mask_count: int | None
