@@ -11,6 +11,7 @@ import torch
 
 from bench import machine, official
 from bench.harness import OURS, Case, Settings, check_agreement, measure
+from eva_fast.errors import UsageError
 from eva_fast.files import atomic_write
 from eva_fast.ops.settle import settle
 
@@ -40,6 +41,14 @@ def pytest_addoption(parser):
         action="store_true",
         dest="eva_quick",
         help="with --benchmark: fewer shapes and rounds, under five minutes on two cores",
+    )
+    group.addoption(
+        "--budget",
+        type=float,
+        default=None,
+        dest="eva_budget",
+        metavar="SECONDS",
+        help="with --benchmark: check and measure everything worth it in this time, see bench/session",
     )
     group.addoption(
         "--bench-out",
@@ -75,6 +84,23 @@ def pytest_configure(config):
         quick=config.option.eva_quick,
         official=folder,
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """With --budget the stages of `bench.session` run in place of the tests."""
+    if config.option.eva_budget is None:
+        return None
+    if not config.option.eva_timed:
+        raise pytest.UsageError("--budget SECONDS goes with --benchmark")
+    from bench.session.__main__ import run
+
+    try:
+        outcomes = run(config.option.eva_budget, config.option.eva_out)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
+    good = ("done", "not begun")
+    return pytest.ExitCode(any(o["outcome"] not in good for o in outcomes))
 
 
 @dataclass(slots=True)

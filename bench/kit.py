@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bench.harness import REFERENCE
+from bench.harness import REFERENCE, TUNED
 
 # Wall time of one Inductor compilation on two cores is many seconds; --quick keeps it to these.
 COMPILED_WHEN_QUICK = frozenset({"add_layer_norm", "block"})
@@ -32,14 +32,14 @@ class Kit:
         self.functions[name] = function
 
     def add_compiled(self, function: Callable[..., Any] | None = None) -> None:
-        """torch.compile of the reference, or of `function`. Without timing the graph is captured
+        """torch.compile of the tuned variant, or of `function`. Without timing the graph is captured
         whole but not compiled, which takes a fraction of the time."""
         if self.timed and self.quick and self.subject not in COMPILED_WHEN_QUICK:
             self.missing["compile"] = "not with --quick"
             return
         torch._dynamo.reset()
         backend = "inductor" if self.timed else "eager"
-        target = function or self.functions[REFERENCE]
+        target = function or self.functions.get(TUNED) or self.functions[REFERENCE]
         self.functions["compile"] = torch.compile(target, backend=backend, dynamic=False)
 
     def add_library(

@@ -49,6 +49,7 @@ def header() -> dict:
         else f"{native.cpu_name()}, {threads} threads",
         "kind": "cuda" if gpu else "cpu",
         "cpu": native.cpu_name(),
+        "cpu_model": cpu_model(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
         "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
@@ -64,24 +65,40 @@ def header() -> dict:
 
 
 def slug(machine: dict) -> str:
-    """File name of a device's results."""
-    return re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
+    """File name of a device's results. A processor's name may be as short as its maker's, so its
+    model and instruction set belong to it: results of another machine are never overwritten."""
+    words = [machine["device"]]
+    if machine["kind"] == "cpu":
+        words += [str(machine.get("cpu_model") or ""), str(machine.get("capability") or "")]
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+
+
+def cpu_model() -> str | None:
+    """Family and model of the processor by number, e.g. "family 25 model 17"."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    found = [re.search(rf"^{name}\s*:\s*(\d+)$", text, re.M) for name in ("cpu family", "model")]
+    return "family {} model {}".format(*(f[1] for f in found if f)) if all(found) else None
 
 
 def rates() -> dict:
-    """Roofs of the roofline plot: a measured CPU, or a GPU's data sheet at the shares that
-    `eva_fast.plan.devices` assumes."""
-    if not torch.cuda.is_available():
-        cpu = measure_cpu(torch.get_num_threads())
-        points = cpu.stream.points
-        return {
-            "kind": "measured",
-            "flops": cpu.peak_flops["float32"],
-            "stream_bytes": points[-1][1],
-            "stream_points": points,
-            "gemm_points": cpu.gemm["float32"].points,
-        }
-    name = torch.cuda.get_device_name().lower()
+    """Roofs of the roofline plot: a measured CPU, or a GPU's data sheet."""
+    if torch.cuda.is_available():
+        return sheet()
+    cpu = measure_cpu(torch.get_num_threads())
+    points = cpu.stream.points
+    return {
+        "kind": "measured",
+        "flops": cpu.peak_flops["float32"],
+        "stream_bytes": points[-1][1],
+        "stream_points": points,
+        "gemm_points": cpu.gemm["float32"].points,
+    }
+
+
+def sheet() -> dict:
+    """A GPU's data sheet at the shares that `eva_fast.plan.devices` assumes; empty where it has none."""
+    name = torch.cuda.get_device_name().lower() if torch.cuda.is_available() else ""
     words = {"b200": "b200", "h200": "h200", "h100": "h100", "a100": "a100-80"}
     key = next((k for w, k in words.items() if w in name), None)
     if key is None:

@@ -69,7 +69,7 @@ class Shape:
         return images.to(self.device, torch.uint8)
 
 
-def _vit(size: str, batch: int, device: str, dtype: torch.dtype, depth: int | None = None) -> Shape:
+def vit(size: str, batch: int, device: str, dtype: torch.dtype, depth: int | None = None) -> Shape:
     sizes = sizes_of(f"eva_{size}_patch14_224", predict_dim=768, depth=depth)
     title = {"ti": "Ti", "s": "S", "b": "B", "l": "L"}.get(size, size)
     return Shape(name=f"ViT-{title}/14", sizes=sizes, batch=batch, device=device, dtype=dtype)
@@ -80,40 +80,40 @@ TINY = ModelSizes(
 )
 
 
-def check_shape() -> Shape:
+def check_shape(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Shape:
     """For `pytest bench/` without timing: seconds for all subjects."""
-    return Shape(name="tiny", sizes=TINY, batch=2, device="cpu", dtype=torch.float32)
+    return Shape(name="tiny", sizes=TINY, batch=2, device=device, dtype=dtype)
 
 
 def op_shapes(quick: bool) -> list[Shape]:
     """Where ops, attention and single blocks are timed."""
     if torch.cuda.is_available():
         sizes = ("b", "g") if quick else ("b", "l", "g")
-        return [_vit(s, 32, "cuda", torch.bfloat16) for s in sizes]
-    return [_vit(s, 8, "cpu", torch.float32) for s in (("s",) if quick else ("ti", "s"))]
+        return [vit(s, 32, "cuda", torch.bfloat16) for s in sizes]
+    return [vit(s, 8, "cpu", torch.float32) for s in (("s",) if quick else ("ti", "s"))]
 
 
 def other_shapes(quick: bool) -> list[Shape]:
     """Where teacher, optimiser, checkpoints and the first step are timed."""
     if quick and not torch.cuda.is_available():
-        return [_vit("ti", 8, "cpu", torch.float32)]
+        return [vit("ti", 8, "cpu", torch.float32)]
     return op_shapes(quick)[-1:]
 
 
 def step_shapes(quick: bool) -> list[Shape]:
     """Where the whole step is timed; several batches of one model show memory over batch."""
     if torch.cuda.is_available():
-        big = [_vit("g", b, "cuda", torch.bfloat16) for b in ((32,) if quick else (8, 16, 32))]
-        return [_vit("b", 32, "cuda", torch.bfloat16), *big]
+        big = [vit("g", b, "cuda", torch.bfloat16) for b in ((32,) if quick else (8, 16, 32))]
+        return [vit("b", 32, "cuda", torch.bfloat16), *big]
     if quick:
-        return [_vit("ti", b, "cpu", torch.float32) for b in (1, 4, 8)] + [
-            _vit("s", 8, "cpu", torch.float32)
+        return [vit("ti", b, "cpu", torch.float32) for b in (1, 4, 8)] + [
+            vit("s", 8, "cpu", torch.float32)
         ]
-    tiny = [_vit("ti", b, "cpu", torch.float32) for b in (1, 2, 4, 8, 16)]
-    return [*tiny, *(_vit("s", b, "cpu", torch.float32) for b in (4, 8))]
+    tiny = [vit("ti", b, "cpu", torch.float32) for b in (1, 2, 4, 8, 16)]
+    return [*tiny, *(vit("s", b, "cpu", torch.float32) for b in (4, 8))]
 
 
 def prediction_shapes(quick: bool) -> list[Shape]:
     """Where the CPU's predicted step is compared with the measured one."""
     chosen = (("ti", 8),) if quick else (("ti", 8), ("s", 8), ("b", 4))
-    return [_vit(size, batch, "cpu", torch.float32) for size, batch in chosen]
+    return [vit(size, batch, "cpu", torch.float32) for size, batch in chosen]

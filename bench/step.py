@@ -1,6 +1,7 @@
 """The whole training step: forward, backward, clipping and AdamW, from the loader's batch."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -44,17 +45,38 @@ def _state(shape: Shape) -> dict[str, torch.Tensor]:
     return EvaViT(shape.sizes).state_dict()
 
 
-def _compile(model: plain.OfficialViT, kit: Kit) -> None:
-    """Compiles the official forward; its boolean gather stays outside the graph."""
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """How a variant in plain PyTorch trains."""
+
+    tuned: bool = True
+    """`TunedViT`; else the official formulation."""
+    masters: bool = True
+    """In 16 bits: the model cast whole, with float32 masters; else float32 parameters and autocast.
+    With masters the residual stream is 16-bit, as eva_fast's is."""
+    compiled: str = ""
+    """What torch.compile gets: "blocks", each as one graph that all share, or "whole", the loss."""
+
+
+PLAIN = {
+    "reference": Plain(tuned=False),
+    "tuned": Plain(masters=False),
+    "tuned half": Plain(),
+    "compile blocks": Plain(compiled="blocks"),
+    "compile": Plain(compiled="whole"),
+}
+"""Well-written PyTorch has two homes for its float32 weights, and is timed in both; torch.compile
+gets the leaner one."""
+
+
+def _compile(model: plain.OfficialViT, how: str, kit: Kit) -> None:
     backend = "inductor" if kit.timed else "eager"
     torch._dynamo.reset()
-    model.forward_features = torch.compile(model.forward_features, backend=backend, dynamic=False)
-
-
-def _plain_class(name: str, kit: Kit) -> type:
-    if name == OFFICIAL_CODE:
-        return official_code(kit.official)
-    return plain.TunedViT if name == "tuned" else plain.OfficialViT
+    if how == "blocks":
+        for block in model.blocks:
+            block.compile(backend=backend, dynamic=False)
+    else:
+        model.loss = torch.compile(model.loss, backend=backend, dynamic=False)
 
 
 def make(
@@ -65,24 +87,38 @@ def make(
     raw, indices, mask = shape.images(), shape.mask(), shape.bool_mask()
     target = shape.randn(shape.batch * shape.masked, shape.sizes.predict_dim, seed=9)
     if name == "eva_fast":
-        ours = EvaViT(shape.sizes, compute_dtype=shape.dtype, kernels="auto")
+        with torch.device(shape.device):
+            ours = EvaViT(shape.sizes, compute_dtype=shape.dtype, kernels="auto")
         ours.load_state_dict(state or ours.state_dict())
-        ours.to(shape.device)
         step = training_step(ours, shape, target)
         return _variant(ours, step, lambda: ours.loss(raw, indices, target))
-    model = _plain_class(name, kit)(shape.sizes)
+    how = PLAIN.get(name, PLAIN["reference"])
+    kind = plain.TunedViT if how.tuned else plain.OfficialViT
+    if name == OFFICIAL_CODE:
+        kind = official_code(kit.official)
+    with torch.device(shape.device):
+        model = kind(shape.sizes)
     model.load_state_dict(state or model.state_dict())
-    model.to(shape.device, shape.dtype)
-    if name == "compile":
-        _compile(model, kit)
+    autocast = None
+    if shape.dtype != torch.float32 and not how.masters:
+        autocast = shape.dtype
+    else:
+        model.to(shape.dtype)
+    if how.compiled:
+        _compile(model, how.compiled, kit)
     # made on the host, as by a loader
     inputs = tuple(t.to(shape.device) for t in model.inputs(mask.cpu()))
     plain_optimizer = plain.make_optimizer(model)
-    images = normalise(raw, shape.dtype)
+    images = normalise(raw, torch.float32 if autocast else shape.dtype)
+
+    def loss() -> torch.Tensor:
+        with plain.casting(shape.device, autocast):
+            return model.loss(target, images, *inputs)
+
     return _variant(
         model,
-        lambda: plain.train_step(model, plain_optimizer, images, inputs, target),
-        lambda: model.loss(target, images, *inputs),
+        lambda: plain.train_step(model, plain_optimizer, images, inputs, target, autocast),
+        loss,
     )
 
 
@@ -98,10 +134,15 @@ def subject(shape: Shape, mode: str, kit: Kit) -> Case:
     names = ["reference", "tuned", "eva_fast"]
     if kit.official is not None:
         names.append(OFFICIAL_CODE)
-    if kit.timed and kit.quick:
-        kit.missing["compile"] = "not with --quick"
+    if shape.dtype == torch.float32:
+        kit.missing["tuned half"] = "in float32 it is tuned"
     else:
-        names.append("compile")
+        names.append("tuned half")
+    for compiled in ("compile blocks", "compile"):
+        if kit.timed and kit.quick:
+            kit.missing[compiled] = "not with --quick"
+        else:
+            names.append(compiled)
     return Case(
         subject="step",
         mode=mode,

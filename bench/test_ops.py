@@ -1,22 +1,13 @@
 """Every op, and one block, at real shapes."""
 
 import importlib
-import pkgutil
 
 import pytest
 
-import bench.ops
 from bench.conftest import state_of
 from bench.kit import Kit
 from bench.shapes import check_shape, op_shapes
-from eva_fast.ops import registry
-
-
-def subjects() -> list[str]:
-    """Every op that has a bench, and what else lies in bench/ops: a block."""
-    found = {module.name for module in pkgutil.iter_modules(bench.ops.__path__)}
-    ops = [op.name for op in registry.ops() if op.name in found]
-    return ops + sorted(found - set(ops))
+from bench.subjects import subjects
 
 
 def pytest_generate_tests(metafunc):

@@ -4,6 +4,9 @@ Names are loaded on first use, so that `import eva_fast` and `eva-fast --help` s
 """
 
 import importlib
+import importlib.util
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eva_fast.version import __version__
@@ -58,6 +61,22 @@ __all__ = [
 ]
 
 _MODULES = frozenset(__all__) - _HOME.keys() - {"__version__"}
+
+
+def _find_kernels() -> None:
+    """In a checkout that was never installed `eva_fast.kernels` lies beside the package: an install
+    puts it inside."""
+    name, file = f"{__name__}.kernels", Path(__file__).parents[1] / "kernels" / "__init__.py"
+    if importlib.util.find_spec(name) is not None or not file.is_file():
+        return
+    folder = [str(file.parent)]
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=folder)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+_find_kernels()
 
 
 def __getattr__(name: str) -> Any:

@@ -64,7 +64,7 @@ def subject(shape: Shape, mode: str, kit: Kit) -> Case:
         name: _ordered(block, state)
         for name, block in (
             ("reference", official),
-            ("compile", official),
+            ("compile", tuned),
             ("tuned", tuned),
             ("eva_fast", ours),
         )
@@ -72,7 +72,7 @@ def subject(shape: Shape, mode: str, kit: Kit) -> Case:
     kit.add("reference", official)
     kit.add("tuned", tuned_forward)
     kit.add("eva_fast", lambda x: ours(x).added())
-    kit.add_compiled(official)
+    kit.add_compiled()
     kit.add_library("timm", "timm.models.eva", _timm(shape, state, parameters), needs_gpu=False)
     return differentiable(
         "block",

@@ -1,4 +1,4 @@
-"""`eva-fast bench report`."""
+"""`eva-fast bench report` and `eva-fast bench run`."""
 
 import importlib.util
 import subprocess
@@ -15,8 +15,21 @@ def report(results: tuple[Path, ...] = (), out: Path = Path("bench/results")) ->
         results: the files; by default every JSON in the folder of --out.
         out: folder for pages and plots.
     """
-    # The benchmarks are no part of the package: a checkout has them.
+    _call("bench.report", *map(str, results), "--out", str(out))
+
+
+def run(budget: float = 600.0, out: Path = Path("bench-results")) -> None:
+    """Check and measure everything on this machine, the most valuable first, within a given time.
+
+    Args:
+        budget: seconds in all.
+        out: folder of the results, which are written as they come.
+    """
+    _call("bench.session", "--budget", str(budget), "--out", str(out))
+
+
+def _call(module: str, *words: str) -> None:
+    """The benchmarks are no part of the package: a checkout has them."""
     if importlib.util.find_spec("bench") is None and not Path("bench", "report.py").is_file():
         raise UsageError("eva-fast bench works in a checkout of eva_fast, where bench/ lies")
-    words = [sys.executable, "-m", "bench.report", *map(str, results), "--out", str(out)]
-    sys.exit(subprocess.call(words))
+    sys.exit(subprocess.call([sys.executable, "-m", module, *words]))

@@ -27,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": doctor.doctor,
     "data check": data.check,
     "bench report": bench.report,
+    "bench run": bench.run,
 }
 HELP = ("-h", "--help")
 

@@ -27,7 +27,8 @@ Calls = Callable[[], Iterable[tuple[int, Run]]]
 Clock = Callable[[str, Run, torch.device], float]
 
 _SLEEP_CYCLES = 1_000_000  # about half a millisecond
-_MOST_CYCLES = 256_000_000
+_MOST_CYCLES = 1_000_000_000
+_CYCLES_A_SECOND = 3e9  # more than any GPU's: half as long again as the host needed
 
 
 def seconds(name: str, run: Run, device: torch.device) -> float:
@@ -41,14 +42,16 @@ def seconds(name: str, run: Run, device: torch.device) -> float:
         while True:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda._sleep(sleep)
+            started = time.perf_counter()
             begin.record()
             run()
             end.record()
+            issued = time.perf_counter() - started
             ahead = not begin.query()  # the device slept until the host was through
             end.synchronize()
             if ahead or sleep >= _MOST_CYCLES:
                 return begin.elapsed_time(end) / 1e3
-            sleep *= 4
+            sleep = min(_MOST_CYCLES, max(4 * sleep, int(issued * _CYCLES_A_SECOND)))
 
 
 _clock: Clock = seconds

@@ -1,0 +1,46 @@
+"""How long a call takes: the device alone, the whole, and the host alone.
+
+On a GPU the host issues work and the device does it, each in its own time. A step that runs again
+and again takes the longer of the two; a captured one the device's. So both are measured: `device` with
+the launches hidden behind a device that sleeps first (`eva_fast.ops.race.seconds`), `wall` from an
+idle device to an idle device with nothing hidden, `host` until the last launch was issued.
+
+The driver queues some thousand launches: of a call with more the device's time holds a part of the
+host's. On a CPU the three are one.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from eva_fast.ops.race import seconds as device_seconds
+
+__all__ = ["Sample", "device_seconds", "sample"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Seconds of one call."""
+
+    device: float
+    wall: float
+    host: float
+
+
+def sample(call: Callable[[], Any], device: torch.device, repeats: int = 1) -> Sample:
+    """Times `call` twice on a GPU: `repeats` calls back to back by the wall's clock, one by the
+    device's; on a CPU the former alone."""
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    issued = time.perf_counter()
+    if cuda:
+        torch.cuda.synchronize(device)
+    wall, host = (time.perf_counter() - start) / repeats, (issued - start) / repeats
+    return Sample(device_seconds("", call, device) if cuda else wall, wall, host)
