@@ -1,11 +1,18 @@
 """Where a run computes, and in which state of torch: its own, whatever the caller's is."""
 
 import contextlib
+import functools
+import os
 from collections.abc import Iterator
 
 import torch
 
+from eva_fast import native
 from eva_fast.errors import UsageError
+
+_PAUSE_SOFT = 1  # omp_pause_soft: ends the threads, keeps the settings
+_paused = True
+_threads_lost = False
 
 
 def choose_device(name: str) -> torch.device:
@@ -27,7 +34,15 @@ def choose_device(name: str) -> torch.device:
 @contextlib.contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
     """The block runs with gradients, without autocast, with float32 and the CPU as defaults, whatever
-    the caller has set; afterwards all of that, and torch's random state, is the caller's again."""
+    the caller has set; afterwards all of that, and torch's random state, is the caller's again. A
+    process that is forked later can compute too; UsageError in one where that is too late."""
+    if _threads_lost and torch.get_num_threads() > 1:
+        raise UsageError(
+            "this process was forked from one that had computed with several threads, which do not "
+            "live on in it: it would wait for them for ever. Start it by multiprocessing's 'spawn' or "
+            "'forkserver', or call torch.set_num_threads(1) before anything else"
+        )
+    _let_forks_compute()
     dtype = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
         stack.enter_context(
@@ -44,6 +59,25 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         stack.callback(torch.set_default_dtype, dtype)
         torch.set_default_dtype(torch.float32)
         yield
+
+
+@functools.cache
+def _let_forks_compute() -> None:
+    """Ends OpenMP's threads before every fork; the next parallel region starts new ones, here and in
+    the child. GNU's runtime believes its threads alive in a child, where there are none, and the
+    first matrix product waits for them for ever."""
+    runtime = native.openmp()
+    pause = getattr(runtime, "omp_pause_resource_all", None)  # OpenMP 5.0
+
+    def before() -> None:
+        global _paused
+        _paused = pause is not None and pause(_PAUSE_SOFT) == 0
+
+    def in_child() -> None:
+        global _threads_lost
+        _threads_lost = not _paused
+
+    os.register_at_fork(before=before, after_in_child=in_child)
 
 
 def seed(number: int, device: torch.device) -> None:

@@ -30,17 +30,19 @@ def source_hash(folder: Path) -> str:
     return found.hexdigest()[:16]
 
 
-def _load_openmp() -> None:
-    """Makes torch's own OpenMP runtime visible to the library, so that both share one thread pool."""
+@functools.cache
+def openmp() -> ctypes.CDLL | None:
+    """Torch's own OpenMP runtime, made visible to the library, so that both share one thread pool;
+    None where none is found."""
     import torch
 
     beside_torch = glob.glob(os.path.join(os.path.dirname(torch.__file__), "lib", "lib*omp*.so*"))
     for name in [*beside_torch, "libgomp.so.1", "libomp.so"]:
         try:
-            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
-            return
+            return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
         except OSError:
             continue
+    return None
 
 
 def _file() -> str | None:
@@ -67,7 +69,7 @@ def _loaded() -> tuple[ctypes.CDLL | None, str | None]:
     file = _file()
     if file is None:
         return None, "is not built: with a C++ compiler (apt install g++) install again"
-    _load_openmp()
+    openmp()
     try:
         library = ctypes.CDLL(file)
     except OSError as error:

@@ -1,7 +1,10 @@
 """A run is the same wherever it is called from, and leaves the caller's torch as it was."""
 
 import multiprocessing
+import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -105,3 +108,61 @@ def test_a_daemonic_process(images, tmp_path, workers, code):
     child.join(120)
     assert child.exitcode == code
     assert (tmp_path / "run").exists() == (code == 0)
+
+
+FORKED = """
+import multiprocessing, sys
+import eva_fast
+options = dict(
+    data=sys.argv[1], model="eva_ti_patch8_32", embed_dim=32, depth=1, num_heads=2, mlp_hidden=48,
+    batch_size=4, steps=2, workers=0, device="cpu", kernels="torch",
+)
+first = eva_fast.pretrain(out=sys.argv[2] + "/first", **options)
+child = multiprocessing.get_context("fork").Process(
+    target=eva_fast.pretrain, kwargs=dict(out=sys.argv[2] + "/second", **options), daemon=True
+)
+child.start()
+child.join(100)
+child.kill()
+eva_fast.pretrain(out=sys.argv[2] + "/third", **options)
+sys.exit(child.exitcode)
+"""
+
+
+def test_a_daemonic_process_forked_after_a_run(images, tmp_path):
+    """OpenMP's threads, of which there are several here, do not come along in a fork."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, str(images), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "2"}, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, *others = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("first", "second", "third")
+    )
+    for other in others:
+        assert all(torch.equal(first[name], other[name]) for name in first)
+
+
+TOO_LATE = """
+import os, sys, torch
+from eva_fast import device, native
+from eva_fast.errors import UsageError
+native.openmp = lambda: None
+with device.undisturbed(torch.device("cpu")):
+    pass
+child = os.fork()
+if child == 0:
+    try:
+        with device.undisturbed(torch.device("cpu")):
+            os._exit(1)
+    except UsageError as error:
+        os._exit(9 if "'spawn'" in str(error) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_fork_that_could_only_hang_is_refused():
+    """Where the OpenMP runtime cannot end its threads before the fork."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", TOO_LATE], env=environment, timeout=100)
+    assert done.returncode == 9
