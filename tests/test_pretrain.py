@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -293,6 +294,19 @@ def test_pictures_and_calibration_bear_the_share_of_bad_images_that_the_run_does
     assert eva_fast.pretrain(out=tmp_path / "run", max_bad_share=0.3, **options).picture.is_file()
     with pytest.raises(RuntimeError, match="could not be read"):
         eva_fast.pretrain(out=tmp_path / "strict", max_bad_share=0.2, **options)
+
+
+def test_large_pictures_are_allowed_by_an_option_also_of_a_run_that_goes_on(images, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(images, data)
+    Image.new("RGB", (300, 200), "navy").save(data / "zz.png")
+    options = dict(data=data, out=tmp_path / "run", max_bad_share=0.5, **TINY)
+    eva_fast.pretrain(steps=6, max_megapixels=0.05, **options)  # more than an epoch
+    (line,) = (tmp_path / "run/bad_images.jsonl").read_text().splitlines()
+    bad = json.loads(line)
+    assert bad["name"].endswith("zz.png") and "max_megapixels=0.05" in bad["reason"]
+    eva_fast.pretrain(steps=8, max_megapixels=1, resume="auto", **options)
+    assert "max_megapixels: 1" in (tmp_path / "run/config.yaml").read_text()
 
 
 def test_weights_to_start_from(images, tmp_path):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from eva_fast.cli.words import Name
+from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 
 
 def evaluate(
@@ -12,6 +13,7 @@ def evaluate(
     teacher: str | None = None,
     out: Path | None = None,
     device: str = "auto",
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> None:
     """Judge a run's weights by k-NN and a linear probe, beside random init, pixels and the teacher.
 
@@ -22,11 +24,13 @@ def evaluate(
         teacher: teacher to compare with; by default the run's own.
         out: JSON file; by default eval.json in the run's folder, NAME.eval.json beside a file.
         device: cpu, cuda or auto.
+        max_megapixels: images of more million pixels are left out.
     """
     from eva_fast.evaluate import evaluate as judge
     from eva_fast.evaluate import print_table
 
     result = judge(
-        run, data=data, probes=tuple(probe.split(",")), teacher=teacher, out=out, device=device
-    )
+        run, data=data, probes=tuple(probe.split(",")), teacher=teacher, out=out, device=device,
+        max_megapixels=max_megapixels,
+    )  # fmt: skip
     print_table(result)

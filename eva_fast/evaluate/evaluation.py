@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.device import choose_device
 from eva_fast.errors import UsageError
 from eva_fast.evaluate.features import PIXELS, Extractor, extract, pixel_features, student_features
@@ -34,6 +35,7 @@ def evaluate(
     out: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 64,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> dict[str, Any]:
     """Probes a student's mean patch features, beside random init, 8x8 pixels and the teacher.
 
@@ -52,6 +54,7 @@ def evaluate(
             NAME.eval.json beside a file NAME.
         device: "cpu", "cuda" or "auto".
         batch_size: images at a time.
+        max_megapixels: images of more million pixels are left out.
 
     Returns:
         dict with `results`: a list of {"features", "dim", and accuracy in percent for each probe},
@@ -84,7 +87,7 @@ def evaluate(
     size = student.sizes.img_size
     numbers = [list(known) for known in labels] if labels else [range(len(s)) for s in sources]
     found = [
-        extract(source, extractors, size, batch_size, where, some)
+        extract(source, extractors, size, batch_size, where, some, max_megapixels)
         for source, some in zip(sources, numbers)
     ]
     if labels is None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eva_fast.data import ImageField, Source, Subset, TextField, build_loader
+from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.errors import UsageError
 from eva_fast.evaluate.splits import Split
 from eva_fast.files import cpu_count
@@ -62,13 +63,15 @@ def extract(
     batch_size: int,
     device: torch.device,
     numbers: Sequence[int] | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Features:
     """Features of the images `numbers` of a source, by default of all: the largest centred square,
-    resized to `size` with an antialiased bicubic filter. Unreadable images are left out and logged."""
+    resized to `size` with an antialiased bicubic filter. Images that are unreadable, or of more
+    million pixels than `max_megapixels`, are left out and logged."""
     numbers = range(len(source)) if numbers is None else numbers
     loader = build_loader(
         Subset(source, numbers),
-        [ImageField.centred(size), TextField("label", missing="")],
+        [ImageField.centred(size, max_megapixels=max_megapixels), TextField("label", missing="")],
         batch_size=batch_size,
         order="once",
         workers=min(cpu_count(), len(numbers) // 16),

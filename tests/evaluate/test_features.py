@@ -52,6 +52,15 @@ def test_unreadable_images_are_left_out_and_named(tmp_path, caplog):
     assert sum(len(found.of(part)[1]) for part in (train, val)) == 39
 
 
+def test_pictures_above_the_limit_are_left_out_and_named(tmp_path, caplog):
+    make_classes(tmp_path, {"a": 4, "b": 4})
+    Image.new("RGB", (300, 200)).save(tmp_path / "b" / "zz.png")
+    source = open_source(tmp_path)
+    assert extract(source, {"crops": crops}, 16, 5, CPU).numbers == list(range(9))
+    found = extract(source, {"crops": crops}, 16, 5, CPU, max_megapixels=0.05)
+    assert found.numbers == list(range(8)) and "max_megapixels=0.05" in caplog.text
+
+
 def test_some_images_of_a_source(tmp_path):
     make_classes(tmp_path, {"a": 6, "b": 6})
     source = open_source(tmp_path)

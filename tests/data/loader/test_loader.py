@@ -190,6 +190,23 @@ def test_names_of_any_length_are_recorded_whole(tmp_path, workers):
     assert sorted(names) == sorted(map(source.name, source.bad))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_limit_on_pixels_reaches_the_workers(workers):
+    def met(limit):
+        bad = []
+        with build(
+            Memory(12), order="once", workers=workers, on_bad=bad.append, max_megapixels=limit,
+            max_bad_fraction=1.0,
+        ) as loader:  # fmt: skip
+            list(loader)
+        return bad
+
+    assert met(0.01) == []
+    refused = met(0.001)  # of 40 x 32 pixels each
+    assert len(refused) == 12
+    assert all("40x32" in bad.reason and "max_megapixels=0.001" in bad.reason for bad in refused)
+
+
 def test_many_bad_images_stop_the_run_with_an_explanation(tmp_path):
     record = tmp_path / "bad_images.jsonl"
     source = Memory(400, bad=range(0, 400, 8))  # 12.5 %
