@@ -65,6 +65,8 @@ class PretrainOptions(TypedDict, total=False):
     device: str
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     kernels: Literal["auto", "torch", "native", "triton"]
+    grad_checkpointing: bool
+    grad_checkpointing_share: float
     track: bool
     progress: bool
 

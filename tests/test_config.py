@@ -35,8 +35,9 @@ def test_what_a_resumed_run_may_change():
     place = {"out", "resume", "init_from", "device", "kernels", "workers"}
     place |= {"max_bad_share", "max_megapixels"}
     record = {"log_every", "picture_every", "track", "progress", "keep_checkpoints"}
+    memory = {"grad_checkpointing", "grad_checkpointing_share"}
     when = {"checkpoint_every", "checkpoint_minutes"}
-    assert length | schedule | {"clip_grad"} | place | record | when == MAY_CHANGE
+    assert length | schedule | {"clip_grad"} | place | record | memory | when == MAY_CHANGE
 
 
 def test_a_run_that_goes_on_stays_the_same_run():

@@ -5,7 +5,7 @@
     add_norm     the pending addition and the norm, the start of every branch
     attention    norm, qkv, attention, projection       masked_tail: of some tokens only
     mlp          norm, fc1, GELU, fc2
-    block        the two, with drop-path
+    block        the two, with drop-path             recompute: activation checkpointing
     patch_embed  images to tokens
     projection   the final norm and a Linear
     precision    the dtype that products run in         sharding: what FSDP2 asks of them

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from eva_fast.layers.add_norm import LayerNorm
 from eva_fast.layers.attention import Attention
 from eva_fast.layers.mlp import Mlp
+from eva_fast.layers.recompute import run_branches
 from eva_fast.layers.stream import Stream, as_stream, drop_path_scale, leaving
 
 LAYER_NORM_EPS = 1e-6
@@ -15,9 +16,9 @@ class Block(nn.Module):
 
     The second addition stays pending in the stream that comes out, for the next block's norm;
     `block(x).added()` is the whole block. It reads its own parameters alone, so that it can be
-    sharded, compiled and checkpointed (`use_reentrant=False`) by itself. The norms are not called:
-    their parameters go to the branches. FSDP2's mixed precision wants `cast_forward_inputs=False`,
-    for drop-path's factors come in as float32.
+    sharded and compiled by itself, and checkpointed where `recompute` is set (`layers/recompute.py`).
+    The norms are not called: their parameters go to the branches. FSDP2's mixed precision wants
+    `cast_forward_inputs=False`, for drop-path's factors come in as float32.
     """
 
     def __init__(self, dim: int, num_heads: int, hidden: int, drop_path: float):
@@ -27,12 +28,22 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, hidden)
         self.drop_path = drop_path
+        self.recompute = False
 
     def forward(self, stream: Stream | Tensor, tokens: Tensor | None = None) -> Stream:
         """[B, T, D], or a stream of it, to a stream of [B, T, D]. With `tokens`, int32 [B, K] rows
         of x (CLS is row 0), only those come out, [B, K, D], with the values of the full block."""
-        stream = self._dropped(self.attn(as_stream(stream), self.norm1, tokens))
-        return leaving(self, self._dropped(self.mlp(stream, self.norm2)))
+        stream = as_stream(stream)
+        scales = [drop_path_scale(self.drop_path, self.training, stream.x) for _ in range(2)]
+        return leaving(self, run_branches(self, self._branches, tokens, *scales, *stream))
 
-    def _dropped(self, stream: Stream) -> Stream:
-        return stream._replace(scale=drop_path_scale(self.drop_path, self.training, stream.x))
+    def _branches(
+        self,
+        tokens: Tensor | None,
+        attn_scale: Tensor | None,
+        mlp_scale: Tensor | None,
+        *stream: Tensor | None,
+    ) -> Stream:
+        """Attention and MLP; the scales are drop-path's factors of their results."""
+        x = self.attn(Stream(*stream), self.norm1, tokens)._replace(scale=attn_scale)  # type: ignore[arg-type]
+        return self.mlp(x, self.norm2)._replace(scale=mlp_scale)

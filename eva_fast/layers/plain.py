@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from eva_fast.layers.block import LAYER_NORM_EPS
 from eva_fast.layers.inputs import normalise, take_rows
+from eva_fast.layers.recompute import run_branches
 from eva_fast.layers.stream import drop_path_scale
 
 
@@ -119,17 +120,27 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, hidden)
         self.drop_path = drop_path
+        self.recompute = False
 
     def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
         """[B,T,D] -> [B,T,D]; with `tokens`, int [B,K] rows of x (CLS is row 0), only those come
         out, the same values as the full block gives them: all of the keys and values, nothing else
         of the other tokens."""
+        scales = [drop_path_scale(self.drop_path, self.training, x) for _ in range(2)]
+        return run_branches(self, self._branches, tokens, *scales, x)
+
+    def _branches(
+        self,
+        tokens: Tensor | None,
+        attn_scale: Tensor | None,
+        mlp_scale: Tensor | None,
+        x: Tensor,
+    ) -> Tensor:
         y = self.attn(self.norm1(x), tokens)
         if tokens is not None:
             x = take_rows(x, tokens)
-        x = add_branch(x, y, drop_path_scale(self.drop_path, self.training, x))
-        y = self.mlp(self.norm2(x))
-        return add_branch(x, y, drop_path_scale(self.drop_path, self.training, x))
+        x = add_branch(x, y, attn_scale)
+        return add_branch(x, self.mlp(self.norm2(x)), mlp_scale)
 
 
 class Head(nn.Linear):

@@ -26,12 +26,14 @@ class Setting:
 
     def student(self, predict_dim: int) -> EvaViT:
         """The student that the options name, with a head of that width, random values."""
-        model = self.config.model
-        return create_model(
+        model, run = self.config.model, self.config.run
+        student = create_model(
             model.model,
             **{name: getattr(model, name) for name in SIZE_OPTIONS},
             predict_dim=predict_dim,
             drop_path=model.drop_path,
             compute_dtype=self.compute_dtype,
-            kernels=self.config.run.kernels,
+            kernels=run.kernels,
         )
+        student.set_grad_checkpointing(run.grad_checkpointing, run.grad_checkpointing_share)
+        return student

@@ -86,6 +86,11 @@ class RunConfig:
     """Arithmetic of the student's blocks; auto is fp32 on a CPU and bf16 on a GPU."""
     kernels: Literal["auto", "torch", "native", "triton"] = option("auto", resume=True)
     """Fused kernels: auto measures once and takes the faster."""
+    grad_checkpointing: bool = option(False, resume=True)
+    """Keep the inputs of the student's blocks alone for the backward pass and compute the rest again
+    there: less memory for about a third more arithmetic, the same numbers."""
+    grad_checkpointing_share: float = option(1.0, resume=True)
+    """Share of the blocks that do so, evenly spread: 0.5 is every second."""
     track: bool = option(False, resume=True)
     """Write TensorBoard files too (pip install 'eva-fast[track]')."""
     progress: bool = option(True, resume=True)
@@ -104,6 +109,11 @@ class RunConfig:
         require(
             self.checkpoint_minutes >= 0,
             f"checkpoint_minutes must be 0 or more, got {self.checkpoint_minutes}",
+        )
+        require(
+            0 < self.grad_checkpointing_share <= 1,
+            "grad_checkpointing_share must be above 0 and at most 1, got "
+            f"{self.grad_checkpointing_share}",
         )
         require(
             self.device in ("auto", "cpu") or self.device.split(":")[0] == "cuda",
