@@ -33,6 +33,7 @@ from eva_fast.weights.writer import write, write_torch
 TIMM_MODEL = "eva_giant_patch14_224"
 """timm's plain EVA-01: any other size of it is asked for by arguments."""
 WEIGHTS = "model.safetensors"
+TORCH_SUFFIXES = (".pt", ".pth")
 # OpenAI's text tower beside ViT-B/16: a start to change at will.
 TEXT = dict(context_length=77, vocab_size=49408, width=512, heads=8, layers=12)
 
@@ -53,7 +54,7 @@ def export(model: EvaViT, out: str | os.PathLike[str], format: str = "official")
 
     Args:
         format: "official" (the EVA-01 code: safetensors, or a checkpoint where `out` ends in .pt or
-            .pth), "timm" (one file), "hf" (a folder of the Hugging Face hub for timm and for
+            .pth), "timm" (one file, either kind), "hf" (a folder of the Hugging Face hub for timm and
             transformers), "hf-vit" (the same for transformers' own `ViTModel`), "open_clip" (a folder
             whose image tower this is).
         out: the file, or for the last three the folder; what it held under the same names is replaced.
@@ -90,7 +91,7 @@ def _ratio(hidden: int, width: int) -> float:
 
 
 def _official(model: EvaViT, path: Path) -> Exported:
-    if path.suffix in (".pt", ".pth"):
+    if path.suffix in TORCH_SUFFIXES:
         write_torch(path, {"model": model.official_state_dict()})
         load = f'import torch\n\nstate = torch.load({_text(path)}, weights_only=True)["model"]\n'
     else:
@@ -111,7 +112,14 @@ _TIMM_GIVES = (
 
 
 def _timm(model: EvaViT, path: Path) -> Exported:
-    write(path, _plain(model, naming.timm.EVA))
+    if path.suffix in TORCH_SUFFIXES:
+        write_torch(path, _plain(model, naming.timm.EVA))
+    elif path.suffix == ".safetensors":
+        write(path, _plain(model, naming.timm.EVA))
+    else:
+        raise UsageError(
+            f"timm tells what a file is by its name: end {path.name} in .safetensors or .pth"
+        )
     options = dict(num_classes=0, **timm_arguments(model.sizes), checkpoint_path=str(path))
     arguments = "".join(f"    {name}={_text(value)},\n" for name, value in options.items())
     return Exported(

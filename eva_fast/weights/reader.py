@@ -14,7 +14,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "mo
 # What DistributedDataParallel and torch.compile put in front of every name.
 PREFIXES = ("module.", "_orig_mod.")
 # Beside tensors and plain containers: harmless data that training code keeps in its checkpoints.
-_PLAIN_CLASSES: list[Any] = [argparse.Namespace]
+_PLAIN_CLASSES: list[Any] = [argparse.Namespace, PosixPath]
 
 
 class Weights(Mapping[str, Tensor]):
@@ -162,8 +162,9 @@ def _pickled(path: Path, error: Exception) -> UsageError:
     return UsageError(
         f"{path} is not a readable weight file: it holds pickled Python objects besides tensors "
         f"({refused[1] if refused else _first_line(error)}), which are never loaded because loading "
-        "runs code. To convert a file you trust: state = torch.load(FILE, weights_only=False), then "
-        "safetensors.torch.save_file of the state dict in it"
+        "runs code. To convert a file you trust: "
+        f"state = torch.load({str(path)!r}, weights_only=False); torch.save(state['model'], "
+        "'converted.pt'), or whatever the entry with the state dict is called"
     )
 
 

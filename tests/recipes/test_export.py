@@ -189,5 +189,7 @@ def test_wrong_use(run, tmp_path):
         export(run.out, tmp_path / "x", format="onnx")
     with pytest.raises(UsageError, match="format hf is a folder, and .* is a file"):
         export(run.out, plain, format="hf")
+    with pytest.raises(UsageError, match=r"end weights\.bin in \.safetensors or \.pth"):
+        export(run.out, tmp_path / "weights.bin", format="timm")
     with pytest.raises(UsageError, match="not a multiple of patch_size 7"):
         export(run.out, tmp_path / "x", patch_size=7)

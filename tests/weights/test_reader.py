@@ -123,7 +123,8 @@ def test_a_prefix_of_some_names_stays(tmp_path):
 
 def test_options_of_a_training_script_are_harmless(tmp_path):
     """Official checkpoints (EVA, MAE, DeiT) keep their command line beside the weights."""
-    args = argparse.Namespace(lr=1e-3, betas=(0.9, 0.98), data="/x", nested=argparse.Namespace(a=1))
+    nested = argparse.Namespace(a=1, out=tmp_path, device=torch.device("cpu"))
+    args = argparse.Namespace(lr=1e-3, betas=(0.9, 0.98), data="/x", nested=nested)
     torch.save({"model": {"a": torch.ones(2)}, "args": args, "epoch": 3}, tmp_path / "x.pth")
     assert torch.equal(read(tmp_path / "x.pth")["a"], torch.ones(2))
 

@@ -1,6 +1,9 @@
 """Weight files: official naming, sizes, and that timm reads what we write."""
 
+import argparse
+import datetime
 import logging
+import re
 
 import pytest
 import timm
@@ -221,6 +224,31 @@ def timm_model(path, **sizes):
         "eva_giant_patch14_224", **{**TIMM_STUDENT, **sizes}, num_classes=0, pretrained=True,
         pretrained_cfg_overlay=dict(file=str(path)),
     ).eval()  # fmt: skip
+
+
+def test_a_checkpoint_with_objects_of_a_script(tmp_path, monkeypatch):
+    """The refusal names the type and gives the lines that convert the file."""
+    args = argparse.Namespace(lr=1e-3, started=datetime.date(2024, 1, 1))
+    given, path = student(), tmp_path / "checkpoint-9.pth"
+    torch.save({"model": given.state_dict(), "args": args, "epoch": 9}, path)
+    model = create_model(**STUDENT)
+    with pytest.raises(UsageError, match=r"besides tensors \(datetime\.date\)") as refused:
+        initialise(model, path)
+    lines = re.search(r"(state = .*), or whatever", str(refused.value))[1]
+    monkeypatch.chdir(tmp_path)
+    exec(lines, {"torch": torch})
+    initialise(model, "converted.pt")
+    assert all(torch.equal(v, given.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_a_checkpoint_with_its_command_line(tmp_path):
+    """`args`, as official scripts save it, is plain data and no hindrance."""
+    given, path = student(), tmp_path / "checkpoint-9.pth"
+    args = argparse.Namespace(lr=1e-3, output_dir=tmp_path)
+    torch.save({"model": given.state_dict(), "args": args, "optimizer": {"state": {}}}, path)
+    model = create_model(**STUDENT)
+    initialise(model, path)
+    assert all(torch.equal(v, given.state_dict()[k]) for k, v in model.state_dict().items())
 
 
 def test_another_architecture_is_refused(tmp_path):

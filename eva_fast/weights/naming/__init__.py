@@ -29,7 +29,7 @@ __all__ = [
 
 CLIP = (openai.CLIP, hf.CLIP, timm.CLIP)
 """Where a CLIP image tower is looked for, in this order."""
-EVA = (official.EVA, official.FINE_TUNED, timm.VIT, hf.VIT)
+EVA = (official.EVA, official.FINE_TUNED, timm.VIT, timm.VIT_POOLED, hf.VIT)
 """Where a student is looked for; files of open_clip hold timm's names behind a prefix."""
 VIT = vit.ALL
 """Where any other vision transformer is looked for."""

@@ -47,6 +47,18 @@ VIT = Naming(
 for the key's bias, which changes nothing."""
 
 
+VIT_POOLED = Naming(
+    "timm",
+    probes=("pos_embed", "blocks.0.attn.qkv.bias", "cls_token", "fc_norm.weight"),
+    rules=(
+        Rule("norm.{p}", "fc_norm.{p}"),
+        *(rule for rule in VIT.rules if rule.ours != "norm.{p}"),
+    ),
+)
+"""The same with `global_pool="avg"`, as MAE's fine-tuned models and the official code's EVA-L: the last
+norm, `fc_norm`, is after the mean."""
+
+
 CLASSES = (1000, 1001, 10450, 11221, 11821, 21841, 21842, 21843)
 """Sizes of the usual classifiers (ImageNet-1k, -12k, -21k, with and without background): no CLIP
 projects to so many dimensions, and timm's models have a fresh head of 1000, its bias 0, by default."""

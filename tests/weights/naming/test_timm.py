@@ -23,9 +23,14 @@ def build(name, **options):
 
 def student_like(kind, **options):
     """(naming, timm's model of the student's sizes, how it gives tokens after the last norm)."""
-    pooled = "global_pool" not in options and kind == "eva_giant_patch14_224"
-    names = naming.timm.VIT if kind.startswith("vit") else naming.timm.EVA
-    names = naming.timm.EVA_POOLED if pooled else names
+    pooled = options.get("global_pool", "avg" if kind.startswith("eva") else "token") == "avg"
+    tables = {
+        ("eva", False): naming.timm.EVA,
+        ("eva", True): naming.timm.EVA_POOLED,
+        ("vit", False): naming.timm.VIT,
+        ("vit", True): naming.timm.VIT_POOLED,
+    }
+    names = tables[kind[:3], pooled]
     model = build(kind, **TIMM_STUDENT, **options)
 
     def tokens():
@@ -42,6 +47,7 @@ CASES = {
     "eva, classifier": ("eva_giant_patch14_224", dict(num_classes=5)),
     "vit": ("vit_tiny_patch16_224", dict(num_classes=0)),
     "vit, classifier": ("vit_tiny_patch16_224", dict(num_classes=5)),
+    "vit, pooled": ("vit_tiny_patch16_224", dict(num_classes=5, global_pool="avg")),
 }
 
 
