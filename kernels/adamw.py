@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
-from eva_fast.kernels.launch import triton_op
+from eva_fast.kernels.launch import kernel, triton_op
 
 CHUNK = 16384  # elements a program
 BLOCK = 1024  # elements an iteration: 8 for each of 128 threads
@@ -46,6 +46,7 @@ def table_pointer(
     return pointer
 
 
+@kernel
 @triton.jit
 def adamw_kernel(
     p_table, p_chunks, p_decays, p_lr, p_grad_scale,

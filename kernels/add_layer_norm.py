@@ -11,7 +11,14 @@ import triton
 import triton.language as tl
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
-from eva_fast.kernels.launch import WARP_SIZE, resident_programs, row_block, row_warps, triton_op
+from eva_fast.kernels.launch import (
+    WARP_SIZE,
+    kernel,
+    resident_programs,
+    row_block,
+    row_warps,
+    triton_op,
+)
 from eva_fast.kernels.partial_sums import partial_sums
 from eva_fast.ops.checks import nothing
 
@@ -24,6 +31,7 @@ BACKWARD_STAGES = 4
 BACKWARD_RESIDENT_WARPS = 8
 
 
+@kernel
 @triton.jit
 def add_layer_norm_forward_kernel(
     p_x, p_branch, p_branch_bias, p_scale, p_weight, p_bias, p_total, p_y, p_mean, p_rstd,
@@ -86,6 +94,7 @@ def backward_piece(
     return b_dx
 
 
+@kernel
 @triton.jit
 def add_layer_norm_backward_kernel(
     p_dy, p_dresidual, p_total, p_mean, p_rstd, p_weight, p_bias, p_scale,

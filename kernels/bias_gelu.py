@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
-from eva_fast.kernels.launch import resident_programs, triton_op
+from eva_fast.kernels.launch import cdiv, kernel, next_power_of_2, resident_programs, triton_op
 from eva_fast.kernels.partial_sums import partial_sums
 from eva_fast.ops.checks import nothing
 
@@ -69,6 +69,7 @@ def bias_tile(p_bias, o_f, F: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.c
     return tl.load(p_bias + o_tile, mask=o_tile < F, other=0.0).to(tl.float32)
 
 
+@kernel
 @triton.jit
 def bias_gelu_forward_kernel(
     p_h, p_bias, p_g, s_h, M,
@@ -87,6 +88,7 @@ def bias_gelu_forward_kernel(
     tl.store(p_out, b_g.to(p_g.dtype.element_ty), mask=m_tile)
 
 
+@kernel
 @triton.jit
 def bias_gelu_backward_kernel(
     p_dg, p_h, p_bias, p_dh, p_g, p_partials, s_dg, s_h, M,
@@ -122,7 +124,7 @@ def bias_gelu_backward_kernel(
 
 def _tile(width: int) -> tuple[int, int]:
     """(rows, columns) of a tile."""
-    columns = min(COLUMNS, max(16, triton.next_power_of_2(width)))
+    columns = min(COLUMNS, max(16, next_power_of_2(width)))
     return min(ELEMENTS // columns, 16), columns
 
 
@@ -132,7 +134,7 @@ def _forward(h, bias, kind):
     g = h.new_empty(h.shape)
     block_m, block_f = _tile(width)
     if rows:
-        grid = (triton.cdiv(rows, block_m) * triton.cdiv(width, block_f),)
+        grid = (cdiv(rows, block_m) * cdiv(width, block_f),)
         bias_gelu_forward_kernel[grid](
             h, bias, g, h.stride(0), rows,
             F=width, QUICK=kind == "quick", BLOCK_M=block_m, BLOCK_F=block_f, num_warps=4,
@@ -146,9 +148,9 @@ def _backward(dg, h, bias, kind, want_g, want_bias):
     dh = h.new_empty(h.shape)
     g = h.new_empty(h.shape) if want_g else nothing(h)
     block_m, block_f = _tile(width)
-    blocks = triton.cdiv(width, block_f)
+    blocks = cdiv(width, block_f)
     resident = resident_programs(h.device, PROGRAMS_PER_PROCESSOR)
-    groups = max(1, min(triton.cdiv(rows, block_m), triton.cdiv(resident, blocks)))
+    groups = max(1, min(cdiv(rows, block_m), cdiv(resident, blocks)))
     partials = None
     if want_bias:
         partials = h.new_empty((groups, 1, width), dtype=torch.float32)

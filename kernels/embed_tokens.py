@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
-from eva_fast.kernels.launch import row_block, row_warps, triton_op
+from eva_fast.kernels.launch import cdiv, kernel, row_block, row_warps, triton_op
 from eva_fast.kernels.partial_sums import partial_sums
 
 PER_THREAD = 16
@@ -18,6 +18,7 @@ IMAGES = 8
 COLUMNS = 512
 
 
+@kernel
 @triton.jit
 def embed_tokens_forward_kernel(
     p_patches, p_mask, p_mask_token, p_cls, p_pos, p_bias, p_out, B, N, K, s_b, s_n, s_pos,
@@ -49,6 +50,7 @@ def embed_tokens_forward_kernel(
         tl.store(p_row, (b_token + b_pos).to(p_out.dtype.element_ty), mask=m_d)
 
 
+@kernel
 @triton.jit
 def embed_tokens_backward_kernel(
     p_dout, p_mask, p_dpatches, p_dpos, p_dcls, p_partials, B, N, K, s_b, s_t,
@@ -115,7 +117,7 @@ def _backward(dout, mask, parameter_dtype, want_bias):
     partials = dout.new_empty((tokens, 2, width), dtype=torch.float32)
     masked = mask.shape[1] if mask is not None else 0
     columns = min(COLUMNS, row_block(width))
-    embed_tokens_backward_kernel[(tokens * triton.cdiv(width, columns),)](
+    embed_tokens_backward_kernel[(tokens * cdiv(width, columns),)](
         dout, mask, dpatches, dpos, dcls, partials, batch, tokens - 1, masked,
         dout.stride(0), dout.stride(1),
         D=width, BLOCK_B=IMAGES, BLOCK_D=columns, BLOCK_K=row_block(masked), num_warps=4,

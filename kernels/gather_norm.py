@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
-from eva_fast.kernels.launch import resident_programs, row_block, row_warps
+from eva_fast.kernels.launch import kernel, next_power_of_2, resident_programs, row_block, row_warps
 from eva_fast.kernels.partial_sums import partial_sums
 
 PER_THREAD = 8
@@ -31,6 +31,7 @@ def row_offsets(o_m, p_mask, m_m, K, s_image, s_row, HAS_MASK: tl.constexpr):
     return o_m.to(tl.int64) * s_row
 
 
+@kernel
 @triton.jit
 def gather_norm_kernel(
     p_x, p_mask, p_w, p_c, p_y, p_mean, p_rstd, eps, K, s_image, s_row,
@@ -54,6 +55,7 @@ def gather_norm_kernel(
         tl.store(p_y + row.to(tl.int64) * D + o_d, b_y, mask=m_d)
 
 
+@kernel
 @triton.jit
 def norm_scatter_kernel(
     p_dy, p_x, p_mask, p_w, p_mean, p_rstd, p_dx, p_partials, rows, K, T, s_image, s_row,
@@ -139,7 +141,7 @@ def norm_scatter(
     count = 1 if mask is None else mask.shape[1]
     norm_scatter_kernel[(programs,)](
         dy, x, mask, w, mean, rstd, dx, partials, rows, count, x.shape[-2], *strides_of(x),
-        D=width, BLOCK=row_block(width), BLOCK_K=triton.next_power_of_2(max(count, 16)),
+        D=width, BLOCK=row_block(width), BLOCK_K=next_power_of_2(max(count, 16)),
         HAS_MASK=mask is not None, num_warps=row_warps(width, PER_THREAD),
     )  # fmt: skip
     dw, dc = partial_sums(partials, w.dtype)
@@ -156,7 +158,7 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
     }  # fmt: skip
     constants = {"D": width, "BLOCK": row_block(width), "HAS_MASK": True}
     warps = row_warps(width, PER_THREAD)
-    block_k = triton.next_power_of_2(shape.masked)
+    block_k = next_power_of_2(shape.masked)
     return [
         AotCase(gather_norm_kernel, {k: v for k, v in args.items() if k != "p_y"},
                 {**constants, "WRITE_Y": False, "p_y": None}, warps, label="statistics"),

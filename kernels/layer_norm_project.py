@@ -22,7 +22,7 @@ from eva_fast.kernels.gather_norm import (
     rows_of,
     strides_of,
 )
-from eva_fast.kernels.launch import triton_op
+from eva_fast.kernels.launch import cdiv, kernel, triton_op
 
 
 @triton.jit
@@ -52,6 +52,7 @@ def normalised_product(
     return acc
 
 
+@kernel
 @triton.jit
 def layer_norm_project_kernel(
     p_x, p_mask, p_w, p_c, p_weight, p_bias, p_mean, p_rstd, p_out, M, K, s_image, s_row,
@@ -87,7 +88,7 @@ def _forward(x, mask, ln_w, ln_b, weight, bias, eps):
     _, mean, rstd = gather_norm(x, mask, ln_w, ln_b, eps, write=False)
     if rows:
         config = product_config(x.shape[-1], predict, x.element_size())
-        grid = (triton.cdiv(rows, config["BM"]) * triton.cdiv(predict, config["BN"]),)
+        grid = (cdiv(rows, config["BM"]) * cdiv(predict, config["BN"]),)
         layer_norm_project_kernel[grid](
             x, mask, ln_w, ln_b, weight, bias, mean, rstd, out, rows,
             1 if mask is None else mask.shape[1], *strides_of(x),

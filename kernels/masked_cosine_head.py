@@ -13,7 +13,7 @@ import triton.language as tl
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
 from eva_fast.kernels.gather_norm import gather_norm, row_offsets, rows_of, strides_of
-from eva_fast.kernels.launch import triton_op
+from eva_fast.kernels.launch import cdiv, kernel, triton_op
 from eva_fast.kernels.layer_norm_project import (
     normalised_product,
     product_args,
@@ -29,6 +29,7 @@ from eva_fast.ops.negative_cosine import (
 ROWS = 128  # rows a program of the second kernel adds up
 
 
+@kernel
 @triton.jit
 def masked_cosine_kernel(
     p_x, p_mask, p_w, p_c, p_weight, p_bias, p_target, p_mean, p_rstd, p_sums, M, K, s_image, s_row,
@@ -53,6 +54,7 @@ def masked_cosine_kernel(
     tl.store(p_row + 2 * M, tl.sum(b_t * b_t, 1), mask=m_m)
 
 
+@kernel
 @triton.jit
 def cosine_statistics_kernel(
     p_sums, p_statistics, M, columns, EPS: tl.constexpr, BLOCK: tl.constexpr
@@ -83,14 +85,14 @@ def _fused_forward(x, mask, ln_w, ln_b, weight, bias, target, eps):
     if rows:
         _, mean, rstd = gather_norm(x, mask, ln_w, ln_b, eps, write=False)
         config = product_config(x.shape[-1], predict, x.element_size())
-        columns = triton.cdiv(predict, config["BN"])
+        columns = cdiv(predict, config["BN"])
         sums = x.new_empty((columns, 3, rows), dtype=torch.float32)
-        masked_cosine_kernel[(triton.cdiv(rows, config["BM"]) * columns,)](
+        masked_cosine_kernel[(cdiv(rows, config["BM"]) * columns,)](
             x, mask, ln_w, ln_b, weight, bias, target, mean, rstd, sums, rows,
             1 if mask is None else mask.shape[1], *strides_of(x), target.stride(0),
             D=x.shape[-1], C=predict, HAS_MASK=mask is not None, **config,
         )  # fmt: skip
-        cosine_statistics_kernel[(triton.cdiv(rows, ROWS),)](
+        cosine_statistics_kernel[(cdiv(rows, ROWS),)](
             sums, statistics, rows, columns, EPS=EPS, BLOCK=ROWS, num_warps=4
         )
     return statistics[0].sum() / -max(rows, 1), statistics
@@ -113,7 +115,7 @@ def _backward(dloss, x, mask, ln_w, ln_b, weight, bias, target, statistics, eps)
 
 def aot_cases(shape: AotShape) -> list[AotCase]:
     config = product_config(shape.width, shape.predict_dim, 2)
-    columns = triton.cdiv(shape.predict_dim, config["BN"])
+    columns = cdiv(shape.predict_dim, config["BN"])
     warps, stages = config.pop("num_warps"), config.pop("num_stages")
     args = product_args(shape) | {
         "p_target": f"*{shape.dtype}", "s_target": shape.predict_dim, "p_sums": "*fp32",

@@ -8,11 +8,12 @@ import triton
 import triton.language as tl
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
-from eva_fast.kernels.launch import row_block, row_warps, triton_op
+from eva_fast.kernels.launch import kernel, row_block, row_warps, triton_op
 
 PER_THREAD = 16
 
 
+@kernel
 @triton.jit
 def masked_gather_forward_kernel(
     p_x, p_mask, p_out, K, s_xb, s_xt, D: tl.constexpr, BLOCK: tl.constexpr
@@ -27,6 +28,7 @@ def masked_gather_forward_kernel(
     tl.store(p_out + row * D + o_d, b_x, mask=m_d)
 
 
+@kernel
 @triton.jit
 def masked_gather_backward_kernel(
     p_dout, p_mask, p_dx, T, K, s_dout,

@@ -9,12 +9,13 @@ import triton
 import triton.language as tl
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
-from eva_fast.kernels.launch import row_block, row_warps, triton_op
+from eva_fast.kernels.launch import kernel, row_block, row_warps, triton_op
 from eva_fast.ops.negative_cosine import EPS
 
 PER_THREAD = 16
 
 
+@kernel
 @triton.jit
 def negative_cosine_forward_kernel(
     p_p, p_t, p_statistics, s_p, s_t, M, EPS: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr
@@ -33,6 +34,7 @@ def negative_cosine_forward_kernel(
     tl.store(p_statistics + 2 * M + row, 1.0 / norm_t)
 
 
+@kernel
 @triton.jit
 def negative_cosine_backward_kernel(
     p_dloss, p_p, p_t, p_statistics, p_dp, s_p, s_t, M,

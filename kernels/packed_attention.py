@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
-from eva_fast.kernels.launch import triton_op
+from eva_fast.kernels.launch import cdiv, kernel, next_power_of_2, triton_op
 from eva_fast.ops.registry import Case
 
 FIRST = tl.constexpr(16)  # rows of the tile that holds row 0 alone
@@ -117,6 +117,7 @@ def _forward_tile(p_q, p_k, p_v, p_out, p_lse, start, limit, NK, scale_log2,
     tl.store(p_lse + o_m, (b_max + tl.log2(b_sum)) * LN2, mask=o_m < limit)
 
 
+@kernel
 @triton.jit
 def attention_forward_kernel(
     p_q, p_k, p_v, p_out, p_lse, scale, NQ, NK, tiles, s_qb, s_kb, s_ob,
@@ -151,8 +152,8 @@ def attention_forward_kernel(
 
 def split_head(head_dim: int) -> tuple[int, int]:
     """Widths of the two tiles of a head: a power of two below head_dim, and the rest rounded up."""
-    first = max(16, triton.next_power_of_2(head_dim) // 2)
-    return first, max(16, triton.next_power_of_2(max(head_dim - first, 1)))
+    first = max(16, next_power_of_2(head_dim) // 2)
+    return first, max(16, next_power_of_2(max(head_dim - first, 1)))
 
 
 def forward_config(queries: int, keys: int, head_dim: int, first_query: bool) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def forward_config(queries: int, keys: int, head_dim: int, first_query: bool) ->
 
 def tiles_a_head(rows: int, block: int, first: bool) -> int:
     """Programs that cover the rows of one head."""
-    return first + triton.cdiv(rows - first, block)
+    return first + cdiv(rows - first, block)
 
 
 def same_strides(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

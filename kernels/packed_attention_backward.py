@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
-from eva_fast.kernels.launch import triton_op
+from eva_fast.kernels.launch import kernel, triton_op
 from eva_fast.kernels.packed_attention import (
     FIRST,
     LOG2E,
@@ -73,6 +73,7 @@ def _dq_tile(p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq, start, limit, NK,
     store_tile(p_dq, acc_0 * scale, acc_1 * scale, o_m, limit, S_GT, D, D0, D1, EVEN_Q)
 
 
+@kernel
 @triton.jit
 def attention_dq_kernel(
     p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq, scale, NQ, NK, tiles, s_db, s_qb, s_kb, s_ob,
@@ -156,6 +157,7 @@ def _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, start, limit, NQ,
     store_tile(p_dv, dv_0, dv_1, o_n, limit, S_GT, D, D0, D1, EVEN_K)
 
 
+@kernel
 @triton.jit
 def attention_dkv_kernel(
     p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, scale, NQ, NK, tiles, s_db, s_qb, s_kb, s_gb,

@@ -11,11 +11,13 @@ import triton.language as tl
 from torch import Tensor
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
+from eva_fast.kernels.launch import cdiv, kernel
 
 PROGRAMS_A_STEP = 16
 COLUMNS = 64
 
 
+@kernel
 @triton.jit
 def partial_sums_kernel(
     p_partials, p_out_0, p_out_1, p_out_2, programs,
@@ -46,7 +48,7 @@ def partial_sums(partials: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """Sums of float32 partials [programs, sums, D] over programs: up to three rows [D] in `dtype`."""
     programs, sums, width = partials.shape
     outputs = [partials.new_empty((width,), dtype=dtype) for _ in range(sums)]
-    partial_sums_kernel[(sums * triton.cdiv(width, COLUMNS),)](
+    partial_sums_kernel[(sums * cdiv(width, COLUMNS),)](
         partials, *outputs, *[None] * (3 - sums), programs,
         D=width, SUMS=sums, BLOCK_P=PROGRAMS_A_STEP, BLOCK_D=COLUMNS, num_warps=4,
     )  # fmt: skip

@@ -9,11 +9,12 @@ import triton
 import triton.language as tl
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
-from eva_fast.kernels.launch import triton_op
+from eva_fast.kernels.launch import cdiv, kernel, triton_op
 
 BLOCK = 4096  # bytes a program: 32 for each of 128 threads
 
 
+@kernel
 @triton.jit
 def patchify_kernel(
     p_images, p_out, mean_0, mean_1, mean_2, rstd_0, rstd_1, rstd_2,
@@ -42,7 +43,7 @@ def _forward(images, patch_size, mean, std, dtype):
     h, w = height // patch_size, width // patch_size
     out = images.new_empty((batch, h * w, channels * patch_size**2), dtype=dtype)
     if out.numel():
-        grid = (batch * channels * h * triton.cdiv(patch_size * width, BLOCK),)
+        grid = (batch * channels * h * cdiv(patch_size * width, BLOCK),)
         patchify_kernel[grid](
             images, out, *map(float, mean), *(1.0 / s for s in std),
             H=height, W=width, P=patch_size, BLOCK=BLOCK, num_warps=4,

@@ -20,9 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from eva_fast.ops.checks import FLOATS
 from eva_fast.ops.choose import chosen
+from eva_fast.ops.direct import direct
 from eva_fast.ops.registry import define
 
 __all__ = ["adamw"]
@@ -59,10 +61,7 @@ def reference(
             copies[i].copy_(p)
 
 
-@torch.library.custom_op(
-    "eva_fast::adamw", mutates_args=("params", "copies", "exp_avgs", "exp_avg_sqs")
-)
-def adamw_unchecked(
+def _adamw(
     params: Sequence[Tensor],
     copies: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -84,9 +83,23 @@ def adamw_unchecked(
         )  # fmt: skip
 
 
-@adamw_unchecked.register_fake
+_adamw_op = torch.library.custom_op(
+    "eva_fast::adamw", mutates_args=("params", "copies", "exp_avgs", "exp_avg_sqs")
+)(_adamw)
+
+
+@_adamw_op.register_fake
 def _(*_args):
     return None
+
+
+def adamw_unchecked(params, copies, grads, exp_avgs, exp_avg_sqs, *settings) -> None:
+    """`adamw` without the checks: steps, weight_decays, lr, beta1, beta2, eps, grad_scale follow."""
+    if not (params and direct(params[0])):
+        _adamw_op(params, copies, grads, exp_avgs, exp_avg_sqs, *settings)
+        return
+    _adamw(params, copies, grads, exp_avgs, exp_avg_sqs, *settings)
+    increment_version([*params, *copies, *exp_avgs, *exp_avg_sqs])  # as the dispatcher does
 
 
 def adamw(

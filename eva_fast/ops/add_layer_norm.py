@@ -24,6 +24,7 @@ from torch import Tensor
 
 from eva_fast.ops.checks import check, check_constant, dense_last, nothing, rows, statistics_dtype
 from eva_fast.ops.choose import chosen
+from eva_fast.ops.direct import direct
 from eva_fast.ops.registry import define
 
 __all__ = ["add_layer_norm", "add_layer_norm_backward", "add_layer_norm_forward"]
@@ -57,8 +58,7 @@ def reference(
     return total, y, mean.detach().flatten(), rstd.detach().flatten()
 
 
-@torch.library.custom_op("eva_fast::add_layer_norm", mutates_args=())
-def _forward_op(
+def _forward(
     x: Tensor,
     branch: Tensor | None,
     branch_bias: Tensor | None,
@@ -74,6 +74,9 @@ def _forward_op(
     return total.view(x.shape) if branch is not None else total, y.view(x.shape), mean, rstd
 
 
+_forward_op = torch.library.custom_op("eva_fast::add_layer_norm", mutates_args=())(_forward)
+
+
 @_forward_op.register_fake
 def _(x, branch, branch_bias, scale, weight, bias, eps):
     total = x.new_empty(x.shape) if branch is not None else nothing(x)
@@ -81,8 +84,7 @@ def _(x, branch, branch_bias, scale, weight, bias, eps):
     return total, x.new_empty(x.shape), statistics, torch.empty_like(statistics)
 
 
-@torch.library.custom_op("eva_fast::add_layer_norm_backward", mutates_args=())
-def _backward_op(
+def _backward(
     dy: Tensor,
     dresidual: Tensor | None,
     total: Tensor,
@@ -102,6 +104,11 @@ def _backward_op(
     shape = dy.shape
     dbranch = dbranch.view(shape) if scale is not None else dbranch
     return dx.view(shape), dbranch, y.view(shape) if want_y else y, *sums
+
+
+_backward_op = torch.library.custom_op("eva_fast::add_layer_norm_backward", mutates_args=())(
+    _backward
+)
 
 
 @_backward_op.register_fake
@@ -127,7 +134,8 @@ def add_layer_norm_forward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`add_layer_norm` without the checks, for functions that bring their own backward."""
-    total, y, mean, rstd = _forward_op(x, branch, branch_bias, scale, weight, bias, eps)
+    run = _forward if direct(x) else _forward_op
+    total, y, mean, rstd = run(x, branch, branch_bias, scale, weight, bias, eps)
     return total if branch is not None else x, y, mean, rstd
 
 
@@ -152,7 +160,8 @@ def add_layer_norm_backward(
     """
     dy = dense_last(dy)
     dresidual = dense_last(dresidual) if dresidual is not None else None
-    dx, dbranch, *rest = _backward_op(
+    run = _backward if direct(dy) else _backward_op
+    dx, dbranch, *rest = run(
         dy, dresidual, total, mean, rstd, weight, bias, scale, want_y, want_branch_bias
     )
     return dx, dbranch if scale is not None else dx, *rest

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from eva_fast.ops.checks import check, dense_last, nothing, rows, statistics_dtype
 from eva_fast.ops.choose import chosen
+from eva_fast.ops.direct import direct
 from eva_fast.ops.registry import define
 
 __all__ = ["bias_gelu", "bias_gelu_backward", "bias_gelu_forward"]
@@ -34,9 +35,11 @@ def reference(h: Tensor, bias: Tensor | None, kind: str = "erf") -> Tensor:
     return (z * torch.sigmoid(QUICK_SLOPE * z)).to(h.dtype)
 
 
-@torch.library.custom_op("eva_fast::bias_gelu", mutates_args=())
-def _forward_op(h: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+def _forward(h: Tensor, bias: Tensor | None, kind: str) -> Tensor:
     return chosen(OP, h)(rows(h), bias, kind).view(h.shape)
+
+
+_forward_op = torch.library.custom_op("eva_fast::bias_gelu", mutates_args=())(_forward)
 
 
 @_forward_op.register_fake
@@ -44,13 +47,15 @@ def _(h, bias, kind):
     return h.new_empty(h.shape)
 
 
-@torch.library.custom_op("eva_fast::bias_gelu_backward", mutates_args=())
-def _backward_op(
+def _backward(
     dg: Tensor, h: Tensor, bias: Tensor | None, kind: str, want_g: bool, want_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     implementation = chosen(BACKWARD, h)
     dh, g, dbias = implementation(rows(dg), rows(h), bias, kind, want_g, want_bias)
     return dh.view(h.shape), g.view(h.shape) if want_g else g, dbias
+
+
+_backward_op = torch.library.custom_op("eva_fast::bias_gelu_backward", mutates_args=())(_backward)
 
 
 @_backward_op.register_fake
@@ -65,7 +70,7 @@ def _(dg, h, bias, kind, want_g, want_bias):
 
 def bias_gelu_forward(h: Tensor, bias: Tensor | None, kind: str = "erf") -> Tensor:
     """`bias_gelu` without the checks, for functions that bring their own backward."""
-    return _forward_op(h, bias, kind)
+    return (_forward if direct(h) else _forward_op)(h, bias, kind)
 
 
 def bias_gelu_backward(
@@ -81,7 +86,8 @@ def bias_gelu_backward(
     dg, h: [..., F]. g is empty unless want_g. dbias [F], the column sums of dh accumulated in
     float32, has the dtype of the bias (of h where that is None) and is empty unless want_bias.
     """
-    return _backward_op(dense_last(dg), h, bias, kind, want_g, want_bias)
+    run = _backward if direct(dg) else _backward_op
+    return run(dense_last(dg), h, bias, kind, want_g, want_bias)
 
 
 def bias_gelu(h: Tensor, bias: Tensor | None, kind: str = "erf") -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from eva_fast.ops.choose import chosen
+from eva_fast.ops.direct import direct
 from eva_fast.ops.registry import Case, Runs, Trial, define
 
 __all__ = ["gemm"]
@@ -26,10 +27,12 @@ _NAME = "gemm"
 ROWS, WIDTH, HIDDEN = 514, 384, 1536  # of the trial: two images of a ViT-S
 
 
-@torch.library.custom_op("eva_fast::gemm", mutates_args=())
-def gemm(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+def _gemm(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """a [M, K] times b [K, N], plus bias [N] or None, as one operator; not differentiable."""
     return chosen(OP, a)(a, b, bias)
+
+
+gemm = torch.library.custom_op("eva_fast::gemm", mutates_args=())(_gemm)
 
 
 @gemm.register_fake
@@ -44,8 +47,8 @@ def plain_gemm(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a [M, K] times b [K, N], plus bias [N]: [M, N], contiguous. Not differentiable on CPUs."""
-    if a.device.type == "cpu":
-        return gemm(a, b, bias)
+    if a.is_cpu:
+        return (_gemm if direct(a) else gemm)(a, b, bias)
     return plain_gemm(a, b, bias)
 
 

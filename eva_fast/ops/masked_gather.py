@@ -15,6 +15,7 @@ from torch import Tensor
 
 from eva_fast.ops.checks import check, dense_last
 from eva_fast.ops.choose import chosen
+from eva_fast.ops.direct import direct
 from eva_fast.ops.registry import define
 
 __all__ = ["masked_gather", "masked_gather_backward", "masked_gather_forward"]
@@ -27,9 +28,11 @@ def reference(x: Tensor, mask: Tensor) -> Tensor:
     return x.gather(1, index).flatten(0, 1)
 
 
-@torch.library.custom_op("eva_fast::masked_gather", mutates_args=())
-def _forward_op(x: Tensor, mask: Tensor) -> Tensor:
+def _forward(x: Tensor, mask: Tensor) -> Tensor:
     return chosen(OP, x)(x, mask.contiguous())
+
+
+_forward_op = torch.library.custom_op("eva_fast::masked_gather", mutates_args=())(_forward)
 
 
 @_forward_op.register_fake
@@ -37,9 +40,13 @@ def _(x, mask):
     return x.new_empty((mask.shape[0] * mask.shape[1], x.shape[2]))
 
 
-@torch.library.custom_op("eva_fast::masked_gather_backward", mutates_args=())
-def _backward_op(dout: Tensor, mask: Tensor, tokens: int) -> Tensor:
+def _backward(dout: Tensor, mask: Tensor, tokens: int) -> Tensor:
     return chosen(BACKWARD, dout)(dout, mask.contiguous(), tokens)
+
+
+_backward_op = torch.library.custom_op("eva_fast::masked_gather_backward", mutates_args=())(
+    _backward
+)
 
 
 @_backward_op.register_fake
@@ -49,12 +56,12 @@ def _(dout, mask, tokens):
 
 def masked_gather_forward(x: Tensor, mask: Tensor) -> Tensor:
     """`masked_gather` without the checks, for functions that bring their own backward."""
-    return _forward_op(x, mask)
+    return (_forward if direct(x) else _forward_op)(x, mask)
 
 
 def masked_gather_backward(dout: Tensor, mask: Tensor, tokens: int) -> Tensor:
     """dx [B, T, D] from dout [B K, D]: zero in every row the mask does not name."""
-    return _backward_op(dense_last(dout), mask, tokens)
+    return (_backward if direct(dout) else _backward_op)(dense_last(dout), mask, tokens)
 
 
 def masked_gather(x: Tensor, mask: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 from eva_fast.ops.attention_libraries import LIBRARIES, Library
 from eva_fast.ops.checks import check, dense_last, nothing, statistics_dtype
 from eva_fast.ops.choose import chosen
+from eva_fast.ops.direct import direct
 from eva_fast.ops.registry import Case, Runs, Trial, define
 
 __all__ = ["packed_attention", "packed_attention_backward", "packed_attention_forward"]
@@ -71,8 +72,7 @@ def _empty_outputs(q: Tensor | None, packed: Tensor) -> tuple[Tensor, Tensor]:
     return out, packed.new_empty((batch, heads, tokens), dtype=statistics_dtype(packed))
 
 
-@torch.library.custom_op("eva_fast::packed_attention", mutates_args=())
-def _forward_op(
+def _forward(
     q: Tensor | None, packed: Tensor, scale: float, implementation: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     if packed.numel() == 0 or (q is not None and q.numel() == 0):
@@ -81,13 +81,15 @@ def _forward_op(
     return chosen(OP, q, _sizes(q, k), implementation)(q, k, v, scale)
 
 
+_forward_op = torch.library.custom_op("eva_fast::packed_attention", mutates_args=())(_forward)
+
+
 @_forward_op.register_fake
 def _(q, packed, scale, implementation="auto"):
     return _empty_outputs(q, packed)
 
 
-@torch.library.custom_op("eva_fast::packed_attention_backward", mutates_args=())
-def _backward_op(
+def _backward(
     dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor | None, lse: Tensor, scale: float,
     implementation: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -104,6 +106,11 @@ def _backward_op(
         dout, q, k, v, out, lse, scale, *gradients, again
     )
     return dq, dpacked, again
+
+
+_backward_op = torch.library.custom_op("eva_fast::packed_attention_backward", mutates_args=())(
+    _backward
+)
 
 
 @_backward_op.register_fake
@@ -124,7 +131,7 @@ def packed_attention_forward(
     q: Tensor | None, packed: Tensor, scale: float, implementation: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """`packed_attention` without the checks, for functions that bring their own backward."""
-    return _forward_op(q, packed, scale, implementation)
+    return (_forward if direct(packed) else _forward_op)(q, packed, scale, implementation)
 
 
 def packed_attention_backward(
@@ -133,7 +140,8 @@ def packed_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dq, dpacked, out) from dout [B, Tq, H, d]; dq is empty where q is None. out None: it was not
     kept, and is computed again."""
-    dq, dpacked, again = _backward_op(dense_last(dout), q, packed, out, lse, scale, implementation)
+    run = _backward if direct(packed) else _backward_op
+    dq, dpacked, again = run(dense_last(dout), q, packed, out, lse, scale, implementation)
     return dq, dpacked, again if out is None else out
 
 

@@ -111,7 +111,7 @@ def test_arguments_are_specialised_as_the_launcher_does():
     (case, *_) = [c for _, c in aot.cases(VIT_G, ["gather_norm"]) if c.constants.get("WRITE_Y")]
     case = replace(case, args={**case.args, "s_row": 1, "s_image": 8, "K": 16})
     source = aot.source(case)
-    names = gather_norm_kernel.arg_names
+    names = gather_norm_kernel.fn.arg_names
     marked = {names[position] for (position,) in source.attrs}
     assert source.signature["s_row"] == "constexpr" and source.signature["eps"] == "fp32"
     assert "K" in marked and "p_x" in marked and not {"s_image", "s_row", "eps"} & marked
