@@ -116,9 +116,13 @@ class Config:
 
 
 def _same_place(value: Any) -> Any:
-    """A path as it is compared: /data/x/ and /data/./x are /data/x. Other values as they are."""
-    is_path = isinstance(value, str) and "/" in value and "://" not in value
-    return os.path.normpath(value) if is_path else value
+    """A path as it is compared: /data/x/, /data/./x and, where it exists, x are /data/x. Other values
+    as they are."""
+    if not isinstance(value, str) or "://" in value:
+        return value
+    if os.path.exists(value):
+        return os.path.realpath(value)
+    return os.path.normpath(value) if "/" in value else value
 
 
 # Where each flat name lives: {"lr": ("optim", <field lr>), ...}

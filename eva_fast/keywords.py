@@ -32,6 +32,7 @@ class PretrainOptions(TypedDict, total=False):
     drop_path: float
     init_from: AnyPath | None
     whiten: bool | None
+    data_moved: bool
     crop_scale: Pair
     crop_ratio: Pair
     flip: float

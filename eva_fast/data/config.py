@@ -14,6 +14,9 @@ class DataConfig:
     data: TextOrObject = "builtin"
     """builtin (2,154 drawings), a folder, several with weights (a:0.7,b:0.3), a text file of
     paths, tar shards (shard-{000..123}.tar); from Python also any map-style dataset."""
+    data_moved: bool = option(False, resume=True)
+    """The run goes on with the same data in another place; only needed where the names of the images
+    and the bytes of some do not tell that it is the same."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Share of an image's area that a crop covers, from and to."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)

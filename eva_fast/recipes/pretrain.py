@@ -111,6 +111,7 @@ def _train(
     from eva_fast.train.folder import last_metrics, open_folder, write_header
     from eva_fast.train.kernels import settle_kernels
     from eva_fast.train.resolve import loader_options
+    from eva_fast.train.same_data import as_before
     from eva_fast.train.telemetry import Telemetry
 
     config, device, request = setting.config, setting.device, objective.request(setting)
@@ -119,6 +120,8 @@ def _train(
 
     with ExitStack() as held:
         out, resume_from = held.enter_context(open_folder(config))
+        if resume_from is not None:
+            source = as_before(source, config, out, resume_from)
         seed(config.run.seed, device)
         module = objective.build(setting, teacher).to(device)
         if resume_from is None and config.model.init_from is not None:
@@ -135,7 +138,7 @@ def _train(
         length = RunLength.of(config, loader.batches_per_epoch)
         log.info("%s", length.describe(len(source), config.optim.batch_size))
         if resume_from is not None:
-            state.restore(resume_from)
+            state.restore(resume_from, data_moved=config.data.data_moved)
             log.info("going on from %s, step %d of %d", resume_from, state.step, length.total)
         else:
             objective.start(module, teacher, setting, examples.batches)

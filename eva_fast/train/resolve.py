@@ -13,7 +13,7 @@ import torch
 from eva_fast.data.loader.workers import can_start, check_count
 from eva_fast.device import choose_device
 from eva_fast.errors import UsageError
-from eva_fast.files import cpu_count
+from eva_fast.files import RUN_PICTURES, cpu_count
 from eva_fast.model import sizes_of
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.request import check_sample
@@ -58,6 +58,7 @@ def check_run(config: "Config", device: torch.device) -> None:
     folder to go on in."""
     if config.run.resume == "auto" and config.run.out is None:
         raise UsageError("resume='auto' needs out=, the folder of the run to go on with")
+    _check_pictures(config.data.data, config.run.out)
     check_count(config.data.workers or 0)
     if config.data.decode == "gpu" and device.type != "cuda":
         raise UsageError(f"decode='gpu' needs an NVIDIA GPU, and the run is on {device}")
@@ -70,6 +71,16 @@ def check_run(config: "Config", device: torch.device) -> None:
         )
     if config.run.track:
         require_tensorboard()
+
+
+def _check_pictures(data: Any, out: Path | None) -> None:
+    """A run that draws into its own data would train on that; below the data's folder the walk passes
+    over the folders of runs."""
+    if out is None or not isinstance(data, str | os.PathLike):
+        return
+    pictures = out / RUN_PICTURES[0]
+    if pictures.is_dir() and os.path.realpath(data) == os.path.realpath(pictures):
+        raise UsageError(f"the run would draw into its data, {pictures}: give another out=")
 
 
 def sample_options(setting: Setting, objective: Objective) -> dict[str, Any]:

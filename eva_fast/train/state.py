@@ -17,6 +17,7 @@ from eva_fast.train import checkpoint
 from eva_fast.train.baseline import LOSS, Baseline
 from eva_fast.train.guard import Guard
 from eva_fast.train.optimizer import Ema, make_optimizer
+from eva_fast.train.same_data import without_names
 from eva_fast.train.sums import Sums
 
 # What a run that goes on may change in the optimiser; its learning rate is set each step.
@@ -86,10 +87,11 @@ class TrainState:
         }
         return checkpoint.save(root, self.step, self._tensors(), state, keep)
 
-    def restore(self, folder: Path) -> None:
+    def restore(self, folder: Path, data_moved: bool = False) -> None:
         """Continues exactly where the checkpoint was written: weights, optimiser, random state,
         position in the data. The optimiser's settings stay those of this run, which may change
-        them. ValueError if the checkpoint is of another module."""
+        them. data_moved: the names of the images may be others. ValueError if the checkpoint is of
+        another module or other data."""
         tensors, state = self._tensors(), checkpoint.read_state(folder)
         if "random.cuda" not in checkpoint.names_in(folder):  # the run began on a CPU
             tensors["random"].pop("cuda", None)
@@ -123,7 +125,9 @@ class TrainState:
         torch.set_rng_state(tensors["random"]["cpu"])
         if "cuda" in tensors["random"]:
             torch.cuda.set_rng_state(tensors["random"]["cuda"], self.device)
-        self.loader.load_state_dict(state["loader"])
+        self.loader.load_state_dict(
+            without_names(state["loader"]) if data_moved else state["loader"]
+        )
         self.step = state["step"]
 
     def _tensors(self) -> dict[str, Any]:

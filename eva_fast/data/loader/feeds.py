@@ -47,11 +47,22 @@ class Feed(Protocol):
 def check_same(state: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raises ValueError where a saved state was taken from other data, or with another seed."""
     for key, value in expected.items():
-        if state.get(key) != value:
+        if key == "names":
+            _check_names(state.get(key), value)
+        elif state.get(key) != value:
             raise UsageError(
                 f"the saved data position has {key} {state.get(key)!r}, this run has {value!r}: "
                 "it can only go on with the same data, weights and seed"
             )
+
+
+def _check_names(then: list[str] | None, now: list[str] | None) -> None:
+    """Raises ValueError for as many images that are others; states of older versions have no names."""
+    if then is not None and now is not None and then != now:
+        raise UsageError(
+            "the data holds other images than when the run began: as many, but under other names or "
+            "in another order. Give the same data, or begin another run with another out="
+        )
 
 
 class MapFeed:
@@ -73,6 +84,7 @@ class MapFeed:
         parts = source.parts()
         draws = [part.draws for part in parts]  # differ where the weights do
         self._identity = {"kind": "map", "seed": seed, "images": len(source), "draws": draws}
+        self._identity["names"] = source.names
         total = sum(draws)
         if total < self.global_batch:
             factor = -(-self.global_batch // total)

@@ -23,6 +23,7 @@ from eva_fast.data.loader.workers import check_count
 from eva_fast.data.samples.fields import IDS, VIEWS, Field
 from eva_fast.data.samples.masked_image import masked_image_fields
 from eva_fast.data.sources.base import Source
+from eva_fast.data.sources.fingerprint import contents
 from eva_fast.errors import UsageError
 
 ORDERS = ("shuffled", "once")
@@ -96,7 +97,9 @@ def build_loader(
     else:
         feed = (StreamFeed if has_stream(source) else MapFeed)(source, **place)
     record = BadImages(bad_images, max_bad_fraction, feed.samples_per_epoch)
-    return Loader(feed, Maker(fields, seed), record, workers=workers, device=device, on_bad=on_bad)
+    return Loader(
+        source, feed, Maker(fields, seed), record, workers=workers, device=device, on_bad=on_bad
+    )
 
 
 class Loader:
@@ -111,6 +114,7 @@ class Loader:
 
     def __init__(
         self,
+        source: Source,
         feed: Feed,
         maker: Maker,
         record: BadImages,
@@ -119,6 +123,7 @@ class Loader:
         device: torch.device,
         on_bad: Callable[[Bad], None] | None = None,
     ):
+        self.source = source
         self.feed = feed
         self.maker = maker
         self.workers = workers
@@ -128,6 +133,7 @@ class Loader:
         self._on_bad = on_bad
         self._ended = False
         self._state = feed.state()
+        self._contents: dict[str, str] | None = None
         self._engine: Engine | None = None
         self._finalizer: Any = None
 
@@ -185,12 +191,16 @@ class Loader:
 
         It fits any number of workers. For sources read by number it is the position in the global
         order, the same on every rank and good for any number of ranks; for streams it is this
-        rank's own, and each rank must save and load its own.
+        rank's own, and each rank must save and load its own. `contents` are the digests of some
+        images (`eva_fast.data.sources.fingerprint`), which the first call reads.
         """
         tally = self._record
+        if self._contents is None:
+            self._contents = contents(self.source)
         return {
             "feed": dict(self._state),
             "tally": {"epoch": tally.epoch, "tried": tally.tried, "bad": tally.bad},
+            "contents": self._contents,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -202,6 +212,7 @@ class Loader:
         self.close()
         self._ended = False
         self._state = dict(state["feed"])
+        self._contents = state.get("contents")
         tally = state["tally"]
         self._record.epoch, self._record.tried = tally["epoch"], tally["tried"]
         self._record.bad = tally["bad"]

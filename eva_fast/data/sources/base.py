@@ -43,6 +43,8 @@ class Source:
     """Whether `label` answers without reading the image."""
     left_out: Mapping[str, int] = MappingProxyType({})
     """What lies beside the images and is not read: how many of each suffix, or other kind."""
+    names: list[str] | None = None
+    """Fingerprints of the images' names, one for each part of a mix; None where they have none."""
 
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} has no length")

@@ -17,10 +17,11 @@ class FileSource(Source):
 
     knows_labels = True
 
-    def __init__(self, root: Path, index: Index, left_out: LeftOut | None = None):
+    def __init__(self, root: Path, index: Index, left_out: LeftOut, names: str):
         self.root = root
         self.index = index
-        self.met = left_out or LeftOut()
+        self.names = [names]
+        self.met = left_out
         self.left_out = self.met.counts
 
     def __len__(self) -> int:
@@ -64,7 +65,7 @@ def walk_folder(folder: Path) -> FileSource:
         index = cached_index(["folder", str(root)], walk.unchanged, walk.entries, str(folder))
     except PermissionError as error:
         raise UsageError(f"{folder} cannot be read: {error.strerror}") from None
-    return FileSource(root, index, walk.left_out)
+    return FileSource(root, index, walk.left_out, walk.names)
 
 
 def require_images(source: FileSource) -> FileSource:

@@ -8,6 +8,7 @@ from typing import Any
 
 from eva_fast.data.index import Entries, Index, cached_index
 from eva_fast.data.sources.base import Item, Source
+from eva_fast.data.sources.fingerprint import Names
 from eva_fast.data.sources.folder import FileSource, read_file
 from eva_fast.data.sources.left_out import COMMENT, LeftOut
 from eva_fast.data.sources.walk import settled_stamp, stamp
@@ -21,6 +22,11 @@ class PathSource(Source):
 
     def __init__(self, paths: Sequence[str | os.PathLike]):
         self.paths = [os.path.abspath(os.path.expanduser(os.fspath(path))) for path in paths]
+        self.root = os.path.commonpath(map(os.path.dirname, self.paths))
+        names = Names()
+        for path in self.paths:
+            names.add(os.fsencode(path.removeprefix(f"{self.root}{os.sep}")))
+        self.names = [str(names)]
         missing = [path for path in self.paths if not os.path.isfile(path)]
         if missing:
             raise MissingFileError(
@@ -55,11 +61,11 @@ def open_list(file: Path) -> FileSource:
     file = file.resolve()
     if not file.is_file():
         raise UsageError(f"{file} is no regular file, which a list of paths must be")
-    left_out = LeftOut()
+    left_out, found = LeftOut(), {"names": ""}
 
     def build() -> Entries:
         signature = settled_stamp(str(file))
-        folder = None
+        folder, names = None, Names()
         with open(file, "rb") as lines:
             for number, line in enumerate(lines):
                 if number == 0:
@@ -75,20 +81,23 @@ def open_list(file: Path) -> FileSource:
                 if here != folder:
                     folder = here
                     yield os.fsdecode(here)
+                names.add(line)
                 yield name, None
-        return {"list": signature, "left_out": left_out.stored()}
+        found["names"] = str(names)
+        return {"list": signature, "left_out": left_out.stored(), **found}
 
     def unchanged(_: Index, stored: dict[str, Any]) -> bool:
         same = stored["list"] == stamp(str(file))
         if same:
             left_out.restore(stored["left_out"])
+            found["names"] = stored["names"]
         return same
 
     index = cached_index(["list", str(file)], unchanged, build, file.name)
     if not len(index):
         raise UsageError(f"no image found in {file}: the list names no path")
     left_out.tell(file)
-    source = FileSource(file.parent, index, left_out)
+    source = FileSource(file.parent, index, left_out, found["names"])
     step = max(1, len(source) // _CHECKED_PATHS)
     missing = [p for p in map(source.name, range(0, len(source), step)) if not os.path.isfile(p)]
     if missing:

@@ -29,6 +29,7 @@ class MixedSource(Source):
         self.weights = list(weights) if weights is not None else None
         self.knows_labels = all(source.knows_labels for source in sources)
         self.left_out = summed([source.left_out for source in sources])
+        self.names = _all_names(sources)
         self._ends = list(itertools.accumulate(len(source) for source in sources))
 
     def __len__(self) -> int:
@@ -67,6 +68,11 @@ class MixedSource(Source):
             draws = _divide(share, [part.draws for part in parts])
             found += [Part(start + p.start, p.length, n) for p, n in zip(parts, draws)]
         return found
+
+
+def _all_names(sources: Sequence[Source]) -> list[str] | None:
+    each = [source.names for source in sources]
+    return None if None in each else [name for names in each for name in names or ()]
 
 
 def _divide(total: int, weights: Sequence[float]) -> list[int]:

@@ -17,6 +17,7 @@ from typing import Any
 from eva_fast.data.decode.formats import image_suffixes
 from eva_fast.data.index import Entries, Index, cached_index
 from eva_fast.data.sources.base import Item, Source
+from eva_fast.data.sources.fingerprint import Names
 from eva_fast.data.sources.left_out import LeftOut
 from eva_fast.data.sources.streams import StreamSource
 from eva_fast.data.sources.tar import StrictInfo, is_compressed, is_image, member_label
@@ -41,9 +42,10 @@ class ShardSource(Source):
 
     knows_labels = True
 
-    def __init__(self, index: Index, left_out: LeftOut | None = None):
+    def __init__(self, index: Index, left_out: LeftOut, names: str):
         self.index = index
-        self.left_out = left_out.counts if left_out is not None else {}
+        self.left_out = left_out.counts
+        self.names = [names]
         self._files: OrderedDict[int, int] = OrderedDict()
 
     def __len__(self) -> int:
@@ -104,6 +106,10 @@ class MemorySource(Source):
                 raise UsageError(f"no image found in the shard {shard}")
         left_out.tell(shards[0] if len(shards) == 1 else f"{shards[0]} ...")
         self.left_out = left_out.counts
+        names = Names()
+        for shard, name in self._names:
+            names.add(os.fsencode(f"{os.path.basename(shard)}/{name}"))
+        self.names = [str(names)]
 
     def __len__(self) -> int:
         return len(self._data)
@@ -137,7 +143,7 @@ def open_shards(names: list[str]) -> Source:
         return MemorySource(names)
     paths = [os.path.realpath(name) for name in names]
 
-    left_out = LeftOut()
+    left_out, found = LeftOut(), {"names": ""}
 
     def unchanged(_: Index, stored: dict[str, Any]) -> bool:
         same = stored["suffixes"] == list(image_suffixes()) and stored["shards"] == [
@@ -145,19 +151,22 @@ def open_shards(names: list[str]) -> Source:
         ]
         if same:
             left_out.restore(stored["left_out"])
+            found["names"] = stored["names"]
         return same
 
     def build() -> Entries:
-        return _members(paths, left_out)
+        signature = yield from _members(paths, left_out)
+        found["names"] = signature["names"]
+        return signature
 
     index = cached_index(["shards", paths], unchanged, build, "tar shards")
     left_out.tell(names[0] if len(names) == 1 else f"{names[0]} ...")
-    return ShardSource(index, left_out)
+    return ShardSource(index, left_out, found["names"])
 
 
 def _members(paths: list[str], left_out: LeftOut) -> Entries:
     """Entries of `cached_index` for every image in the shards; returns what tells that they change."""
-    stamps = []
+    stamps, names = [], Names()
     for path in paths:
         stamps.append(settled_stamp(path))
         yield path
@@ -167,6 +176,7 @@ def _members(paths: list[str], left_out: LeftOut) -> Entries:
                 tar.members = []  # type: ignore[attr-defined]  # else it keeps them all
                 if is_image(member) and not member.issparse():
                     found += 1
+                    names.add(os.fsencode(f"{os.path.basename(path)}/{member.name}"))
                     yield os.fsencode(member.name), (member.offset_data, member.size)
                 elif member.isreg():
                     left_out.add_file(member.name)
@@ -176,4 +186,5 @@ def _members(paths: list[str], left_out: LeftOut) -> Entries:
         "suffixes": image_suffixes(),
         "shards": stamps,
         "left_out": left_out.stored(),
+        "names": str(names),
     }

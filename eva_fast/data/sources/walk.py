@@ -27,6 +27,7 @@ from typing import Any
 
 from eva_fast.data.decode.formats import image_suffixes
 from eva_fast.data.index import Entries, Index
+from eva_fast.data.sources.fingerprint import Names
 from eva_fast.data.sources.left_out import BROKEN_LINK, NO_FILE, RUN, UNREADABLE, LeftOut
 from eva_fast.files import RUN_PICTURES, is_run
 
@@ -54,11 +55,13 @@ class Walk:
 
     Attributes:
         left_out: what lies there beside them; known after `entries` ended or `unchanged` held.
+        names: the fingerprint of their names; likewise.
     """
 
     def __init__(self, root: str):
         self.root = root
         self.left_out = LeftOut()
+        self.names = ""
         self._suffixes = image_suffixes()
         self._folders: list[int | None] = []  # stamps, in the order of the index's groups
         self._elsewhere: dict[str, int | None] = {}  # stamps of folders that links lead to
@@ -80,12 +83,13 @@ class Walk:
         )
         if same:
             self.left_out.restore(stored["left_out"])
+            self.names = stored["names"]
         return same
 
     def entries(self) -> Entries:
         """Entries of `cached_index`, folder by folder in the order of their paths; each folder below
         the root once, whatever links lead to it. Returns what `unchanged` wants."""
-        waiting, known = [""], set()
+        waiting, known, names = [""], set(), Names()
         while waiting:
             relative = waiting.pop()
             where = os.path.join(self.root, relative)
@@ -107,15 +111,19 @@ class Walk:
                     continue
                 self._folders.append(now)
                 yield relative
+                before = os.fsencode(os.path.join(relative, ""))
                 folders: list[str] = []
                 for name in sorted_in_parts(self._images(where, listing, folders)):
+                    names.add(before + name)
                     yield name, None
             waiting += [os.path.join(relative, name) for name in sorted(folders, reverse=True)]
         if not self._whole or len(self._closed) > MOST_WATCHED:
             self._folders[0] = None
         if self._folders[0] is None:
             self._elsewhere, self._closed = {}, []
+        self.names = str(names)
         return {
+            "names": self.names,
             "suffixes": self._suffixes,
             "folders": self._folders,
             "elsewhere": self._elsewhere,

@@ -1,0 +1,58 @@
+"""A run goes on with the data it began with, also where that has moved or lost its bad files."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eva_fast.data.sources.base import Source
+from eva_fast.data.sources.fingerprint import same_contents
+from eva_fast.data.sources.restored import RestoredSource, restored
+from eva_fast.errors import UsageError
+from eva_fast.train import checkpoint
+
+if TYPE_CHECKING:
+    from eva_fast.config import Config
+
+log = logging.getLogger(__name__)
+
+
+def as_before(source: Source, config: "Config", out: Path, found: Path) -> Source:
+    """`source` with the numbers its images had when the checkpoint `found` of the run in `out` was
+    written. UsageError where it is named otherwise than then and nothing says that it is the same."""
+    saved = checkpoint.read_state(found)
+    loader = saved["loader"]
+    names = loader["feed"].get("names")
+    if names is not None:
+        source = restored(source, names, out / "bad_images.jsonl")
+    if isinstance(source, RestoredSource):
+        log.info("%d images are gone, all of them recorded as bad: it goes on", len(source.gone))
+    other = config.changed(saved["options"]).get("data")
+    if other is None or config.data.data_moved:
+        return source
+    then, now = other
+    reason = _difference(source, names, loader.get("contents") or {})
+    if reason is None:
+        log.info("the data %s is that of %s: the same names, the same bytes", now, then)
+        return source
+    raise UsageError(
+        f"{out} was started with other options (data: {then!r} -> {now!r}), and {reason}. Give the same "
+        "data to go on with it, data_moved=True (--data-moved) if it is the same in another place, or "
+        "another out="
+    )
+
+
+def _difference(source: Source, names: list[str] | None, contents: dict[str, str]) -> str | None:
+    """Why this may not be the data of these names and contents."""
+    if names is None or source.names is None:
+        return "nothing tells whether they are the same images"
+    if source.names != names:
+        return "they hold other images, or under other names"
+    if not same_contents(source, contents):
+        return "images of the same name differ"
+    return None
+
+
+def without_names(state: dict[str, Any]) -> dict[str, Any]:
+    """A loader's state that fits any data of as many images."""
+    feed = {key: value for key, value in state["feed"].items() if key != "names"}
+    return {**state, "feed": feed, "contents": None}
