@@ -23,7 +23,7 @@ ROUNDS = 5
 Run = Callable[[], Any]
 # What one turn of a candidate is: (how many times a step does it, the call), each made ready before
 # its own timing starts.
-Calls = Callable[[], Iterable[tuple[int, Run]]]
+Calls = Callable[[], Iterable[tuple[float, Run]]]
 Clock = Callable[[str, Run, torch.device], float]
 
 _SLEEP_CYCLES = 1_000_000  # about half a millisecond

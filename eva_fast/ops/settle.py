@@ -7,6 +7,7 @@ shape and versions, so that the next start costs nothing, and is logged with its
 
 import functools
 import logging
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,9 @@ from eva_fast.ops.race import Calls, race
 from eva_fast.ops.registry import FAMILIES, Case, Op, Runs
 
 log = logging.getLogger(__name__)
+SAMPLE_BYTES = 1 << 30
+"""An op over lists of tensors, as the optimiser's over all parameters, is raced on a sample of them of
+about this size: the race copies its arguments."""
 
 
 def settle(
@@ -76,12 +80,18 @@ def take_over(before: dict[str, str], device_type: str) -> None:
 
 
 class _Call:
-    """Arguments of an op's first call of a kind, and how many calls a step are of that kind."""
+    """Arguments of an op's first call of a kind, and how many of such calls a step is worth."""
 
     def __init__(self, op: Op, case: Case, arguments: tuple):
+        arguments, self.share = _sample(arguments)
         # a view of the same storage keeps the strides; the race works on copies
         self.arguments = pytree.tree_map_only(Tensor, Tensor.detach, arguments)
-        self.op, self.case, self.count = op, case, 1
+        self.op, self.case, self.calls = op, case, 1
+
+    @property
+    def count(self) -> float:
+        """Calls a step, in calls with these arguments."""
+        return self.calls / self.share
 
     def run(self, name: str) -> Callable[[], Any]:
         """The call by one implementation, on copies of the arguments; by PyTorch's where that one
@@ -102,7 +112,7 @@ def _calls_of(step: Callable[[], Any]) -> dict[str, list[_Call]]:
         shapes = pytree.tree_map_only(Tensor, lambda t: (t.shape, t.stride(), t.dtype), arguments)
         seen = calls.setdefault(op.name, {})
         if str(shapes) in seen:
-            seen[str(shapes)].count += 1
+            seen[str(shapes)].calls += 1
         else:
             seen[str(shapes)] = _Call(op, case, arguments)
         return function(*arguments)
@@ -124,6 +134,28 @@ def _race_calls(name: str, calls: list[_Call]) -> Choice:
 
     seconds = race(name, {n: turn(n) for n in names}, device)
     return Choice.fastest(seconds) if seconds else Choice(choose.decide(op, calls[0].case).name)
+
+
+def _sample(arguments: tuple) -> tuple[tuple, float]:
+    """The arguments with some of the tensors of their lists, and which share of the bytes that is. All
+    lists of the longest one's length keep the same places, drawn so that every kind has its part."""
+    length = max((len(a) for a in arguments if isinstance(a, (list, tuple))), default=0)
+    lists = [a for a in arguments if isinstance(a, (list, tuple)) and len(a) == length]
+    sizes = [sum(t.nbytes for t in row if isinstance(t, Tensor)) for row in zip(*lists)]
+    total = sum(sizes)
+    if total <= SAMPLE_BYTES:
+        return arguments, 1.0
+    places, kept, taken = list(range(length)), [], 0
+    random.Random(0).shuffle(places)
+    for place in places:
+        if not kept or taken + sizes[place] <= SAMPLE_BYTES:
+            kept.append(place)
+            taken += sizes[place]
+    kept.sort()
+    return tuple(
+        [a[i] for i in kept] if isinstance(a, (list, tuple)) and len(a) == length else a
+        for a in arguments
+    ), taken / total
 
 
 def _copy(tensor: Tensor) -> Tensor:

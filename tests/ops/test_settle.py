@@ -65,6 +65,53 @@ def test_what_is_forced_stays():
         assert settle(step, CPU, {})["bias_gelu"].implementation == "native"
 
 
+def adamw_step(sizes):
+    """One call of `adamw` over parameters of these sizes, and the parameters."""
+    params = [torch.ones(size) for size in sizes]
+    lists = [[torch.ones_like(p) for p in params] for _ in range(3)]
+    steps, decays = [torch.ones(()) for _ in params], [0.1] * len(params)
+    return lambda: ops.adamw(params, [], *lists, steps, decays, torch.tensor(0.5)), params
+
+
+def test_an_op_over_many_tensors_is_raced_on_some_of_them(monkeypatch):
+    """At ViT-g a copy of the optimiser's tensors would take 18 GB. A second a race of the sample, which
+    is a part of the bytes, is more of a step."""
+    limit = 40_000
+    monkeypatch.setattr("eva_fast.ops.settle.SAMPLE_BYTES", limit)
+    step, params = adamw_step([1000, 10] * 20)
+    step()
+    before = [p.clone() for p in params]
+    raced = []
+
+    def clock(name, run, device):
+        lists = [a for a in run.args if isinstance(a, list) and a]
+        assert len({len(values) for values in lists}) == 1  # the same places of all
+        (tensors,) = {sum(t.nbytes for v in lists for t in v if torch.is_tensor(t))}
+        raced.append(tensors)
+        assert {t.numel() for t in lists[0]} == {1000, 10}  # every kind is there
+        run()
+        return 1.0
+
+    with timed_by(clock):
+        found = settle(lambda: None if raced else step(), CPU, {})
+    assert raced and max(raced) <= limit
+    whole = 20 * (4 * 4 * 1010 + 2 * 4)
+    milliseconds = next(iter(found["adamw"].milliseconds.values()))
+    assert milliseconds == pytest.approx(1e3 * whole / raced[0])
+    assert all(
+        (p != b).any() for p, b in zip(params, before)
+    )  # by the step itself, not by the race
+
+
+def test_where_every_candidate_runs_out_of_memory_the_preferred_one_stays():
+    def clock(name, run, device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with timed_by(clock):
+        found = settle(step, CPU, {})
+    assert found["bias_gelu"] == kept.Choice("native")
+
+
 def test_no_random_number_is_drawn():
     before = torch.get_rng_state()
     settle(lambda: ops.bias_gelu(torch.randn(4, 6), None), CPU, {})
