@@ -11,6 +11,7 @@ import torch
 
 from bench import machine, official
 from bench.harness import OURS, Case, Settings, check_agreement, measure
+from bench.pace import Pace
 from eva_fast.errors import UsageError
 from eva_fast.files import atomic_write
 from eva_fast.ops.settle import settle
@@ -115,14 +116,28 @@ class State:
     entries: list[dict] = field(default_factory=list)
     predictions: list[dict] = field(default_factory=list)
 
-    @property
+    pace: Pace | None = None
+    """Of --quick."""
+
     def settings(self) -> Settings:
-        if self.quick:
-            return Settings(seconds=0.7, rounds=15, least_rounds=3)
-        return Settings(seconds=4.0, rounds=40, least_rounds=9)
+        """Of the next case. Skips the test where --quick has no time left for it."""
+        if self.pace is None:
+            return Settings(seconds=4.0, rounds=40, least_rounds=9)
+        found = self.pace.next()
+        if found is None:
+            pytest.skip(f"--quick ends after {self.pace.seconds:.0f} s; without it everything runs")
+        return found
 
 
 _STATE = pytest.StashKey[State]()
+
+
+def pytest_collection_modifyitems(session, config, items):
+    """Under --quick the whole step comes first: what the others leave out is worth less."""
+    state = config.stash[_STATE]
+    if state.timed and state.quick:
+        items.sort(key=lambda item: not item.nodeid.startswith("bench/test_training.py"))
+        state.pace = Pace(len(items))
 
 
 def state_of(config: pytest.Config) -> State:
@@ -141,16 +156,17 @@ def run_case(benchmark, bench_state):
     variant."""
 
     def run(make: Callable[[], Case]) -> None:
+        settings = bench_state.settings() if bench_state.timed else None
         chosen = _choose_kernels(make()) if bench_state.timed else {}
         torch.manual_seed(0)
         case = make()
         benchmark.group = f"{case.subject} {case.mode}"
         ours = case.variants[OURS].call
-        if not bench_state.timed:
+        if settings is None:
             check_agreement(case)
             benchmark.pedantic(ours)
             return
-        entry = {**measure(case, bench_state.settings), "kernels": chosen}
+        entry = {**measure(case, settings), "kernels": chosen}
         bench_state.entries.append(entry)
         speedup = entry["variants"][OURS]["speedup"]
         benchmark.extra_info.update(shape=case.shape, speedup=speedup)

@@ -2,8 +2,8 @@
 
 Timing: the variants take turns, so that whatever else the machine does hits all of them; a round
 gives one sample of each, and the ratio of a variant to a baseline is taken within rounds: median
-and quartiles. First calls (compilation included) are recorded apart. On GPUs CUDA events time each
-sample after the L2 cache was overwritten.
+and quartiles. First calls (compilation included) are recorded apart. On GPUs a sample is the device's
+time with launches hidden, after the L2 cache was overwritten; wall and host time are given beside it.
 """
 
 import gc
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.clock import DeviceClock, sample
 from eva_fast.plan.counter import Recorder
 
 MODES = ("forward", "backward", "both")
@@ -98,33 +99,6 @@ def check_agreement(case: Case) -> None:
                 )
 
 
-class _Clock:
-    """Seconds of a call on the device."""
-
-    def __init__(self, device: str):
-        self.cuda = device == "cuda"
-        if self.cuda:
-            size = torch.cuda.get_device_properties(0).L2_cache_size
-            self.flush = torch.empty(max(4 * size, 2**26), dtype=torch.uint8, device="cuda")
-
-    def __call__(self, call: Callable[[], Any], repeats: int) -> float:
-        if not self.cuda:
-            start = time.perf_counter()
-            for _ in range(repeats):
-                call()
-            return (time.perf_counter() - start) / repeats
-        total = 0.0
-        for _ in range(repeats):
-            self.flush.zero_()
-            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            before.record()
-            call()
-            after.record()
-            after.synchronize()
-            total += before.elapsed_time(after) / 1e3
-        return total / repeats
-
-
 def _first_call(call: Callable[[], Any], device: str) -> float:
     start = time.perf_counter()
     call()
@@ -151,7 +125,7 @@ def _ratio(own: list[float], base: list[float]) -> dict[str, float]:
 
 def time_case(case: Case, settings: Settings) -> dict[str, dict]:
     """Samples of every variant in turns: {variant: seconds, rounds, speed-ups over baselines}."""
-    clock = _Clock(case.device)
+    clock = DeviceClock(case.device)
     first: dict[str, float | None] = dict.fromkeys(case.variants)
     repeats = dict.fromkeys(case.variants, 1)
     if not case.warm:
@@ -188,6 +162,17 @@ def time_case(case: Case, settings: Settings) -> dict[str, dict]:
             },
         }
         for name, taken in samples.items()
+    }
+
+
+def _wall(call: Callable[[], Any], device_seconds: float) -> dict[str, float]:
+    """What the device's time leaves out: calls one by one from an idle device to an idle device, and
+    the host's part of that."""
+    repeats = max(1, min(50, int(0.02 / max(device_seconds, 1e-6))))
+    found = [sample(call, torch.device("cuda"), repeats) for _ in range(5)]
+    return {
+        f"{clock}_seconds": statistics.median(getattr(s, clock) for s in found)
+        for clock in ("wall", "host")
     }
 
 
@@ -233,6 +218,8 @@ def measure(case: Case, settings: Settings) -> dict:
     for name, variant in case.variants.items():
         weight = peak_memory(variant.call, case.device) if case.weigh else None
         timed[name]["peak_bytes"] = weight
+        if case.device == "cuda" and case.warm:
+            timed[name] |= _wall(variant.call, timed[name]["seconds"]["p50"])
         if case.batch:
             timed[name]["images_per_second"] = case.batch / timed[name]["seconds"]["p50"]
     return {

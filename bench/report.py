@@ -80,6 +80,13 @@ def seconds_text(seconds: float | None) -> str:
     return f"{seconds * 1e3:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
+def time_text(variant: dict) -> str:
+    """The median; on a GPU that is the device's time, and wall time stands beside it."""
+    text = seconds_text(variant["seconds"]["p50"])
+    wall = variant.get("wall_seconds")
+    return text if wall is None else f"{text}, wall {seconds_text(wall)}"
+
+
 def bytes_text(size: int | None) -> str:
     """A size in MB."""
     return "" if size is None else f"{size / 1e6:.1f}"
@@ -106,7 +113,7 @@ def rows(entries: Sequence[dict]) -> list[tuple[str, ...]]:
                     f"{entry['subject']} {entry['mode']}",
                     entry["shape"],
                     name,
-                    seconds_text(variant["seconds"]["p50"]),
+                    time_text(variant),
                     speedup_text(variant, "reference"),
                     speedup_text(variant, "tuned"),
                     bytes_text(variant["peak_bytes"]),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bench import libraries
 from bench.harness import Case, Variant
 from bench.kit import Kit
 from bench.official import official_code
@@ -56,12 +57,15 @@ class Plain:
     With masters the residual stream is 16-bit, as eva_fast's is."""
     compiled: str = ""
     """What torch.compile gets: "blocks", each as one graph that all share, or "whole", the loss."""
+    libraries: bool = False
+    """With the parts of other libraries, see `bench.libraries`."""
 
 
 PLAIN = {
     "reference": Plain(tuned=False),
     "tuned": Plain(masters=False),
     "tuned half": Plain(),
+    "libraries": Plain(libraries=True),
     "compile blocks": Plain(compiled="blocks"),
     "compile": Plain(compiled="whole"),
 }
@@ -94,6 +98,9 @@ def make(
         return _variant(ours, step, lambda: ours.loss(raw, indices, target))
     how = PLAIN.get(name, PLAIN["reference"])
     kind = plain.TunedViT if how.tuned else plain.OfficialViT
+    adamw = None
+    if how.libraries:
+        kind, adamw = libraries.LibraryViT, libraries.found().get("optimizer", (None, None))[1]
     if name == OFFICIAL_CODE:
         kind = official_code(kit.official)
     with torch.device(shape.device):
@@ -108,7 +115,7 @@ def make(
         _compile(model, how.compiled, kit)
     # made on the host, as by a loader
     inputs = tuple(t.to(shape.device) for t in model.inputs(mask.cpu()))
-    plain_optimizer = plain.make_optimizer(model)
+    plain_optimizer = plain.make_optimizer(model, kind=adamw)
     images = normalise(raw, torch.float32 if autocast else shape.dtype)
 
     def loss() -> torch.Tensor:
@@ -134,6 +141,10 @@ def subject(shape: Shape, mode: str, kit: Kit) -> Case:
     names = ["reference", "tuned", "eva_fast"]
     if kit.official is not None:
         names.append(OFFICIAL_CODE)
+    if (obstacle := libraries.missing()) or shape.dtype == torch.float32:
+        kit.missing["libraries"] = obstacle or "they take 16 bits"
+    else:
+        names.append("libraries")
     if shape.dtype == torch.float32:
         kit.missing["tuned half"] = "in float32 it is tuned"
     else:

@@ -18,6 +18,8 @@ def pytest_generate_tests(metafunc):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="checks the measured CPU's predictions")
 def test_prediction(formulation, shape, bench_state):
+    if bench_state.timed:
+        bench_state.settings()
     kit = Kit("prediction", bench_state.timed, bench_state.quick)
     found = compare(
         formulation, shape, kit, rounds=(3 if bench_state.quick else 7) if bench_state.timed else 1

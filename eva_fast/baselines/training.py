@@ -6,6 +6,7 @@ optimiser updates float32 masters (`MasterWeights`), as DeepSpeed does for the o
 """
 
 import contextlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -32,16 +33,23 @@ def parameter_groups(model: nn.Module) -> list[dict]:
     ]
 
 
-def make_optimizer(model: OfficialViT, lr: float = 1e-3) -> "torch.optim.AdamW | MasterWeights":
-    """torch's AdamW with EVA-01's settings: fused for `TunedViT`, PyTorch's default otherwise. Over
-    float32 masters where the model's parameters are 16-bit."""
+def make_optimizer(
+    model: OfficialViT,
+    lr: float = 1e-3,
+    kind: Callable[[list[dict], float], torch.optim.Optimizer] | None = None,
+) -> "torch.optim.Optimizer | MasterWeights":
+    """torch's AdamW with EVA-01's settings: fused for `TunedViT`, PyTorch's default otherwise; or what
+    `kind` makes of groups and rate. Over float32 masters where the parameters are 16-bit."""
     fused = True if isinstance(model, TunedViT) else None
     masters: dict[Tensor, Tensor] = {}
     groups = parameter_groups(model)
     if any(p.dtype != torch.float32 for p in model.parameters()):
         masters = {p: p.detach().float() for p in model.parameters()}
         groups = [{**g, "params": [masters[p] for p in g["params"]]} for g in groups]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=BETAS, eps=EPS, fused=fused)
+    if kind is not None:
+        optimizer = kind(groups, lr)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=BETAS, eps=EPS, fused=fused)
     return MasterWeights(optimizer, masters) if masters else optimizer
 
 

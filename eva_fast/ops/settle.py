@@ -145,7 +145,8 @@ def _sample(arguments: tuple) -> tuple[tuple, float]:
     total = sum(sizes)
     if total <= SAMPLE_BYTES:
         return arguments, 1.0
-    places, kept, taken = list(range(length)), [], 0
+    places, taken = list(range(length)), 0
+    kept: list[int] = []
     random.Random(0).shuffle(places)
     for place in places:
         if not kept or taken + sizes[place] <= SAMPLE_BYTES:

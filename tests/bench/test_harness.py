@@ -61,7 +61,7 @@ def test_variants_take_turns_and_ratios_pair_them(monkeypatch):
                 state["slow"] = next(slow, 1.0)
             return cost[name] * state["slow"]
 
-    monkeypatch.setattr("bench.harness._Clock", Clock)
+    monkeypatch.setattr("bench.harness.DeviceClock", Clock)
     case = Case(
         subject="clock",
         mode="forward",
