@@ -9,8 +9,9 @@ into the class token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -31,13 +32,26 @@ from eva_fast.weights.resize import resize_positions
 
 PREFIX = ("cls_token", "reg_token")
 """Tokens in front of the patches, in this order; [1,n,D]."""
-ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "swiglu")
+
+
+def _swiglu(x: Tensor) -> Tensor:
+    gate, value = x.chunk(2, -1)
+    return F.silu(gate) * value
+
+
+PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "swiglu": _swiglu,
+}
+"""Activations that no op has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VitConfig:
     """Sizes of a vision transformer. `grid` is the native one, which the positions were trained for;
-    `prefix` counts class and register tokens."""
+    `prefix` counts class and register tokens; `mlp_hidden` is the width that fc2 reads, of which
+    "swiglu" (silu of one half of fc1 times the other, Shazeer 2020) makes fc1 twice as wide."""
 
     width: int
     layers: int
@@ -81,9 +95,10 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """The two layers around the activation."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, config: VitConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
+        width, hidden = config.width, config.mlp_hidden
+        self.fc1 = nn.Linear(width, 2 * hidden if config.activation == "swiglu" else hidden)
         self.fc2 = nn.Linear(hidden, width)
 
 
@@ -97,7 +112,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, config.eps)
         self.attn = Attention(width)
         self.norm2 = nn.LayerNorm(width, config.eps)
-        self.mlp = Mlp(width, config.mlp_hidden)
+        self.mlp = Mlp(config)
 
     def attention(self, stream: Stream, tokens: Tensor | None = None) -> Stream:
         """The attention branch, of the rows `tokens` int32 [B,K] alone where they are given."""
@@ -119,9 +134,9 @@ class Block(nn.Module):
     def feed_forward(self, stream: Stream) -> Stream:
         """The MLP branch."""
         fc1, fc2, norm = self.mlp.fc1, self.mlp.fc2, self.norm2
-        if self.activation == "gelu_tanh":  # no op has this one
+        if self.activation in PLAIN:
             x, y = add_layer_norm(*stream, norm.weight, norm.bias, norm.eps)[:2]
-            hidden = F.gelu(linear(y, fc1.weight, fc1.bias), approximate="tanh")
+            hidden = PLAIN[self.activation](linear(y, fc1.weight, fc1.bias))
             return Stream(x, linear(hidden, fc2.weight), fc2.bias)
         weights = MlpWeights(
             norm_weight=norm.weight,

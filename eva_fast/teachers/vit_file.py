@@ -8,6 +8,7 @@ file, else it is what that family's published models have, and the log says so.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,8 @@ _USUAL: dict[naming.Naming, dict[str, Any]] = {
 # Hugging Face's names of activations.
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 
+_FEED_FORWARD = ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
+
 
 def read_vit(weights: Weights) -> tuple[VitConfig, dict[str, Tensor]]:
     """Sizes and weights of the vision transformer in a weight file, for which `naming.find(weights,
@@ -45,14 +48,15 @@ def read_vit(weights: Weights) -> tuple[VitConfig, dict[str, Tensor]]:
     found = naming.find(weights, naming.VIT)
     assert found is not None
     names, prefix = found
+    if others := [other for other in names.prefixes(weights) if other != prefix]:
+        raise UsageError(
+            f"{weights.path} holds several networks ({', '.join((prefix, *others))}): save the one "
+            "that is to teach as a file of its own"
+        )
     state = names.read(weights, prefix)
-    for name in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"):
+    for name in ("patch_embed.proj.weight", "pos_embed", *_FEED_FORWARD):
         if name not in state:
-            gated = " (its MLP is gated: SwiGLU)" if any(".mlp.w" in n for n in weights) else ""
-            raise UsageError(
-                f"{weights.path}: the vision transformer lacks {name!r}{gated}; timm/NAME:FILE "
-                "loads it by timm if that knows it"
-            )
+            raise UsageError(f"{weights.path}: the vision transformer lacks {name!r}")
     config = _config(weights, state, names)
     with torch.device("meta"):
         expected = VitTower(config, config.grid).state_dict()
@@ -68,7 +72,7 @@ def _config(weights: Weights, state: Mapping[str, Tensor], names: naming.Naming)
             f"{weights.path}: the patch convolution is {list(conv.shape)}, not [width,3,patch,patch]"
         )
     width, patch = conv.shape[0], conv.shape[2]
-    layers = 1 + max(int(n.split(".")[1]) for n in state if n.startswith("blocks."))
+    layers = 1 + max(int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
     prefix = sum(state[name].shape[1] for name in PREFIX if name in state)
     hints = vit_hints(weights)
     usual = dict(_USUAL[names])
@@ -79,6 +83,9 @@ def _config(weights: Weights, state: Mapping[str, Tensor], names: naming.Naming)
     known = {key: hints[key] for key in usual if hints.get(key) is not None}
     if "activation" in known:
         known["activation"] = _ACTIVATIONS.get(known["activation"], known["activation"])
+    fc1, fc2 = (state[name] for name in _FEED_FORWARD)
+    if len(fc1) == 2 * fc2.shape[1]:
+        known["activation"] = "swiglu"
     if assumed := sorted(usual.keys() - known.keys() - {"eps"}):
         said = ", ".join(f"{key} {usual[key]}" for key in assumed)
         logger.warning(
@@ -91,7 +98,7 @@ def _config(weights: Weights, state: Mapping[str, Tensor], names: naming.Naming)
             width=width,
             layers=layers,
             heads=count_heads(hints.get("heads"), width, layers),
-            mlp_hidden=len(state["blocks.0.mlp.fc1.weight"]),
+            mlp_hidden=fc2.shape[1],
             patch_size=patch,
             grid=_grid(positions.shape[1], patch, prefix, "cls_token" in state, hints),
             prefix=prefix,

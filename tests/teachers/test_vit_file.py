@@ -254,11 +254,37 @@ def test_a_student_of_ones_own(tmp_path, caplog):
     assert "assuming" not in caplog.text
 
 
-def test_gated_mlps_are_refused(tmp_path):
-    model = hf("dinov2", use_swiglu_ffn=True)
+@pytest.mark.parametrize("kind", ["dinov2", "registers"])
+def test_gated_mlps(tmp_path, kind):
+    """SwiGLU, as in DINOv2's giant: transformers' own names."""
+    model = hf(kind, use_swiglu_ffn=True)
     model.save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match=r"lacks .*mlp\.fc1.* gated: SwiGLU"):
-        load_teacher(tmp_path)
+    images = pixels((48, 48))
+    close(load_teacher(tmp_path)(images), features(model, kind, images))
+
+
+@pytest.mark.parametrize("authors", [False, True], ids=["timm", "DINOv2's authors"])
+def test_gated_mlps_without_a_name(tmp_path, authors):
+    options = dict(depth=2, embed_dim=64, num_heads=1, img_size=56, num_classes=0, mlp_ratio=4)
+    model = random_(timm.create_model("vit_giant_patch14_dinov2", **options))
+    state = dict(model.state_dict())
+    if authors:
+        state = {n.replace("fc1", "w12").replace("fc2", "w3"): t for n, t in state.items()}
+        state["mask_token"] = torch.zeros(1, 64)
+    save_file(state, tmp_path / "mine.safetensors")
+    images = pixels((56, 56))
+    with torch.no_grad():
+        expected = model.forward_features(normalised(images, IMAGENET_MEAN, IMAGENET_STD))[:, 1:]
+    close(load_teacher(tmp_path / "mine.safetensors")(images), expected)
+
+
+def test_two_networks_in_a_file_are_not_guessed_about(tmp_path):
+    """A checkpoint of self-distillation holds a student and a teacher."""
+    _, state = dinov2(registers=True)
+    both = {f"{which}.{k}": v for which in ("student", "teacher") for k, v in state.items()}
+    torch.save(both, tmp_path / "checkpoint.pth")
+    with pytest.raises(UsageError, match=r"holds several networks \(student\., teacher\.\)"):
+        load_teacher(tmp_path / "checkpoint.pth")
 
 
 def test_what_does_not_fit_is_named(tmp_path):

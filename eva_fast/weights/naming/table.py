@@ -13,7 +13,7 @@ bias, `{rest}` for anything. Where the tensors differ too, its form says how, bo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -92,14 +92,17 @@ class Naming:
     beside: tuple[Rule, ...] = ()
 
     def find(self, names: Mapping[str, object]) -> str | None:
-        """The prefix under which `names` hold such a network, or None."""
+        """The prefix under which `names` hold such a network, the first of several, or None."""
+        return next(self.prefixes(names), None)
+
+    def prefixes(self, names: Mapping[str, object]) -> Iterator[str]:
+        """Every prefix under which `names` hold such a network."""
         probe, *others = self.probes
         for name in names:
             prefix = name[: -len(probe)]
             begins = name.endswith(probe) and (prefix == "" or prefix[-1] == ".")
             if begins and all(prefix + other in names for other in others):
-                return prefix
-        return None
+                yield prefix
 
     def read(self, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """Tensors under our names, out of a file that holds the network under `prefix` (see `find`).

@@ -36,11 +36,14 @@ DINOV2 = Naming(
     rules=(
         *same(*_STEM, "blocks.{n}.attn.qkv.{p}", *_BLOCK, *_SCALES),
         Rule("reg_token", "register_tokens"),
+        Rule("blocks.{n}.mlp.fc1.{p}", "blocks.{n}.mlp.w12.{p}"),  # gated, in the giant
+        Rule("blocks.{n}.mlp.fc2.{p}", "blocks.{n}.mlp.w3.{p}"),
         Rule((), "mask_token"),
         *_HEADS,
     ),
 )
-"""DINOv2's authors (github.com/facebookresearch/dinov2), with registers and without."""
+"""DINOv2's authors (github.com/facebookresearch/dinov2), with registers and without. Of the giant, whose
+MLP is gated, it only reads the names."""
 
 _BIASES = Form(
     lambda parts: (torch.cat([t for t in KEYLESS.write(parts) if t is not None]),),
@@ -115,11 +118,14 @@ HF_DINOV2 = Naming(
         *_HF_STEM,
         Rule("reg_token", "embeddings.register_tokens"),
         *_hugging_face("encoder.layer.{n}.", _VIT_ATTENTION, ("norm1", "norm2"), ("mlp.fc1", "mlp.fc2")),
+        Rule("blocks.{n}.mlp.fc1.{p}", "encoder.layer.{n}.mlp.weights_in.{p}"),  # gated, in the giant
+        Rule("blocks.{n}.mlp.fc2.{p}", "encoder.layer.{n}.mlp.weights_out.{p}"),
         Rule("blocks.{n}.ls1.gamma", "encoder.layer.{n}.layer_scale1.lambda1"),
         Rule("blocks.{n}.ls2.gamma", "encoder.layer.{n}.layer_scale2.lambda1"),
     ),
 )  # fmt: skip
-"""transformers' `Dinov2Model` and `Dinov2WithRegistersModel`."""
+"""transformers' `Dinov2Model` and `Dinov2WithRegistersModel`. Of the giant, whose MLP is gated, it only
+reads the names."""
 
 _SIGLIP_ATTENTION = (
     "self_attn.q_proj",
