@@ -29,7 +29,7 @@ class DataConfig:
     """Where JPEGs are decoded: in the workers, or on the NVIDIA GPU through nvJPEG."""
     max_megapixels: float = option(MAX_MEGAPIXELS, resume=True)
     """Images of more million pixels are refused: decompression bombs. Cameras reach about 200; a
-    worker takes up to 8 bytes a pixel for formats other than JPEG."""
+    worker takes up to 12 bytes a pixel for formats other than JPEG."""
     max_bad_share: float = option(0.05, resume=True)
     """Stop when more than this share of the images cannot be read."""
 

@@ -15,6 +15,7 @@ from eva_fast.data.decode.formats import use_plugins
 from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.data.decode.orientation import TAG, UPRIGHT, orientation, turn
 
+LARGE = 1 << 26  # pixels; above it what is done to an image is done in parts, to take less memory
 MOST_SCANS = 500  # encoders write at most some dozens
 _ASK_ONCE = (None, "JPEG", "MPO", "PNG", "WEBP")  # None: made in memory
 _lock = threading.Lock()
@@ -223,6 +224,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    if image.width * image.height <= LARGE or image.mode == "F":  # whose scale its values decide
+        return _converted(image)
+    whole = Image.new("RGB", image.size)
+    rows = max(1, LARGE // 16 // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        whole.paste(_converted(crop(image, 0, top, image.width, bottom)), (0, top))
+    return whole
+
+
+def _converted(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         return _wide_grey(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

@@ -9,7 +9,7 @@ from PIL import Image
 from eva_fast.data.decode.box import Box
 from eva_fast.data.decode.jpeg import jpeg_crop, jpeg_info, resize
 from eva_fast.data.decode.limits import MAX_MEGAPIXELS
-from eva_fast.data.decode.pillow import check_size, crop, decode, open_image
+from eva_fast.data.decode.pillow import LARGE, check_size, crop, decode, open_image
 from eva_fast.data.samples.seeds import MASK64, mix64
 from eva_fast.errors import UsageError
 
@@ -183,8 +183,17 @@ class Cropper:
         right = min((box.left + box.width) / divisor, image.width)
         bottom = min((box.top + box.height) / divisor, image.height)
         x, y = int(left), int(top)
-        part = crop(image, x, y, math.ceil(right), math.ceil(bottom))
-        inside = (left - x, top - y, right - x, bottom - y)
+        corners = (x, y, math.ceil(right), math.ceil(bottom))
+        factor = 1
+        if (corners[2] - x) * (corners[3] - y) > LARGE:
+            factor = max(1, int(self._largest_divisor(box) / divisor))
+        if factor > 1:  # the means of squares: what a JPEG's smaller sizes are
+            part = image.reduce(factor, corners)
+        else:
+            part = crop(image, *corners)
+        inside = (
+            (left - x) / factor, (top - y) / factor, (right - x) / factor, (bottom - y) / factor
+        )  # fmt: skip
         if resize(np.asarray(part), inside, self.size, box.flip, out):
             return
         part = part.resize((self.size, self.size), Image.Resampling.BICUBIC, box=inside)

@@ -15,6 +15,7 @@ from eva_fast import native
 from eva_fast.data import Cropper
 from eva_fast.data.decode import jpeg
 from eva_fast.data.decode.pillow import BadImage, check_size, decode, to_rgb
+from tests.data.pictures import check
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +285,15 @@ def test_a_photograph_of_a_large_camera(path):
     assert near(Cropper(32)(data, 0), 99, 1)
     with pytest.raises(BadImage, match="11648x8736 is 101.757 megapixels.*max_megapixels=90;"):
         Cropper(32, max_megapixels=90)(data, 0)
+
+
+def test_what_is_done_in_parts_is_what_pillow_does_at_once(photo):
+    """68 megapixels that are not a JPEG: converted by strips, and reduced before the crop."""
+    image = photo.convert("L").resize((9_000, 7_600), Image.Resampling.BILINEAR)
+    data, cropper = save(image, "BMP"), Cropper(64, scale=(1, 1), flip=1.0)
+    colours = image.convert("RGB")
+    assert np.array_equal(pixels(data)[::97, ::89], np.asarray(colours)[::97, ::89])
+    check(data, 1, cropper, colours)
 
 
 def test_reduced_decode_of_a_large_jpeg(photo):
