@@ -37,7 +37,7 @@ __all__ = [
 
 # The built-in drawings and teacher without a word about the student: half its blocks, and patches of
 # 12 pixels, so that some three minutes on two cores show most.
-FIRST_RUN = ("builtin", BUILTIN, "eva")
+FIRST_RUN = (BUILTIN, "eva")
 FIRST_STUDENT: dict[str, Any] = {"depth": 6, "patch_size": 12}
 
 
@@ -87,7 +87,8 @@ class Config:
         model, teacher = self.model, self.teacher
         if teacher.whiten is None:
             teacher = replace(teacher, whiten=teacher.teacher == BUILTIN)
-        first = (self.data.data, teacher.teacher, self.objective.objective) == FIRST_RUN
+        said = (teacher.teacher, self.objective.objective)
+        first = self.data.is_builtin and said == FIRST_RUN
         if first and model == replace(ModelConfig(), drop_path=model.drop_path):
             model = replace(model, **FIRST_STUDENT)
         return replace(self, model=model, teacher=teacher)

@@ -181,3 +181,20 @@ def test_a_path_written_otherwise_is_the_same_run(again):
     before = Config.from_options({"data": "/data/x"}).options()
     assert Config.from_options({"data": again}).changed(before) == {}
     assert Config.from_options({"data": "/data/z"}).changed(before).keys() == {"data"}
+
+
+def test_data_that_compares_item_by_item():
+    config = Config.from_options({"data": np.array(["a.jpg", "builtin"])})
+    assert config.settled().model == config.model and not config.data.is_builtin
+
+
+def test_a_path_is_the_same_relative_and_absolute(tmp_path, monkeypatch):
+    (tmp_path / "teachers").mkdir()
+    (tmp_path / "t.pt").write_bytes(b"")
+    monkeypatch.chdir(tmp_path / "teachers")
+    before = Config.from_options({"teacher": "../t.pt", "data": "."}).options()
+    now = Config.from_options({"teacher": f"{tmp_path}/t.pt", "data": str(tmp_path / "teachers")})
+    assert now.changed(before) == {}
+    assert Config.from_options({"teacher": "../u.pt", "data": "."}).changed(before).keys() == {
+        "teacher"
+    }

@@ -33,6 +33,11 @@ class DataConfig:
     max_bad_share: float = option(0.05, resume=True)
     """Stop when more than this share of the images cannot be read."""
 
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the data is the drawings in the package."""
+        return isinstance(self.data, str) and self.data == "builtin"  # an array compares each item
+
     def __post_init__(self):
         low, high = self.crop_scale
         require(0 < low <= high <= 1, f"crop_scale must be 0 < from <= to <= 1, got {low} {high}")

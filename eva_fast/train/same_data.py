@@ -47,6 +47,8 @@ def _difference(source: Source, names: list[str] | None, contents: dict[str, str
         return "nothing tells whether they are the same images"
     if source.names != names:
         return "they hold other images, or under other names"
+    if not contents:
+        return "the images of streams are not compared"
     if not same_contents(source, contents):
         return "images of the same name differ"
     return None

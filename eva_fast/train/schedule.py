@@ -23,7 +23,7 @@ class RunLength:
         """`steps`, else `epochs`, else EVA-01's 150 epochs (5 on the built-in drawings, a few
         minutes); the warm-up is at most a tenth of it."""
         optim = config.optim
-        default = BUILTIN_EPOCHS if config.data.data == "builtin" else EVA_EPOCHS
+        default = BUILTIN_EPOCHS if config.data.is_builtin else EVA_EPOCHS
         epochs = optim.epochs if optim.epochs is not None else default
         total = optim.steps or max(1, round(epochs * steps_per_epoch))
         warmup = min(round(optim.warmup_epochs * steps_per_epoch), total // 10)

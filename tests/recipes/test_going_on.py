@@ -204,6 +204,20 @@ def test_other_files_under_the_same_count_are_noticed(tmp_path, kind):
         _go_on(data(True), tmp_path / "r")
 
 
+def test_other_shards_of_a_stream_are_noticed(tmp_path):
+    for name in "ab":
+        write_shard(tmp_path / f"{name}.tar", range(12))
+    _train(f"file://{tmp_path}/a.tar", tmp_path / "r")
+    _go_on(f"file://{tmp_path}/a.tar", tmp_path / "r")
+    with pytest.raises(ValueError, match="hold other images.*--data-moved"):
+        _go_on(f"file://{tmp_path}/b.tar", tmp_path / "r", steps=5)
+    (tmp_path / "c").mkdir()
+    shutil.move(tmp_path / "a.tar", tmp_path / "c/a.tar")
+    with pytest.raises(ValueError, match="of streams are not compared.*--data-moved"):
+        _go_on(f"file://{tmp_path}/c/a.tar", tmp_path / "r", steps=5)
+    _go_on(f"file://{tmp_path}/c/a.tar", tmp_path / "r", steps=5, data_moved=True)
+
+
 def test_a_checkpoint_without_names_goes_on(tmp_path):
     folder = _pictures(tmp_path / "data")
     _train(str(folder), tmp_path / "r")

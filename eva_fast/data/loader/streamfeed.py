@@ -13,7 +13,7 @@ from eva_fast.data.loader.shardstream import Sample, ShardStream
 from eva_fast.data.loader.workers import Chunks
 from eva_fast.data.samples.fields import Rows
 from eva_fast.data.sources.base import Item, Source
-from eva_fast.data.sources.mixed import MixedSource
+from eva_fast.data.sources.mixed import MixedSource, all_names
 from eva_fast.data.sources.streams import StreamSource
 from eva_fast.errors import UsageError
 
@@ -93,7 +93,7 @@ class StreamFeed:
         shards = [len(s.shards) if isinstance(s, StreamSource) else len(s) for s in self.sources]
         return {
             "kind": "stream", "seed": self.seed, "sources": shards, "weights": self.weights,
-            "rank": self.rank, "world": self.world,
+            "rank": self.rank, "world": self.world, "names": all_names(self.sources),
         }  # fmt: skip
 
     def state(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class MixedSource(Source):
         self.weights = list(weights) if weights is not None else None
         self.knows_labels = all(source.knows_labels for source in sources)
         self.left_out = summed([source.left_out for source in sources])
-        self.names = _all_names(sources)
+        self.names = all_names(sources)
         self._ends = list(itertools.accumulate(len(source) for source in sources))
 
     def __len__(self) -> int:
@@ -70,7 +70,8 @@ class MixedSource(Source):
         return found
 
 
-def _all_names(sources: Sequence[Source]) -> list[str] | None:
+def all_names(sources: Sequence[Source]) -> list[str] | None:
+    """The fingerprints of sources in their order; None where one has none."""
     each = [source.names for source in sources]
     return None if None in each else [name for names in each for name in names or ()]
 

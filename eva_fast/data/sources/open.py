@@ -2,8 +2,11 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from eva_fast.data.decode.formats import image_suffixes
 from eva_fast.data.sources.base import Source
@@ -22,6 +25,7 @@ KINDS = """data can be
   tar shards, with braces or *                 '/data/shard-{000000..000123}.tar'
   shards read as streams                       's3://bucket/{00..99}.tar', 'pipe:cat shard-{0..9}.tar'
   the drawings that come with eva_fast         builtin
+  a list or iterator of images' paths          sorted(Path("/data").rglob("*.jpg"))
   several of these, with weights if you like   '/data/a:0.7,/data/b:0.3' or [("/data/a", 0.7), ...]
   a map-style dataset: its items are an image, (image, label) or {"image": ..., ...}"""
 
@@ -47,6 +51,9 @@ def open_source(data: Any, split: str = "train") -> Source:
         return _open_text(os.fspath(data), split)
     if isinstance(data, (list, tuple)):
         return _open_list(list(data), split)
+    paths = _paths(data)
+    if paths is not None:
+        return PathSource(paths)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, dict):
         return DatasetSource(data)
     if hasattr(data, "__iter__") and not isinstance(data, dict):
@@ -62,6 +69,18 @@ def _open_list(items: list[Any], split: str) -> Source:
         return PathSource(items)
     pairs = [item if _is_weighted(item) else (item, None) for item in items]
     return _mix([(open_source(data, split), weight) for data, weight in pairs])
+
+
+def _paths(data: Any) -> list[Any] | None:
+    """The paths of images that an array, a table's column or an iterator such as `Path.glob` gives;
+    None where it gives something else, of which an iterator has then lost the first."""
+    if isinstance(data, Iterator):
+        first = next(data, None)
+        return [first, *data] if _is_image_path(first) else None
+    if callable(getattr(data, "tolist", None)) and len(data) and np.ndim(data) == 1:
+        items = data.tolist()
+        return items if all(map(_is_image_path, items)) else None
+    return None
 
 
 def _is_image_path(item: Any) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from eva_fast.data.sources.base import Item, Source
+from eva_fast.data.sources.fingerprint import Names
 from eva_fast.data.sources.tar import StrictInfo, is_compressed, is_image
 from eva_fast.errors import MissingFileError, UsageError
 
@@ -33,6 +34,10 @@ class StreamSource(Source):
 
     def __init__(self, shards: list[str], window: int = 1024):
         self.shards = shards
+        names = Names()
+        for shard in shards:  # a bucket may move, a command is all there is
+            names.add(os.fsencode(shard if shard.startswith("pipe:") else os.path.basename(shard)))
+        self.names = [str(names)]
         self.window = window
         count = sum(1 for _ in read_shard(shards[0]))
         if not shards[-1].startswith("pipe:"):

@@ -7,11 +7,12 @@ cannot be set back as rsync, tar and `touch` set mtime back. Links to files lead
 the folders in which their targets lie, hop by hop, are watched likewise. What led nowhere or could
 not be read must still do so.
 
-That costs one `stat` for each folder (some 2 microseconds on a local disk, up to a millisecond over a
-network) and none for a file: 30 million images in 100,000 folders are checked in a second or two
-minutes. Where links lead into more than `MOST_WATCHED` folders (a git-annex has one for each file), or
-as many of them lead nowhere, nothing is remembered and each opening walks anew. File systems that hand
-out new inode numbers at each mount are walked once for each mount.
+That costs one `stat` for each folder and none for a file: 30 million images in 100,000 folders are
+checked in about a second on a local disk (9 microseconds a folder, measured), in two minutes where a
+`stat` takes a millisecond over a network. The walk itself takes 5 microseconds a file (measured).
+Where links lead into more than `MOST_WATCHED` folders (a git-annex has one for each file), or as many
+of them lead nowhere, nothing is remembered and each opening walks anew. File systems that hand out new
+inode numbers at each mount are walked once for each mount.
 """
 
 import contextlib
