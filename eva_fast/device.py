@@ -51,7 +51,13 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in {"cpu", device.type}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
+            # Not `torch.autocast`: inside any region of it, what it casts of weights is kept until
+            # the outermost region ends, so that modules with autocast of their own would read the
+            # weights of the first step for the whole run.
+            stack.callback(torch.set_autocast_enabled, kind, torch.is_autocast_enabled(kind))
+            torch.set_autocast_enabled(kind, False)
+        stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+        torch.set_autocast_cache_enabled(False)
         if (
             torch.get_default_device().type != "cpu"
         ):  # entered only then: it slows each call a little

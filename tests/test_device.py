@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eva_fast.device import choose_device
+from eva_fast.device import choose_device, undisturbed
 
 
 def pretend(monkeypatch, gpus):
@@ -42,3 +42,20 @@ def test_devices_that_are_not_there(monkeypatch, gpus, name, message):
     pretend(monkeypatch, gpus)
     with pytest.raises(ValueError, match=message):
         choose_device(name)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_autocast_inside_a_run_reads_the_weights_of_now(outside):
+    layer = torch.nn.Linear(4, 4)
+    x = torch.ones(2, 4)
+    with torch.autocast("cpu", torch.bfloat16, enabled=outside):
+        with undisturbed(torch.device("cpu")):
+            assert not torch.is_autocast_enabled("cpu")
+            for value in (1.0, 2.0):  # as steps of an optimiser change it
+                with torch.no_grad():
+                    layer.weight.fill_(value)
+                    layer.bias.zero_()
+                with torch.autocast("cpu", torch.bfloat16):
+                    assert (layer(x) == 4 * value).all()
+        assert torch.is_autocast_enabled("cpu") == outside
+        assert torch.is_autocast_cache_enabled()

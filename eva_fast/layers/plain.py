@@ -26,7 +26,13 @@ class Precision:
 
     def region(self, device_type: str) -> torch.autocast:
         enabled = self.chosen in (torch.bfloat16, torch.float16)
-        return torch.autocast(device_type, dtype=self.chosen if enabled else None, enabled=enabled)
+        # Within a longer region the cache would outlive the optimiser's step.
+        return torch.autocast(
+            device_type,
+            dtype=self.chosen if enabled else None,
+            enabled=enabled,
+            cache_enabled=False,
+        )
 
 
 class LayerNorm(nn.LayerNorm):
