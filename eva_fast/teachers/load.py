@@ -19,6 +19,7 @@ from eva_fast.teachers.clip_file import no_tower, read_clip
 from eva_fast.teachers.hog import HogTeacher
 from eva_fast.teachers.timm_backbone import timm_models, timm_teacher
 from eva_fast.teachers.torchvision_backbone import torchvision_models, torchvision_teacher
+from eva_fast.teachers.transformers_backbone import transformers_teacher
 from eva_fast.teachers.vit import VitTeacher
 from eva_fast.teachers.vit_file import read_vit
 from eva_fast.weights import Weights, hub, naming, read
@@ -120,6 +121,8 @@ def _from_path(name: str, path: Path, grid: Grid, whiten: bool) -> Teacher:
         return torchvision_teacher(name, model, weights, grid, whiten=whiten)
     if naming.find(weights, naming.VIT):
         return VitTeacher(name, *read_vit(weights), grid, whiten)
+    if config.get("model_type"):
+        return transformers_teacher(name, weights.path.parent, grid, whiten)
     raise no_tower(weights)
 
 

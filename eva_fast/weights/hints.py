@@ -66,6 +66,12 @@ def vit_hints(weights: Weights) -> dict[str, Any]:
     return {key: value for key, value in hints.items() if value is not None}
 
 
+def image_statistics(folder: Path) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """(mean, std) by which Hugging Face's preprocessor_config.json normalises images; None unsaid."""
+    image = read_json(folder / "preprocessor_config.json")
+    return _triple(image.get("image_mean")), _triple(image.get("image_std"))
+
+
 def heads_beside(path: Path) -> int | None:
     """Attention heads according to the config.json beside a weight file (Hugging Face's, timm's)."""
     return _config_hints(read_json(path.parent / "config.json"), path.parent).get("heads")

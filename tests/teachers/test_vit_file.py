@@ -43,6 +43,7 @@ def hf(kind, **options):
         "registers": transformers.Dinov2WithRegistersConfig,
         "vit": transformers.ViTConfig,
         "vit classifier": transformers.ViTConfig,
+        "deit": transformers.DeiTConfig,
     }[kind](
         **{
             **SIZES,
@@ -56,6 +57,7 @@ def hf(kind, **options):
         "registers": transformers.Dinov2WithRegistersModel,
         "vit": transformers.ViTModel,
         "vit classifier": transformers.ViTForImageClassification,
+        "deit": transformers.DeiTModel,
     }  # fmt: skip
     if kind == "siglip model":
         text = dict(
@@ -75,6 +77,7 @@ PREFIX = {
     "registers": 5,
     "vit": 1,
     "vit classifier": 1,
+    "deit": 2,
 }
 IMAGENETS = ("dinov2", "registers")
 
@@ -192,6 +195,7 @@ TIMM = {
         dict(img_size=48, class_token=False, global_pool="avg", fc_norm=False),
     ),
     "registers": ("vit_small_patch14_reg4_dinov2", dict(img_size=56)),
+    "distilled": ("deit_tiny_distilled_patch16_224", dict(img_size=48)),
     "patch 32, layer scale": ("vit_tiny_patch16_224", dict(img_size=96, patch_size=32, init_values=0.1)),
 }  # fmt: skip
 

@@ -38,7 +38,11 @@ _QKV = tuple(_LAYER + f"attention.attention.{part}." for part in ("query", "key"
 
 VIT = Naming(
     "hf",
-    probes=("embeddings.cls_token", _LAYER.format(n=0) + "attention.attention.query.bias"),
+    probes=(
+        "embeddings.cls_token",
+        "embeddings.position_embeddings",  # BEiT's names are these, without this and keys' biases
+        *(name.format(n=0) + "bias" for name in _QKV),
+    ),
     rules=(
         Rule("cls_token", "embeddings.cls_token"),
         Rule("pos_embed", "embeddings.position_embeddings"),

@@ -26,7 +26,12 @@ _HEADS = (Rule((), "head.{rest}"), Rule((), "fc_norm.{p}"), Rule((), "attn_pool.
 TIMM = Naming(
     "timm",
     probes=("blocks.0.attn.qkv.bias", "pos_embed", "patch_embed.proj.weight", "norm.weight"),
-    rules=(*same(*_STEM, "reg_token", "blocks.{n}.attn.qkv.{p}", *_BLOCK, *_SCALES), *_HEADS),
+    rules=(
+        *same(*_STEM, "reg_token", "blocks.{n}.attn.qkv.{p}", *_BLOCK, *_SCALES),
+        Rule("reg_token", "dist_token"),  # DeiT's
+        Rule((), "head_dist.{p}"),
+        *_HEADS,
+    ),
 )
 """timm's `VisionTransformer` where the last norm is of all tokens."""
 
@@ -101,6 +106,7 @@ HF_VIT = Naming(
     probes=hf.VIT.probes,
     rules=(
         *_HF_STEM,
+        Rule("reg_token", "embeddings.distillation_token"),  # DeiT's
         *_hugging_face(
             "encoder.layer.{n}.",
             _VIT_ATTENTION,
