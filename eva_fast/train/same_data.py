@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from eva_fast.data.sources.base import Source
 from eva_fast.data.sources.fingerprint import same_contents
+from eva_fast.data.sources.mixed import MixedSource
 from eva_fast.data.sources.restored import RestoredSource, restored
 from eva_fast.errors import UsageError
 from eva_fast.train import checkpoint
@@ -24,8 +25,7 @@ def as_before(source: Source, config: "Config", out: Path, found: Path) -> Sourc
     names = loader["feed"].get("names")
     if names is not None:
         source = restored(source, names, out / "bad_images.jsonl")
-    if isinstance(source, RestoredSource):
-        log.info("%d images are gone, all of them recorded as bad: it goes on", len(source.gone))
+        _check_count(loader["feed"].get("images"), source, out)
     other = config.changed(saved["options"]).get("data")
     if other is None or config.data.data_moved:
         return source
@@ -38,6 +38,27 @@ def as_before(source: Source, config: "Config", out: Path, found: Path) -> Sourc
         f"{out} was started with other options (data: {then!r} -> {now!r}), and {reason}. Give the same "
         "data to go on with it, data_moved=True (--data-moved) if it is the same in another place, or "
         "another out="
+    )
+
+
+def _check_count(then: int | None, source: Source, out: Path) -> None:
+    """UsageError where images have come, or are gone that were not on record as bad."""
+    parts = source.sources if isinstance(source, MixedSource) else [source]
+    gone = sum(len(part.gone) for part in parts if isinstance(part, RestoredSource))
+    if gone:
+        log.info("%d images are gone, all of them recorded as bad: it goes on without them", gone)
+    if then is None or then == len(source):
+        return
+    if then < len(source):
+        remedy = "put the new ones elsewhere"
+    else:
+        remedy = (
+            "those that bad_images.jsonl names may be gone, the others have to be put back (an empty "
+            "file under the old name is enough)"
+        )
+    raise UsageError(
+        f"{out} was started with {then:,} images, and the data holds {len(source):,} now: {remedy}, or "
+        "begin another run with another out="
     )
 
 

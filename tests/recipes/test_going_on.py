@@ -118,7 +118,8 @@ def test_bad_files_are_deleted_between(tmp_path, kind):
         os.unlink(name)
     _go_on(data(), tmp_path / "tidied", **options)
     assert _weights(tmp_path / "tidied") == _weights(tmp_path / "left")
-    _go_on(data(), tmp_path / "tidied", steps=5, **options)  # and once more
+    if kind == "folder":  # and once more
+        _go_on(data(), tmp_path / "tidied", steps=5, **options)
 
 
 def test_other_files_deleted_are_noticed(tmp_path):
@@ -127,8 +128,29 @@ def test_other_files_deleted_are_noticed(tmp_path):
     _train(str(folder), tmp_path / "r", max_bad_share=0.9, batch_size=12)
     for name in ("p00.png", "p07.png"):  # one bad, one good
         (folder / name).unlink()
-    with pytest.raises(ValueError, match="images 12, this run has 10"):
-        _go_on(str(folder), tmp_path / "r", max_bad_share=0.9, batch_size=12)
+    options = dict(max_bad_share=0.9, batch_size=12)
+    with pytest.raises(ValueError, match="started with 12 images, and the data holds 10 now"):
+        _go_on(str(folder), tmp_path / "r", **options)
+    (folder / "p07.png").touch()
+    _go_on(str(folder), tmp_path / "r", **options)
+
+
+@pytest.mark.parametrize("how", ["emptied", "mended"])
+def test_bad_files_that_stay_under_their_names(tmp_path, how):
+    folder = _pictures(tmp_path / "data")
+    whole = (folder / "p05.png").read_bytes()
+    _damage(folder)
+    _train(str(folder), tmp_path / "r", max_bad_share=0.9, batch_size=12)
+    (folder / "p05.png").write_bytes(b"" if how == "emptied" else whole)
+    _go_on(str(folder), tmp_path / "r", max_bad_share=0.9, batch_size=12)
+
+
+def test_new_files_are_noticed(tmp_path):
+    folder = _pictures(tmp_path / "data")
+    _train(str(folder), tmp_path / "r")
+    shutil.copy(folder / "p00.png", folder / "new.png")
+    with pytest.raises(ValueError, match="13 now: put the new ones elsewhere"):
+        _go_on(str(folder), tmp_path / "r")
 
 
 # ---- the same data by another name ----
@@ -164,6 +186,10 @@ def test_data_that_moved(tmp_path, caplog, kind):
     assert "the same names, the same bytes" in caplog.text
 
 
+MOVED = r"data: .*old.*new.*--data-moved"
+MORE = "12 images, and the data holds 13 now"
+
+
 @pytest.mark.parametrize("how", ["other bytes", "other names", "more", "names forgotten"])
 def test_other_data_is_refused_unless_told_that_it_moved(tmp_path, how):
     _train(str(_pictures(tmp_path / "old")), tmp_path / "r")
@@ -174,10 +200,10 @@ def test_other_data_is_refused_unless_told_that_it_moved(tmp_path, how):
         _edit_state(
             tmp_path / "r", lambda loader: (loader.pop("contents"), loader["feed"].pop("names"))
         )
-    with pytest.raises(ValueError, match=r"data: .*old.*new.*--data-moved"):
+    with pytest.raises(ValueError, match=MORE if how == "more" else MOVED):
         _go_on(str(new), tmp_path / "r")
     if how == "more":
-        with pytest.raises(ValueError, match="images 12, this run has 13"):
+        with pytest.raises(ValueError, match=MORE):
             _go_on(str(new), tmp_path / "r", data_moved=True)
         return
     _go_on(str(new), tmp_path / "r", data_moved=True)

@@ -3,6 +3,8 @@
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -233,6 +235,25 @@ def test_a_folder_of_the_same_mtime_whose_content_changed(tmp_path, how):
         (tmp_path / "mounted").rename(tmp_path / "data/a")
     _settle(tmp_path / "data/a", tmp_path / "data")
     assert len(open_source(str(tmp_path / "data"))) == 3
+
+
+def test_a_mount_that_comes_and_goes(tmp_path):
+    """Mount point and mounted folder have the same mtime."""
+    _files(tmp_path / "data/a", 1)
+    _files(tmp_path / "mounted", 3)
+    folders = [tmp_path / "mounted", tmp_path / "data/a", tmp_path / "data"]
+    _settle(*folders)
+    assert len(open_source(str(tmp_path / "data"))) == 1
+    # a name space of its own, in which whoever runs the tests may mount
+    mount = f"mount --bind {tmp_path}/mounted {tmp_path}/data/a"
+    inside = ["unshare", "-rm", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*inside, mount]).returncode:
+        pytest.skip("needs user name spaces that may mount")
+    code = "import sys, eva_fast.data; print(len(eva_fast.data.open_source(sys.argv[1])))"
+    python = f"{sys.executable} -c '{code}' {tmp_path}/data"
+    done = subprocess.run([*inside, f"{mount} && {python}"], capture_output=True, text=True)
+    assert done.stdout == "3\n", done.stderr
+    assert len(open_source(str(tmp_path / "data"))) == 1
 
 
 @pytest.mark.parametrize("kind", ["list", "shard"])
