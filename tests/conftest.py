@@ -11,6 +11,7 @@ the Triton half of one file alone:
 With `-m gpu` the same tests run on an NVIDIA GPU: Triton's kernels compiled, every tensor made there.
 """
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -21,16 +22,22 @@ from safetensors import safe_open
 from eva_fast import native
 from eva_fast.ops import choose, registry
 
+on_gpu = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+)
+"""Marks of a parameter that stands for a GPU."""
+DEVICES = [
+    pytest.param("cpu", id="CPU"),
+    pytest.param("cuda", id="GPU", marks=on_gpu),
+]
+
 if registry.interpreted():
     from tests.ops import interpreter_bf16
 
     interpreter_bf16.patch()
     KINDS = [pytest.param(("triton", "cpu"), id="triton", marks=pytest.mark.interpreted)]
 else:
-    on_gpu = (
-        pytest.mark.gpu,
-        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-    )
     KINDS = [
         *(
             pytest.param((kind, "cpu"), id=kind)
@@ -52,18 +59,33 @@ def pytest_configure(config):
     )
 
 
+@contextlib.contextmanager
+def on_device(device):
+    """Tensors are made there meanwhile."""
+    if device != "cpu":
+        torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        if device != "cpu":
+            torch.set_default_device(None)
+
+
 @pytest.fixture(params=KINDS)
 def kernels(request):
     """Forces one implementation for the test, "torch", "native" or "triton", on the device where
     tensors are made meanwhile."""
     kind, device = request.param
     choose.set_kernels(kind)
-    if device != "cpu":
-        torch.set_default_device(device)
-    yield kind
-    if device != "cpu":
-        torch.set_default_device(None)
+    with on_device(device):
+        yield kind
     choose.set_kernels("auto")
+
+
+@pytest.fixture(params=[] if registry.interpreted() else DEVICES)
+def device(request):
+    """The CPU, and a GPU under `-m gpu`: for tests that name the device themselves."""
+    return request.param
 
 
 def _read(name):
