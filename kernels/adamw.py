@@ -174,12 +174,12 @@ def _step(
 
 def aot_cases(shape: AotShape) -> list[AotCase]:
     """The launch that covers a whole model: 16-bit gradients and copies, and all fp32."""
-    element = {"bf16": tl.bfloat16, "fp16": tl.float16}[shape.dtype]
+    element = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": None}[shape.dtype]
     pointers = {"p_table": "*i32", "p_chunks": "*i32"}
     pointers |= {f"p_{name}": "*fp32" for name in ("decays", "lr", "grad_scale")}
     constants = {"BETA1": 0.9, "BETA2": 0.98, "LOG_BETA1": _log(0.9), "LOG_BETA2": _log(0.98)}
     constants |= {"EPS": 1e-6, "ALIGNED": True, "CHUNK": CHUNK, "BLOCK": BLOCK}
-    types = ((element, element, "16 bit"), (tl.float32, None, "fp32"))
+    types = ((element, element, "16 bit"), (tl.float32, None, "fp32"))[element is None :]
     return [
         AotCase(
             adamw_kernel, pointers, {**constants, "GRAD_TYPE": grad, "COPY_TYPE": copy}, label=label

@@ -5,8 +5,10 @@ with the arguments, constants and launch options which its launcher would use at
 what is inspected is what runs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class AotShape:
     """Sizes of one student's training step, and the target it is compiled for.
 
     `capability` is the compute capability times ten (80, 90, 100); `dtype` is Triton's name of the
-    compute dtype ("bf16", "fp16").
+    compute dtype ("bf16", "fp16", "fp32").
     """
 
     name: str
@@ -33,6 +35,11 @@ class AotShape:
     def tokens(self) -> int:
         """Sequence length: the patches and CLS."""
         return self.grid * self.grid + 1
+
+    @property
+    def tensor_cores(self) -> bool:
+        """Whether products are the tensor cores' work: those of fp32 inputs are full fp32 products."""
+        return self.dtype != "fp32"
 
     @property
     def head_dim(self) -> int:
@@ -63,3 +70,4 @@ class AotCase:
 
 VIT_B = AotShape("vit_b", 32, 14, 16, 768, 12, 3072, 78, 768)
 VIT_G = AotShape("vit_g", 32, 16, 14, 1408, 16, 6144, 105, 768)
+VIT_G_FP32 = replace(VIT_G, name="vit_g fp32", dtype="fp32")

@@ -7,8 +7,10 @@ running maximum and sum, so the scores never reach memory.
 
 A ViT's sequence is CLS and n patches, n often a multiple of 64 (257 = 1 + 256). Usual kernels pad it
 to the next tile (384 = 3 x 128) and a head of 88 to 128 columns: 2.2 times the work. Here
-- row 0 of queries and of keys is a tile of its own, of the smallest size that the tensor cores take
-  (16 rows, 1 used), and the n patches are exact tiles; any n is right, with a masked last tile,
+- the n patches are exact tiles; row 0 and up to 15 patches that are left over share a tile of the
+  smallest size that the tensor cores take (16 rows). Of queries that tile is a program of its own,
+  or program 0 takes it beside its exact one: one walk over the keys less, but more registers;
+  measured. Where more than 15 are left over the last tile is masked,
 - a head of d columns is a power of two and a rest (88 = 64 + 24, the rest in a tile of 32).
 
 Tensors are [B, T, H, d] with any strides but the last, out too; lse is fp32 [B, H, T]. Products take
@@ -17,76 +19,44 @@ of tokens and heads are constants: a head stride of 88 elements is no multiple o
 values they would cost every 128-bit access.
 """
 
-from typing import Any
+import functools
 
 import torch
 import triton
 import triton.language as tl
 
-from eva_fast.kernels.aot_case import AotCase, AotShape
-from eva_fast.kernels.launch import cdiv, kernel, next_power_of_2, triton_op
-from eva_fast.ops.registry import Case
+from eva_fast.kernels.aot_case import DTYPE_BYTES, AotCase, AotShape
+from eva_fast.kernels.attention_tiles import (
+    LOG2E,
+    REST_ROWS,
+    aot_strides,
+    dot_heads,
+    limits,
+    load_tile,
+    query_programs,
+    rest_rows,
+    same_strides,
+    sizes_of,
+    store_tile,
+    tile_constants,
+)
+from eva_fast.kernels.launch import kernel, triton_op
+from eva_fast.kernels.tiles import Tiles, fastest
 
-FIRST = tl.constexpr(16)  # rows of the tile that holds row 0 alone
-LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
 # fmt: off
 @triton.jit
-def load_tile(p_x, o_t, limit, S_T: tl.constexpr, D: tl.constexpr, D0: tl.constexpr,
-              D1: tl.constexpr, EVEN: tl.constexpr):
-    """Rows o_t of one head as two tiles [rows, D0] and [rows, D1]; zero past `limit` and past D."""
-    o_0 = tl.arange(0, D0)
-    o_1 = D0 + tl.arange(0, D1)
-    p_rows = p_x + o_t[:, None] * S_T
-    if EVEN:
-        x_0 = tl.load(p_rows + o_0[None, :])
-        x_1 = tl.load(p_rows + o_1[None, :], mask=o_1[None, :] < D, other=0.0)
-    else:
-        m_t = o_t[:, None] < limit
-        x_0 = tl.load(p_rows + o_0[None, :], mask=m_t, other=0.0)
-        x_1 = tl.load(p_rows + o_1[None, :], mask=m_t & (o_1[None, :] < D), other=0.0)
-    return x_0, x_1
-
-
-@triton.jit
-def store_tile(p_x, x_0, x_1, o_t, limit, S_T: tl.constexpr, D: tl.constexpr, D0: tl.constexpr,
-               D1: tl.constexpr, EVEN: tl.constexpr):
-    """Writes two tiles as `load_tile` reads them, in the pointer's element type."""
-    o_0 = tl.arange(0, D0)
-    o_1 = D0 + tl.arange(0, D1)
-    p_rows = p_x + o_t[:, None] * S_T
-    element = p_x.dtype.element_ty
-    if EVEN:
-        tl.store(p_rows + o_0[None, :], x_0.to(element))
-        tl.store(p_rows + o_1[None, :], x_1.to(element), mask=o_1[None, :] < D)
-    else:
-        m_t = o_t[:, None] < limit
-        tl.store(p_rows + o_0[None, :], x_0.to(element), mask=m_t)
-        tl.store(p_rows + o_1[None, :], x_1.to(element), mask=m_t & (o_1[None, :] < D))
-
-
-@triton.jit
-def dot_heads(a_0, a_1, b_0, b_1):
-    """a b^T over a head in two parts, fp32: [rows of a, rows of b]."""
-    product = tl.dot(a_0, tl.trans(b_0), input_precision="ieee")
-    return tl.dot(a_1, tl.trans(b_1), product, input_precision="ieee")
-
-
-@triton.jit
-def _forward_step(q_0, q_1, acc_0, acc_1, b_max, b_sum, p_k, p_v, o_n, limit, scale_log2,
-                  S_KT: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+def _forward_step(q_0, q_1, acc_0, acc_1, b_max, b_sum, k_0, k_1, v_0, v_1, o_n, NK, scale_log2,
                   EVEN: tl.constexpr):
     """Adds one tile of keys to the running softmax of a tile of queries."""
-    k_0, k_1 = load_tile(p_k, o_n, limit, S_KT, D, D0, D1, EVEN)
-    b_s = dot_heads(q_0, q_1, k_0, k_1) * scale_log2  # [BM, BN], in units of log2
+    b_s = dot_heads(q_0, q_1, k_0, k_1) * scale_log2  # [queries, keys], in units of log2
     if not EVEN:
-        b_s = tl.where(o_n[None, :] < limit, b_s, float("-inf"))
+        b_s = tl.where(o_n[None, :] < NK, b_s, float("-inf"))
     new_max = tl.maximum(b_max, tl.max(b_s, 1))
     b_p = tl.exp2(b_s - new_max[:, None])
     b_shrink = tl.exp2(b_max - new_max)
-    v_0, v_1 = load_tile(p_v, o_n, limit, S_KT, D, D0, D1, EVEN)
     b_p16 = b_p.to(v_0.dtype)
     acc_0 = tl.dot(b_p16, v_0, acc_0 * b_shrink[:, None], input_precision="ieee")
     acc_1 = tl.dot(b_p16, v_1, acc_1 * b_shrink[:, None], input_precision="ieee")
@@ -94,27 +64,53 @@ def _forward_step(q_0, q_1, acc_0, acc_1, b_max, b_sum, p_k, p_v, o_n, limit, sc
 
 
 @triton.jit
-def _forward_tile(p_q, p_k, p_v, p_out, p_lse, start, limit, NK, scale_log2,
+def _forward_start(ROWS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr):
+    """The sums and the softmax of a tile of queries before any key."""
+    return (tl.zeros([ROWS, D0], tl.float32), tl.zeros([ROWS, D1], tl.float32),
+            tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32))
+
+
+@triton.jit
+def _forward_end(p_out, p_lse, acc_0, acc_1, b_max, b_sum, o_m, NQ, S_OT: tl.constexpr,
+                 D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, EVEN: tl.constexpr):
+    """Writes what a tile of queries got."""
+    store_tile(p_out, acc_0 / b_sum[:, None], acc_1 / b_sum[:, None], o_m, NQ, S_OT, D, D0, D1, EVEN)
+    tl.store(p_lse + o_m, (b_max + tl.log2(b_sum)) * LN2, mask=o_m < NQ)
+
+
+@triton.jit
+def _forward_tile(p_q, p_k, p_v, p_out, p_lse, o_m, NQ, NK, scale_log2,
                   S_QT: tl.constexpr, S_KT: tl.constexpr, S_OT: tl.constexpr, D: tl.constexpr,
                   D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+                  FIRST_QUERY: tl.constexpr, REST_Q: tl.constexpr, REST_K: tl.constexpr,
                   EVEN_Q: tl.constexpr, EVEN_K: tl.constexpr):
-    """Queries start .. start + BM of one head against all keys."""
-    o_m = start + tl.arange(0, BM)
-    q_0, q_1 = load_tile(p_q, o_m, limit, S_QT, D, D0, D1, EVEN_Q)
-    b_max = tl.full([BM], float("-inf"), tl.float32)
-    b_sum = tl.zeros([BM], tl.float32)
-    acc_0 = tl.zeros([BM, D0], tl.float32)
-    acc_1 = tl.zeros([BM, D1], tl.float32)
+    """Queries o_m [BM] of one head, and the rest if REST_Q, against all keys."""
+    q_0, q_1 = load_tile(p_q, o_m, NQ, S_QT, D, D0, D1, EVEN_Q)
+    acc_0, acc_1, b_max, b_sum = _forward_start(BM, D0, D1)
+    o_x = rest_rows(NK, 1, REST_K)
+    k_x0, k_x1 = load_tile(p_k, o_x, NK, S_KT, D, D0, D1, False)
+    v_x0, v_x1 = load_tile(p_v, o_x, NK, S_KT, D, D0, D1, False)
     acc_0, acc_1, b_max, b_sum = _forward_step(
-        q_0, q_1, acc_0, acc_1, b_max, b_sum, p_k, p_v, tl.arange(0, FIRST), 1, scale_log2,
-        S_KT, D, D0, D1, False)
-    for start_n in range(1, NK, BN):
+        q_0, q_1, acc_0, acc_1, b_max, b_sum, k_x0, k_x1, v_x0, v_x1, o_x, NK, scale_log2, False)
+    if REST_Q:
+        o_r = rest_rows(NQ, FIRST_QUERY, REST_Q)
+        q_r0, q_r1 = load_tile(p_q, o_r, NQ, S_QT, D, D0, D1, False)
+        acc_r0, acc_r1, r_max, r_sum = _forward_start(REST_ROWS, D0, D1)
+        acc_r0, acc_r1, r_max, r_sum = _forward_step(
+            q_r0, q_r1, acc_r0, acc_r1, r_max, r_sum, k_x0, k_x1, v_x0, v_x1, o_x, NK, scale_log2, False)
+    for start_n in range(1, NK - REST_K + 1, BN):
+        o_n = start_n + tl.arange(0, BN)
+        k_0, k_1 = load_tile(p_k, o_n, NK, S_KT, D, D0, D1, EVEN_K)
+        v_0, v_1 = load_tile(p_v, o_n, NK, S_KT, D, D0, D1, EVEN_K)
         acc_0, acc_1, b_max, b_sum = _forward_step(
-            q_0, q_1, acc_0, acc_1, b_max, b_sum, p_k, p_v, start_n + tl.arange(0, BN), NK,
-            scale_log2, S_KT, D, D0, D1, EVEN_K)
-    store_tile(p_out, acc_0 / b_sum[:, None], acc_1 / b_sum[:, None], o_m, limit, S_OT, D, D0, D1,
-               EVEN_Q)
-    tl.store(p_lse + o_m, (b_max + tl.log2(b_sum)) * LN2, mask=o_m < limit)
+            q_0, q_1, acc_0, acc_1, b_max, b_sum, k_0, k_1, v_0, v_1, o_n, NK, scale_log2, EVEN_K)
+        if REST_Q:
+            acc_r0, acc_r1, r_max, r_sum = _forward_step(
+                q_r0, q_r1, acc_r0, acc_r1, r_max, r_sum, k_0, k_1, v_0, v_1, o_n, NK, scale_log2,
+                EVEN_K)
+    _forward_end(p_out, p_lse, acc_0, acc_1, b_max, b_sum, o_m, NQ, S_OT, D, D0, D1, EVEN_Q)
+    if REST_Q:
+        _forward_end(p_out, p_lse, acc_r0, acc_r1, r_max, r_sum, o_r, NQ, S_OT, D, D0, D1, False)
 
 
 @kernel
@@ -124,9 +120,11 @@ def attention_forward_kernel(
     H: tl.constexpr, S_QT: tl.constexpr, S_QH: tl.constexpr, S_KT: tl.constexpr,
     S_KH: tl.constexpr, S_OT: tl.constexpr, S_OH: tl.constexpr, D: tl.constexpr, D0: tl.constexpr,
     D1: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, FIRST_QUERY: tl.constexpr,
-    EVEN_Q: tl.constexpr, EVEN_K: tl.constexpr,
+    REST_Q: tl.constexpr, REST_K: tl.constexpr, BESIDE: tl.constexpr, EVEN_Q: tl.constexpr,
+    EVEN_K: tl.constexpr,
 ):
-    """One program: a tile of queries of one head; with FIRST_QUERY, program 0 of a head has row 0."""
+    """One program: a tile of queries of one head; program 0 of a head has the rest, BESIDE its tile
+    or alone."""
     pid = tl.program_id(0)
     head = (pid // tiles).to(tl.int64)
     tile = pid % tiles
@@ -137,82 +135,60 @@ def attention_forward_kernel(
     p_out += batch * s_ob + head % H * S_OH
     p_lse += head * NQ
     scale_log2 = scale * LOG2E
-    if FIRST_QUERY:
-        if tile == 0:
-            _forward_tile(p_q, p_k, p_v, p_out, p_lse, 0, 1, NK, scale_log2, S_QT, S_KT, S_OT, D, D0,
-                          D1, FIRST, BN, False, EVEN_K)
+    APART: tl.constexpr = REST_Q > 0 and not BESIDE
+    o_m = FIRST_QUERY + (tile - APART) * BM + tl.arange(0, BM)
+    if REST_Q > 0 and tile == 0:
+        if BESIDE:
+            _forward_tile(p_q, p_k, p_v, p_out, p_lse, o_m, NQ, NK, scale_log2, S_QT, S_KT, S_OT, D,
+                          D0, D1, BM, BN, FIRST_QUERY, REST_Q, REST_K, EVEN_Q, EVEN_K)
         else:
-            _forward_tile(p_q, p_k, p_v, p_out, p_lse, 1 + (tile - 1) * BM, NQ, NK, scale_log2, S_QT,
-                          S_KT, S_OT, D, D0, D1, BM, BN, EVEN_Q, EVEN_K)
+            _forward_tile(p_q, p_k, p_v, p_out, p_lse, rest_rows(NQ, FIRST_QUERY, REST_Q), NQ, NK,
+                          scale_log2, S_QT, S_KT, S_OT, D, D0, D1, REST_ROWS, BN, FIRST_QUERY, 0,
+                          REST_K, False, EVEN_K)
     else:
-        _forward_tile(p_q, p_k, p_v, p_out, p_lse, tile * BM, NQ, NK, scale_log2, S_QT, S_KT, S_OT,
-                      D, D0, D1, BM, BN, EVEN_Q, EVEN_K)
+        _forward_tile(p_q, p_k, p_v, p_out, p_lse, o_m, NQ, NK, scale_log2, S_QT, S_KT, S_OT, D,
+                      D0, D1, BM, BN, FIRST_QUERY, 0, REST_K, EVEN_Q, EVEN_K)
 # fmt: on
 
 
-def split_head(head_dim: int) -> tuple[int, int]:
-    """Widths of the two tiles of a head: a power of two below head_dim, and the rest rounded up."""
-    first = max(16, next_power_of_2(head_dim) // 2)
-    return first, max(16, next_power_of_2(max(head_dim - first, 1)))
-
-
-def forward_config(queries: int, keys: int, head_dim: int, first_query: bool) -> dict[str, Any]:
-    """Tile sizes and launch options of the forward kernel: constants, num_warps, num_stages."""
-    block_m = 64 if queries - first_query > 32 else 32
+def forward_options(queries: int, keys: int, head_dim: int, dtype_bytes: int) -> list[Tiles]:
+    """Tiles of the forward kernel, the usual ones first."""
+    if dtype_bytes == 4:  # full fp32 products, not by tensor cores: larger tiles spill
+        return [Tiles(32, 32, 8, 2)]
+    block_m = 64 if queries > 33 else 32
     block_n = 64 if keys > 33 and head_dim <= 128 else 32
-    first, rest = split_head(head_dim)
-    return {
-        "D": head_dim, "D0": first, "D1": rest, "BM": block_m, "BN": block_n,
-        "FIRST_QUERY": first_query,
-        "EVEN_Q": (queries - first_query) % block_m == 0,
-        "EVEN_K": (keys - 1) % block_n == 0,
-        "num_warps": 4,
-        "num_stages": 2,
-    }  # fmt: skip
-
-
-def tiles_a_head(rows: int, block: int, first: bool) -> int:
-    """Programs that cover the rows of one head."""
-    return first + cdiv(rows - first, block)
-
-
-def same_strides(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """k and v as the kernels take them: equal strides, the last one 1; copied where they are not."""
-    if k.stride() != v.stride() or k.stride(-1) != 1:
-        return k.contiguous(), v.contiguous()
-    return k, v
-
-
-def limits(case: Case) -> str | None:
-    """What the kernels do not take, see `eva_fast.ops.registry.Implementation`."""
-    return None if case.sizes[-1:] <= (256,) else "takes heads of up to 256 values"
+    usual = Tiles(block_m, block_n, 4, 2)
+    if block_m == 32:
+        return [usual]
+    larger = [Tiles(128, block_n, 8, 2)] if queries > 64 else []
+    return [usual, usual._replace(stages=3), Tiles(block_m, 32, 4, 2, beside=True), *larger]
 
 
 @triton_op("packed_attention", limits=limits)
 def forward(q, k, v, scale):
-    """Row 0 of the queries gets a tile of its own where there are as many queries as keys."""
+    """Row 0 of the queries is apart where there are as many queries as keys."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     batch, queries, heads, head_dim = q.shape
     lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
     k, v = same_strides(k, v)
-    keys = k.shape[1]
-    config = forward_config(queries, keys, head_dim, queries == keys)
-    tiles = tiles_a_head(queries, config["BM"], config["FIRST_QUERY"])
-    attention_forward_kernel[(batch * heads * tiles,)](
-        q, k, v, out, lse, scale, queries, keys, tiles, q.stride(0), k.stride(0), out.stride(0),
-        H=heads, S_QT=q.stride(1), S_QH=q.stride(2), S_KT=k.stride(1), S_KH=k.stride(2),
-        S_OT=out.stride(1), S_OH=out.stride(2), **config,
-    )  # fmt: skip
+    options = functools.partial(forward_options, queries, k.shape[1], head_dim, q.element_size())
+    run = functools.partial(launch_forward, q, k, v, out, lse, scale)
+    run(fastest("attention_forward", sizes_of(q, k), q.device, options, run))
     return out, lse
 
 
-def aot_strides(shape: AotShape, masked: bool) -> dict[str, int]:
-    """Strides of the student's attention: packed qkv, or masked queries beside packed kv."""
-    width, head_dim = shape.width, shape.head_dim
-    packed = (2 if masked else 3) * width
-    queries = width if masked else packed
-    return {"S_QT": queries, "S_QH": head_dim, "S_KT": packed, "S_KH": head_dim, "S_OT": width,
-            "S_OH": head_dim}  # fmt: skip
+def launch_forward(q, k, v, out, lse, scale, tiles: Tiles) -> None:
+    """Fills out and lse; k and v have equal strides."""
+    batch, queries, heads, head_dim = q.shape
+    keys = k.shape[1]
+    first_query = queries == keys
+    programs = query_programs(queries, first_query, tiles)
+    attention_forward_kernel[(batch * heads * programs,)](
+        q, k, v, out, lse, scale, queries, keys, programs, q.stride(0), k.stride(0), out.stride(0),
+        H=heads, S_QT=q.stride(1), S_QH=q.stride(2), S_KT=k.stride(1), S_KH=k.stride(2),
+        S_OT=out.stride(1), S_OH=out.stride(2), BESIDE=tiles.beside,
+        **tile_constants(queries, keys, head_dim, first_query, tiles),
+    )  # fmt: skip
 
 
 def aot_cases(shape: AotShape) -> list[AotCase]:
@@ -220,20 +196,30 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
     found = []
     for masked in (False, True):
         queries = shape.masked if masked else shape.tokens
-        config = forward_config(queries, shape.tokens, shape.head_dim, not masked)
-        warps, stages = config.pop("num_warps"), config.pop("num_stages")
+        tiles = forward_options(queries, shape.tokens, shape.head_dim, DTYPE_BYTES[shape.dtype])[0]
         strides = aot_strides(shape, masked)
+        constants = dict(tile_constants(queries, shape.tokens, shape.head_dim, not masked, tiles))
+        warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
         pointer = f"*{shape.dtype}"
         args = {
             "p_q": pointer, "p_k": pointer, "p_v": pointer, "p_out": pointer, "p_lse": "*fp32",
             "scale": shape.head_dim**-0.5, "NQ": queries, "NK": shape.tokens,
-            "tiles": tiles_a_head(queries, config["BM"], not masked),
+            "tiles": query_programs(queries, not masked, tiles),
             "s_qb": queries * strides["S_QT"], "s_kb": shape.tokens * strides["S_KT"],
             "s_ob": queries * strides["S_OT"],
         }  # fmt: skip
-        constants = {"H": shape.heads, **strides, **config}
+        constants |= {"H": shape.heads, "BESIDE": tiles.beside, **strides}
         label = "masked queries" if masked else ""
         found.append(
-            AotCase(attention_forward_kernel, args, constants, warps, stages, True, label, True)
+            AotCase(
+                attention_forward_kernel,
+                args,
+                constants,
+                warps,
+                stages,
+                shape.tensor_cores,
+                label,
+                True,
+            )
         )
     return found

@@ -23,10 +23,10 @@ from typing import Any
 
 import eva_fast.kernels
 from eva_fast.files import cpu_count
-from eva_fast.kernels.aot_case import VIT_B, VIT_G, AotCase, AotShape
+from eva_fast.kernels.aot_case import VIT_B, VIT_G, VIT_G_FP32, AotCase, AotShape
 
 TARGETS = (80, 90, 100)
-SHAPES = (VIT_B, VIT_G)
+SHAPES = (VIT_B, VIT_G, VIT_G_FP32)
 # Shared memory a thread block can use (CUDA C Programming Guide, "Technical Specifications per
 # Compute Capability").
 SHARED_LIMIT_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}

@@ -13,7 +13,7 @@ family runs on PyTorch, and so does float64.
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from eva_fast.ops import kept, registry
 from eva_fast.ops.kept import Choice
 from eva_fast.ops.race import Calls, race
-from eva_fast.ops.registry import FAMILIES, Case, Implementation, Obstacle, Op
+from eva_fast.ops.registry import FAMILIES, Case, Implementation, Obstacle, Op, Runs
 
 log = logging.getLogger(__name__)
 
@@ -195,15 +195,31 @@ def _capturing(case: Case) -> bool:
 
 
 def _trial(op: Op, case: Case, names: list[str]) -> Choice:
-    """The fastest candidate, measured at the first call on this machine, then read from disk."""
-    assert op.trial is not None
-    label, device = op.trial.label(case), case.device
-    path = kept.file(device, {"op": op.name, "among": names})
+    """The fastest candidate for a case."""
+    trial = op.trial
+    assert trial is not None
+    subject = {"op": op.name, "among": names}
+    return measured(case.device, subject, trial.label(case), names, lambda: trial.runs(case, names))
+
+
+def measured(
+    device: torch.device,
+    subject: dict[str, Any],
+    label: str,
+    names: Sequence[str],
+    runs: Callable[[], Runs],
+) -> Choice:
+    """The fastest of `names`, measured at the first call on this machine, then read from disk.
+
+    subject names the file, label the entry in it. runs: gives what is timed, {name: call}. The first
+    name where all fail.
+    """
+    path = kept.file(device, subject)
     choice = _measured.get((path, label)) or (kept.read(path) or {}).get(label)
     if choice is None or choice.implementation not in names:
         with random_state_kept(device):
-            runs = op.trial.runs(case, names)
-            seconds = race(label, {name: once(run) for name, run in runs.items()}, device)
+            timed = {name: once(run) for name, run in runs().items()}
+            seconds = race(label, timed, device)
         choice = Choice(names[0])
         if seconds:
             choice = Choice.fastest(seconds)

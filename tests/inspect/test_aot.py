@@ -14,10 +14,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 from eva_fast.inspect import aot  # noqa: E402
-from eva_fast.kernels.aot_case import VIT_B, VIT_G, AotCase  # noqa: E402
+from eva_fast.kernels.aot_case import VIT_B, VIT_G, VIT_G_FP32, AotCase  # noqa: E402
 
 DOTS = [
-    "layer_norm_project", "masked_cosine_head", "packed_attention", "packed_attention_backward"
+    "layer_norm_project", "masked_cosine_head", "packed_attention", "packed_attention_dkv",
+    "packed_attention_dq",
 ]  # fmt: skip
 
 
@@ -55,6 +56,13 @@ def test_a_sequence_with_a_partial_tile():
     """ViT-B at patch 16 has 1 + 196 tokens: the last tile is masked, and still loads 128 bits."""
     rows = aot.aot_report(targets=[80], shapes=[VIT_B], kernels=["packed_attention"])
     assert aot.problems(rows) == []
+
+
+@pytest.mark.slow
+def test_attention_in_fp32():
+    """Full fp32 products keep all operands in registers: tiles as large as those of bf16 spill."""
+    kernels = [name for name in DOTS if "attention" in name]
+    assert aot.problems(aot.aot_report([80, 100], [VIT_G_FP32], kernels)) == []
 
 
 @pytest.mark.slow

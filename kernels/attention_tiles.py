@@ -1,0 +1,184 @@
+"""Tiles of attention: what the kernels of both directions share.
+
+A sequence is exact tiles and a rest: row 0 (CLS) and up to 15 rows that are left over share a tile of
+16 rows, the fewest that the tensor cores take. Where more are left over the last tile is masked. A
+head of d columns is two tiles side by side: a power of two, and the rest rounded up to one.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from eva_fast.kernels.aot_case import AotCase, AotShape
+from eva_fast.kernels.launch import next_power_of_2
+from eva_fast.kernels.tiles import Tiles
+from eva_fast.ops.registry import Case
+
+REST_ROWS = tl.constexpr(16)  # of the tile that holds what exact tiles leave over
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+# fmt: off
+@triton.jit
+def load_tile(p_x, o_t, limit, S_T: tl.constexpr, D: tl.constexpr, D0: tl.constexpr,
+              D1: tl.constexpr, EVEN: tl.constexpr):
+    """Rows o_t of one head as two tiles [rows, D0] and [rows, D1]; zero past `limit` and past D."""
+    o_0 = tl.arange(0, D0)
+    o_1 = D0 + tl.arange(0, D1)
+    p_rows = p_x + o_t[:, None] * S_T
+    if EVEN:
+        x_0 = tl.load(p_rows + o_0[None, :])
+        x_1 = tl.load(p_rows + o_1[None, :], mask=o_1[None, :] < D, other=0.0)
+    else:
+        m_t = o_t[:, None] < limit
+        x_0 = tl.load(p_rows + o_0[None, :], mask=m_t, other=0.0)
+        x_1 = tl.load(p_rows + o_1[None, :], mask=m_t & (o_1[None, :] < D), other=0.0)
+    return x_0, x_1
+
+
+@triton.jit
+def store_tile(p_x, x_0, x_1, o_t, limit, S_T: tl.constexpr, D: tl.constexpr, D0: tl.constexpr,
+               D1: tl.constexpr, EVEN: tl.constexpr):
+    """Writes two tiles as `load_tile` reads them, in the pointer's element type."""
+    o_0 = tl.arange(0, D0)
+    o_1 = D0 + tl.arange(0, D1)
+    p_rows = p_x + o_t[:, None] * S_T
+    element = p_x.dtype.element_ty
+    if EVEN:
+        tl.store(p_rows + o_0[None, :], x_0.to(element))
+        tl.store(p_rows + o_1[None, :], x_1.to(element), mask=o_1[None, :] < D)
+    else:
+        m_t = o_t[:, None] < limit
+        tl.store(p_rows + o_0[None, :], x_0.to(element), mask=m_t)
+        tl.store(p_rows + o_1[None, :], x_1.to(element), mask=m_t & (o_1[None, :] < D))
+
+
+@triton.jit
+def dot_heads(a_0, a_1, b_0, b_1):
+    """a b^T over a head in two parts, fp32: [rows of a, rows of b]."""
+    product = tl.dot(a_0, tl.trans(b_0), input_precision="ieee")
+    return tl.dot(a_1, tl.trans(b_1), product, input_precision="ieee")
+
+
+@triton.jit
+def rest_rows(T, FIRST: tl.constexpr, REST: tl.constexpr):
+    """The REST rows that are in no exact tile, in a tile of REST_ROWS: row 0 if FIRST, and the last
+    ones; the others lie past the end."""
+    o_r = tl.arange(0, REST_ROWS)
+    return tl.where(o_r < REST, tl.where(o_r < FIRST, 0, T - REST + o_r), T)
+# fmt: on
+
+
+def split_head(head_dim: int) -> tuple[int, int]:
+    """Widths of the two tiles of a head: a power of two below head_dim, and the rest rounded up."""
+    first = max(16, next_power_of_2(head_dim) // 2)
+    return first, max(16, next_power_of_2(max(head_dim - first, 1)))
+
+
+class Split(NamedTuple):
+    """The rows of one head as tiles."""
+
+    tiles: int
+    rest: int
+    """Rows in the tile beside that of program 0."""
+    even: bool
+    """Whether all tiles are full."""
+
+
+def split_rows(rows: int, block: int, first: bool) -> Split:
+    """first: row 0 is in no tile of `block` rows."""
+    full, left = divmod(rows - first, block)
+    if full and left + first < REST_ROWS.value:
+        return Split(full, left + first, True)
+    return Split(max(full + (left > 0), 1), int(first), left == 0 and full > 0)
+
+
+@functools.cache
+def tile_constants(
+    queries: int, keys: int, head_dim: int, first_query: bool, tiles: Tiles
+) -> dict[str, Any]:
+    """What all three kernels want to know of their tiles, and how they are launched; not to be
+    changed."""
+    first, rest = split_head(head_dim)
+    own = split_rows(queries, tiles.block_m, first_query)
+    other = split_rows(keys, tiles.block_n, True)
+    return {
+        "D": head_dim, "D0": first, "D1": rest, "BM": tiles.block_m, "BN": tiles.block_n,
+        "FIRST_QUERY": first_query, "REST_Q": own.rest, "REST_K": other.rest,
+        "EVEN_Q": own.even, "EVEN_K": other.even,
+        "num_warps": tiles.warps, "num_stages": tiles.stages,
+    }  # fmt: skip
+
+
+def query_programs(queries: int, first_query: bool, tiles: Tiles) -> int:
+    """Programs that share the queries of one head."""
+    split = split_rows(queries, tiles.block_m, first_query)
+    return split.tiles + (split.rest > 0 and not tiles.beside)
+
+
+def same_strides(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """k and v as the kernels take them: equal strides, the last one 1; copied where they are not."""
+    if k.stride() != v.stride() or k.stride(-1) != 1:
+        return k.contiguous(), v.contiguous()
+    return k, v
+
+
+def limits(case: Case) -> str | None:
+    """What the kernels do not take, see `eva_fast.ops.registry.Implementation`."""
+    return None if case.sizes[-1:] <= (256,) else "takes heads of up to 256 values"
+
+
+def sizes_of(q: torch.Tensor, k: torch.Tensor) -> tuple:
+    """What a choice of tiles depends on, (queries, keys, heads, head_dim, dtype); the batch only
+    repeats it."""
+    _, queries, heads, head_dim = q.shape
+    return queries, k.shape[1], heads, head_dim, q.dtype
+
+
+def aot_strides(shape: AotShape, masked: bool) -> dict[str, int]:
+    """Strides of the student's attention: packed qkv, or masked queries beside packed kv."""
+    width, head_dim = shape.width, shape.head_dim
+    packed = (2 if masked else 3) * width
+    queries = width if masked else packed
+    return {"S_QT": queries, "S_QH": head_dim, "S_KT": packed, "S_KH": head_dim, "S_OT": width,
+            "S_OH": head_dim}  # fmt: skip
+
+
+def backward_strides(dout, q, k) -> dict[str, int]:
+    """What both kernels of the backward know of strides."""
+    return {
+        "H": q.shape[2], "S_DT": dout.stride(1), "S_DH": dout.stride(2), "S_QT": q.stride(1),
+        "S_QH": q.stride(2), "S_KT": k.stride(1), "S_KH": k.stride(2),
+    }  # fmt: skip
+
+
+def backward_aot_case(
+    kernel: Any, shape: AotShape, masked: bool, tiles: Tiles, programs: int, own_keys: bool
+) -> AotCase:
+    """A case of either kernel of the backward: of the whole sequence, or of the last block's masked
+    queries."""
+    pointer, tokens = f"*{shape.dtype}", shape.tokens
+    queries = shape.masked if masked else tokens
+    strides = aot_strides(shape, masked)
+    config = dict(tile_constants(queries, tokens, shape.head_dim, not masked, tiles))
+    warps, stages = config.pop("num_warps"), config.pop("num_stages")
+    names = ("p_do", "p_q", "p_k", "p_v", "p_out", "p_dq", "p_dk", "p_dv")
+    gradient = strides["S_KT" if own_keys else "S_QT"]
+    args = {
+        **dict.fromkeys(names, pointer), "p_lse": "*fp32", "p_delta": "*fp32",
+        "scale": shape.head_dim**-0.5, "NQ": queries, "NK": tokens, "tiles": programs,
+        "s_db": queries * shape.width, "s_qb": queries * strides["S_QT"],
+        "s_kb": tokens * strides["S_KT"], "s_ob": queries * shape.width,
+        "s_gb": (tokens if own_keys else queries) * gradient,
+    }  # fmt: skip
+    constants = {
+        "H": shape.heads, **strides, "S_DT": shape.width, "S_DH": shape.head_dim, **config,
+        "S_GT": gradient, "S_GH": shape.head_dim,
+    }  # fmt: skip
+    if not own_keys:
+        constants["BESIDE"] = tiles.beside
+    label = "masked queries" if masked else ""
+    return AotCase(kernel, args, constants, warps, stages, shape.tensor_cores, label, True)

@@ -1,0 +1,145 @@
+"""Attention, backward: the kernel that owns a tile of keys; see packed_attention_backward.py."""
+
+import triton
+import triton.language as tl
+
+from eva_fast.kernels.aot_case import DTYPE_BYTES, AotCase, AotShape
+from eva_fast.kernels.attention_tiles import (
+    LOG2E,
+    REST_ROWS,
+    backward_aot_case,
+    backward_strides,
+    dot_heads,
+    load_tile,
+    rest_rows,
+    split_rows,
+    store_tile,
+    tile_constants,
+)
+from eva_fast.kernels.launch import kernel
+from eva_fast.kernels.tiles import Tiles
+
+
+# fmt: off
+@triton.jit
+def _dkv_step(k_0, k_1, v_0, v_1, dk_0, dk_1, dv_0, dv_1, p_do, p_q, p_lse, p_delta, o_m, NQ,
+              scale_log2, S_DT: tl.constexpr, S_QT: tl.constexpr, D: tl.constexpr,
+              D0: tl.constexpr, D1: tl.constexpr, EVEN: tl.constexpr):
+    """Adds ds^T q and p^T dout of one tile of queries."""
+    q_0, q_1 = load_tile(p_q, o_m, NQ, S_QT, D, D0, D1, EVEN)
+    # exp2(s - inf) = 0: queries past the end take no part
+    b_lse2 = tl.load(p_lse + o_m, mask=o_m < NQ, other=float("inf")) * LOG2E
+    b_p = tl.exp2(dot_heads(k_0, k_1, q_0, q_1) * scale_log2 - b_lse2[None, :])  # [BN, BM]
+    do_0, do_1 = load_tile(p_do, o_m, NQ, S_DT, D, D0, D1, EVEN)
+    b_p16 = b_p.to(do_0.dtype)
+    dv_0 = tl.dot(b_p16, do_0, dv_0, input_precision="ieee")
+    dv_1 = tl.dot(b_p16, do_1, dv_1, input_precision="ieee")
+    b_delta = tl.load(p_delta + o_m, mask=o_m < NQ, other=0.0)
+    b_ds = b_p * (dot_heads(v_0, v_1, do_0, do_1) - b_delta[None, :])
+    b_ds = b_ds.to(q_0.dtype)
+    dk_0 = tl.dot(b_ds, q_0, dk_0, input_precision="ieee")
+    dk_1 = tl.dot(b_ds, q_1, dk_1, input_precision="ieee")
+    return dk_0, dk_1, dv_0, dv_1
+
+
+@triton.jit
+def _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, o_n, NQ, NK, scale, scale_log2,
+              S_DT: tl.constexpr, S_QT: tl.constexpr, S_KT: tl.constexpr, S_GT: tl.constexpr,
+              D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr,
+              BN: tl.constexpr, FIRST_QUERY: tl.constexpr, REST_Q: tl.constexpr,
+              EVEN_Q: tl.constexpr, EVEN_K: tl.constexpr):
+    """dk and dv of keys o_n [BN] of one head."""
+    k_0, k_1 = load_tile(p_k, o_n, NK, S_KT, D, D0, D1, EVEN_K)
+    v_0, v_1 = load_tile(p_v, o_n, NK, S_KT, D, D0, D1, EVEN_K)
+    dk_0 = tl.zeros([BN, D0], tl.float32)
+    dk_1 = tl.zeros([BN, D1], tl.float32)
+    dv_0 = tl.zeros([BN, D0], tl.float32)
+    dv_1 = tl.zeros([BN, D1], tl.float32)
+    for start_m in range(FIRST_QUERY, NQ - REST_Q + FIRST_QUERY, BM):
+        dk_0, dk_1, dv_0, dv_1 = _dkv_step(
+            k_0, k_1, v_0, v_1, dk_0, dk_1, dv_0, dv_1, p_do, p_q, p_lse, p_delta,
+            start_m + tl.arange(0, BM), NQ, scale_log2, S_DT, S_QT, D, D0, D1, EVEN_Q)
+    if REST_Q:
+        dk_0, dk_1, dv_0, dv_1 = _dkv_step(
+            k_0, k_1, v_0, v_1, dk_0, dk_1, dv_0, dv_1, p_do, p_q, p_lse, p_delta,
+            rest_rows(NQ, FIRST_QUERY, REST_Q), NQ, scale_log2, S_DT, S_QT, D, D0, D1, False)
+    store_tile(p_dk, dk_0 * scale, dk_1 * scale, o_n, NK, S_GT, D, D0, D1, EVEN_K)
+    store_tile(p_dv, dv_0, dv_1, o_n, NK, S_GT, D, D0, D1, EVEN_K)
+
+
+@kernel
+@triton.jit
+def attention_dkv_kernel(
+    p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, scale, NQ, NK, tiles, s_db, s_qb, s_kb, s_gb,
+    H: tl.constexpr, S_DT: tl.constexpr, S_DH: tl.constexpr, S_QT: tl.constexpr,
+    S_QH: tl.constexpr, S_KT: tl.constexpr, S_KH: tl.constexpr, S_GT: tl.constexpr,
+    S_GH: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, FIRST_QUERY: tl.constexpr, REST_Q: tl.constexpr, REST_K: tl.constexpr,
+    EVEN_Q: tl.constexpr, EVEN_K: tl.constexpr,
+):
+    """One program: a tile of keys of one head; program 0 of a head has the rest."""
+    pid = tl.program_id(0)
+    head = (pid // tiles).to(tl.int64)
+    tile = pid % tiles
+    batch = head // H
+    p_do += batch * s_db + head % H * S_DH
+    p_q += batch * s_qb + head % H * S_QH
+    p_k += batch * s_kb + head % H * S_KH
+    p_v += batch * s_kb + head % H * S_KH
+    p_dk += batch * s_gb + head % H * S_GH
+    p_dv += batch * s_gb + head % H * S_GH
+    p_lse += head * NQ
+    p_delta += head * NQ
+    scale_log2 = scale * LOG2E
+    if tile == 0:
+        _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, rest_rows(NK, 1, REST_K), NQ, NK,
+                  scale, scale_log2, S_DT, S_QT, S_KT, S_GT, D, D0, D1, BM, REST_ROWS, FIRST_QUERY,
+                  REST_Q, EVEN_Q, False)
+    else:
+        o_n = 1 + (tile - 1) * BN + tl.arange(0, BN)
+        _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, o_n, NQ, NK, scale, scale_log2,
+                  S_DT, S_QT, S_KT, S_GT, D, D0, D1, BM, BN, FIRST_QUERY, REST_Q, EVEN_Q, EVEN_K)
+# fmt: on
+
+
+def dkv_options(
+    queries: int, keys: int, head_dim: int, dtype_bytes: int, capability: int
+) -> list[Tiles]:
+    """Tiles of the dkv kernel, the usual ones first."""
+    if dtype_bytes == 4:
+        return [Tiles(32, 16 if capability >= 100 else 32, 8, 2)]
+    if keys <= 33 or head_dim > 128:
+        return [Tiles(32, 32, 4, 2)]
+    four, eight = Tiles(32, 64, 4, 2), Tiles(32, 64, 8, 2)
+    usual = [eight, four] if capability >= 100 else [four, eight]  # triton 3.6 spills there with 4
+    larger = [Tiles(64, 128, 8, 2)] if keys > 64 and capability >= 90 else []
+    return [*usual, Tiles(64, 64, 8, 2), *larger]
+
+
+def key_programs(keys: int, tiles: Tiles) -> int:
+    """Programs that share the keys of one head."""
+    return 1 + split_rows(keys, tiles.block_n, True).tiles
+
+
+def launch_dkv(dout, q, k, v, lse, delta, scale, dk, dv, tiles: Tiles) -> None:
+    """Fills dk and dv from the delta of `launch_dq`."""
+    batch, queries, heads, head_dim = q.shape
+    keys, first = k.shape[1], q.shape[1] == k.shape[1]
+    programs = key_programs(keys, tiles)
+    attention_dkv_kernel[(batch * heads * programs,)](
+        dout, q, k, v, lse, delta, dk, dv, scale, queries, keys, programs, dout.stride(0),
+        q.stride(0), k.stride(0), dk.stride(0), S_GT=dk.stride(1), S_GH=dk.stride(2),
+        **backward_strides(dout, q, k), **tile_constants(queries, keys, head_dim, first, tiles),
+    )  # fmt: skip
+
+
+def aot_cases(shape: AotShape) -> list[AotCase]:
+    """The whole sequence, and the last block's masked queries."""
+    found = []
+    for masked in (False, True):
+        queries = shape.masked if masked else shape.tokens
+        sizes = queries, shape.tokens, shape.head_dim, DTYPE_BYTES[shape.dtype]
+        tiles = dkv_options(*sizes, shape.capability)[0]
+        programs = key_programs(shape.tokens, tiles)
+        found.append(backward_aot_case(attention_dkv_kernel, shape, masked, tiles, programs, True))
+    return found

@@ -1,0 +1,169 @@
+"""Attention, backward: the kernel that owns a tile of queries; see packed_attention_backward.py."""
+
+import triton
+import triton.language as tl
+
+from eva_fast.kernels.aot_case import DTYPE_BYTES, AotCase, AotShape
+from eva_fast.kernels.attention_tiles import (
+    LOG2E,
+    REST_ROWS,
+    backward_aot_case,
+    backward_strides,
+    dot_heads,
+    load_tile,
+    query_programs,
+    rest_rows,
+    store_tile,
+    tile_constants,
+)
+from eva_fast.kernels.launch import kernel
+from eva_fast.kernels.tiles import Tiles
+
+
+# fmt: off
+@triton.jit
+def _dq_step(q_0, q_1, do_0, do_1, acc_0, acc_1, b_lse2, b_delta, k_0, k_1, v_0, v_1, o_n, NK,
+             scale_log2, EVEN: tl.constexpr):
+    """Adds ds k of one tile of keys."""
+    b_p = tl.exp2(dot_heads(q_0, q_1, k_0, k_1) * scale_log2 - b_lse2[:, None])  # [queries, keys]
+    if not EVEN:
+        b_p = tl.where(o_n[None, :] < NK, b_p, 0.0)
+    b_ds = b_p * (dot_heads(do_0, do_1, v_0, v_1) - b_delta[:, None])
+    b_ds = b_ds.to(k_0.dtype)
+    acc_0 = tl.dot(b_ds, k_0, acc_0, input_precision="ieee")
+    acc_1 = tl.dot(b_ds, k_1, acc_1, input_precision="ieee")
+    return acc_0, acc_1
+
+
+@triton.jit
+def _dq_start(p_do, p_q, p_out, p_lse, p_delta, o_m, NQ, S_DT: tl.constexpr, S_QT: tl.constexpr,
+              S_OT: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+              EVEN: tl.constexpr):
+    """All that belongs to a tile of queries; writes their delta."""
+    do_0, do_1 = load_tile(p_do, o_m, NQ, S_DT, D, D0, D1, EVEN)
+    out_0, out_1 = load_tile(p_out, o_m, NQ, S_OT, D, D0, D1, EVEN)
+    b_delta = tl.sum(do_0.to(tl.float32) * out_0.to(tl.float32), 1)
+    b_delta += tl.sum(do_1.to(tl.float32) * out_1.to(tl.float32), 1)
+    tl.store(p_delta + o_m, b_delta, mask=o_m < NQ)
+    b_lse2 = tl.load(p_lse + o_m, mask=o_m < NQ, other=0.0) * LOG2E
+    q_0, q_1 = load_tile(p_q, o_m, NQ, S_QT, D, D0, D1, EVEN)
+    return q_0, q_1, do_0, do_1, b_lse2, b_delta
+
+
+@triton.jit
+def _dq_tile(p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq, o_m, NQ, NK, scale, scale_log2,
+             S_DT: tl.constexpr, S_QT: tl.constexpr, S_KT: tl.constexpr, S_OT: tl.constexpr,
+             S_GT: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+             BM: tl.constexpr, BN: tl.constexpr, FIRST_QUERY: tl.constexpr, REST_Q: tl.constexpr,
+             REST_K: tl.constexpr, EVEN_Q: tl.constexpr, EVEN_K: tl.constexpr):
+    """dq and delta of queries o_m [BM] of one head, and of the rest if REST_Q."""
+    q_0, q_1, do_0, do_1, b_lse2, b_delta = _dq_start(
+        p_do, p_q, p_out, p_lse, p_delta, o_m, NQ, S_DT, S_QT, S_OT, D, D0, D1, EVEN_Q)
+    acc_0 = tl.zeros([BM, D0], tl.float32)
+    acc_1 = tl.zeros([BM, D1], tl.float32)
+    o_x = rest_rows(NK, 1, REST_K)
+    k_x0, k_x1 = load_tile(p_k, o_x, NK, S_KT, D, D0, D1, False)
+    v_x0, v_x1 = load_tile(p_v, o_x, NK, S_KT, D, D0, D1, False)
+    acc_0, acc_1 = _dq_step(q_0, q_1, do_0, do_1, acc_0, acc_1, b_lse2, b_delta, k_x0, k_x1, v_x0, v_x1,
+                            o_x, NK, scale_log2, False)
+    if REST_Q:
+        o_r = rest_rows(NQ, FIRST_QUERY, REST_Q)
+        q_r0, q_r1, do_r0, do_r1, r_lse2, r_delta = _dq_start(
+            p_do, p_q, p_out, p_lse, p_delta, o_r, NQ, S_DT, S_QT, S_OT, D, D0, D1, False)
+        acc_r0 = tl.zeros([REST_ROWS, D0], tl.float32)
+        acc_r1 = tl.zeros([REST_ROWS, D1], tl.float32)
+        acc_r0, acc_r1 = _dq_step(q_r0, q_r1, do_r0, do_r1, acc_r0, acc_r1, r_lse2, r_delta, k_x0,
+                                  k_x1, v_x0, v_x1, o_x, NK, scale_log2, False)
+    for start_n in range(1, NK - REST_K + 1, BN):
+        o_n = start_n + tl.arange(0, BN)
+        k_0, k_1 = load_tile(p_k, o_n, NK, S_KT, D, D0, D1, EVEN_K)
+        v_0, v_1 = load_tile(p_v, o_n, NK, S_KT, D, D0, D1, EVEN_K)
+        acc_0, acc_1 = _dq_step(q_0, q_1, do_0, do_1, acc_0, acc_1, b_lse2, b_delta, k_0, k_1, v_0,
+                                v_1, o_n, NK, scale_log2, EVEN_K)
+        if REST_Q:
+            acc_r0, acc_r1 = _dq_step(q_r0, q_r1, do_r0, do_r1, acc_r0, acc_r1, r_lse2, r_delta,
+                                      k_0, k_1, v_0, v_1, o_n, NK, scale_log2, EVEN_K)
+    store_tile(p_dq, acc_0 * scale, acc_1 * scale, o_m, NQ, S_GT, D, D0, D1, EVEN_Q)
+    if REST_Q:
+        store_tile(p_dq, acc_r0 * scale, acc_r1 * scale, o_r, NQ, S_GT, D, D0, D1, False)
+
+
+@kernel
+@triton.jit
+def attention_dq_kernel(
+    p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq, scale, NQ, NK, tiles, s_db, s_qb, s_kb, s_ob,
+    s_gb, H: tl.constexpr, S_DT: tl.constexpr, S_DH: tl.constexpr, S_QT: tl.constexpr,
+    S_QH: tl.constexpr, S_KT: tl.constexpr, S_KH: tl.constexpr, S_OT: tl.constexpr,
+    S_OH: tl.constexpr, S_GT: tl.constexpr, S_GH: tl.constexpr, D: tl.constexpr, D0: tl.constexpr,
+    D1: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, FIRST_QUERY: tl.constexpr,
+    REST_Q: tl.constexpr, REST_K: tl.constexpr, BESIDE: tl.constexpr, EVEN_Q: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):
+    """One program: a tile of queries of one head; program 0 of a head has the rest, BESIDE its tile
+    or alone."""
+    pid = tl.program_id(0)
+    head = (pid // tiles).to(tl.int64)
+    tile = pid % tiles
+    batch = head // H
+    p_do += batch * s_db + head % H * S_DH
+    p_q += batch * s_qb + head % H * S_QH
+    p_k += batch * s_kb + head % H * S_KH
+    p_v += batch * s_kb + head % H * S_KH
+    p_out += batch * s_ob + head % H * S_OH
+    p_dq += batch * s_gb + head % H * S_GH
+    p_lse += head * NQ
+    p_delta += head * NQ
+    scale_log2 = scale * LOG2E
+    APART: tl.constexpr = REST_Q > 0 and not BESIDE
+    o_m = FIRST_QUERY + (tile - APART) * BM + tl.arange(0, BM)
+    if REST_Q > 0 and tile == 0:
+        if BESIDE:
+            _dq_tile(p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq, o_m, NQ, NK, scale,
+                     scale_log2, S_DT, S_QT, S_KT, S_OT, S_GT, D, D0, D1, BM, BN, FIRST_QUERY,
+                     REST_Q, REST_K, EVEN_Q, EVEN_K)
+        else:
+            _dq_tile(p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq,
+                     rest_rows(NQ, FIRST_QUERY, REST_Q), NQ, NK, scale, scale_log2, S_DT, S_QT, S_KT,
+                     S_OT, S_GT, D, D0, D1, REST_ROWS, BN, FIRST_QUERY, 0, REST_K, False, EVEN_K)
+    else:
+        _dq_tile(p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq, o_m, NQ, NK, scale, scale_log2,
+                 S_DT, S_QT, S_KT, S_OT, S_GT, D, D0, D1, BM, BN, FIRST_QUERY, 0, REST_K, EVEN_Q,
+                 EVEN_K)
+
+
+# fmt: on
+
+
+def dq_options(queries: int, keys: int, head_dim: int, dtype_bytes: int) -> list[Tiles]:
+    """Tiles of the dq kernel, the usual ones first."""
+    if dtype_bytes == 4:  # full fp32 products, not by tensor cores: larger tiles spill
+        return [Tiles(32, 32, 8, 2)]
+    if queries <= 33 or head_dim > 128:
+        return [Tiles(32, 32, 4, 2)]
+    usual = Tiles(64, 32, 4, 2)
+    larger = [Tiles(128, 32, 8, 2)] if queries > 64 else []
+    return [usual, usual._replace(stages=3), usual._replace(beside=True), *larger]
+
+
+def launch_dq(dout, q, k, v, out, lse, delta, scale, dq, tiles: Tiles) -> None:
+    """Fills dq and delta."""
+    batch, queries, heads, head_dim = q.shape
+    keys, first = k.shape[1], q.shape[1] == k.shape[1]
+    programs = query_programs(queries, first, tiles)
+    attention_dq_kernel[(batch * heads * programs,)](
+        dout, q, k, v, out, lse, delta, dq, scale, queries, keys, programs, dout.stride(0),
+        q.stride(0), k.stride(0), out.stride(0), dq.stride(0), S_OT=out.stride(1),
+        S_OH=out.stride(2), S_GT=dq.stride(1), S_GH=dq.stride(2), BESIDE=tiles.beside,
+        **backward_strides(dout, q, k), **tile_constants(queries, keys, head_dim, first, tiles),
+    )  # fmt: skip
+
+
+def aot_cases(shape: AotShape) -> list[AotCase]:
+    """The whole sequence, and the last block's masked queries."""
+    found = []
+    for masked in (False, True):
+        queries = shape.masked if masked else shape.tokens
+        tiles = dq_options(queries, shape.tokens, shape.head_dim, DTYPE_BYTES[shape.dtype])[0]
+        programs = query_programs(queries, not masked, tiles)
+        found.append(backward_aot_case(attention_dq_kernel, shape, masked, tiles, programs, False))
+    return found
