@@ -61,7 +61,10 @@ def vit_hints(weights: Weights) -> dict[str, Any]:
     }
     hints.update(_metadata_hints(weights.metadata))
     if "sizes" in weights.metadata:
-        hints["heads"] = json.loads(weights.metadata["sizes"]).get("num_heads")
+        try:
+            hints["heads"] = int(json.loads(weights.metadata["sizes"])["num_heads"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{weights.path}: `sizes` in its metadata: {error}") from None
         hints["activation"], hints["mean"], hints["std"] = "gelu", CLIP_MEAN, CLIP_STD
     return {key: value for key, value in hints.items() if value is not None}
 

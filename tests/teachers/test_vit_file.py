@@ -282,6 +282,14 @@ def test_gated_mlps_without_a_name(tmp_path, authors):
     close(load_teacher(tmp_path / "mine.safetensors")(images), expected)
 
 
+def test_metadata_that_is_no_sizes(tmp_path):
+    student = create_model("eva_ti_patch16_32", depth=1, predict_dim=7).state_dict()
+    for sizes in ("{", "[]", "{}", '{"num_heads": "many"}'):
+        save_file(student, tmp_path / "x.safetensors", {"sizes": sizes})
+        with pytest.raises(UsageError, match="`sizes` in its metadata"):
+            load_teacher(tmp_path / "x.safetensors")
+
+
 def test_two_networks_in_a_file_are_not_guessed_about(tmp_path):
     """A checkpoint of self-distillation holds a student and a teacher."""
     _, state = dinov2(registers=True)

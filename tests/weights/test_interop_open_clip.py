@@ -42,6 +42,22 @@ def test_image_tower(tmp_path, sizes):
     assert theirs.encode_text(torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 512)
 
 
+def test_a_trained_clip_comes_back_as_a_student(tmp_path):
+    """As open_clip saves it while it trains: other towers and DataParallel's prefix around."""
+    ours = student()
+    written = weights.export(ours, tmp_path / "tower", "open_clip")
+    smaller_text(written.path)
+    space = {}
+    exec(written.snippet, space)
+    state = {f"module.{name}": value for name, value in space["model"].state_dict().items()}
+    torch.save({"epoch": 1, "state_dict": state}, tmp_path / "epoch_1.pt")
+    found, _ = weights.read_student(tmp_path / "epoch_1.pt")
+    own = ours.official_state_dict()
+    same(
+        found, {n: own[n] for n in own if n not in ("mask_token", "lm_head.weight", "lm_head.bias")}
+    )
+
+
 def test_the_text_tower_is_openais_size(tmp_path):
     written = weights.export(student(), tmp_path / "tower", "open_clip")
     config = json.loads((written.path / "open_clip_config.json").read_text())["model_cfg"]

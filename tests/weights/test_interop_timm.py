@@ -9,7 +9,7 @@ from eva_fast import weights
 from eva_fast.teachers import load_teacher
 from eva_fast.weights import naming, read, read_student
 from tests.weights.interop import every_size, exported, tokens_of
-from tests.weights.networks import close, same, student
+from tests.weights.networks import TIMM_STUDENT, close, same, student
 
 timm = pytest.importorskip("timm")
 
@@ -42,6 +42,23 @@ def test_hub_folder(tmp_path, sizes):
     assert space["model"].pretrained_cfg["mean"] == [0.48145466, 0.4578275, 0.40821073]
 
 
+def test_from_the_hub(tmp_path, monkeypatch):
+    """The folder's files as the hub's cache holds a repository, without a network."""
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    ours = student()
+    folder = weights.export(ours, tmp_path / "hf", "hf").path
+    place = tmp_path / "cache" / "models--someone--eva-tiny"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("0" * 40)
+    (place / "snapshots").mkdir()
+    folder.rename(place / "snapshots" / ("0" * 40))
+    theirs = timm.create_model(
+        "hf-hub:someone/eva-tiny", pretrained=True, cache_dir=tmp_path / "cache"
+    )
+    check(ours, theirs.eval())
+
+
 def test_a_classifier_on_top_is_timms_own(tmp_path):
     """Whoever fine-tunes asks for classes: the rest still arrives."""
     ours = student()
@@ -51,6 +68,25 @@ def test_a_classifier_on_top_is_timms_own(tmp_path):
     with torch.no_grad():
         close(tuned.forward_features(images), tokens)
         assert tuned(images).shape == (2, 7)
+
+
+def test_fine_tuning_with_timms_own_conversion(tmp_path):
+    """As docs/weights.md says: the official file is right with `fc_norm`, wrong without."""
+    ours = student()
+    images, tokens = tokens_of(ours)
+    file = weights.export(ours, tmp_path / "official.safetensors").path
+    with torch.no_grad():
+        tuned = timm.create_model(
+            "eva_giant_patch14_224", num_classes=37, pretrained=True,
+            pretrained_cfg_overlay=dict(file=str(file)), **TIMM_STUDENT,
+        ).eval()  # fmt: skip
+        close(tuned.fc_norm(tuned.forward_features(images)), tokens)
+        for options in (dict(global_pool=""), dict(use_fc_norm=False)):
+            wrong = timm.create_model(
+                "eva_giant_patch14_224", num_classes=37, pretrained=True,
+                pretrained_cfg_overlay=dict(file=str(file)), **TIMM_STUDENT, **options,
+            ).eval()  # fmt: skip
+            assert (wrong.forward_features(images) - tokens).abs().max() > 0.1
 
 
 def test_every_hidden_width_is_made_again(tmp_path):
