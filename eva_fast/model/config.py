@@ -27,7 +27,8 @@ class ModelConfig:
     drop_path: float = 0.1
     """Stochastic depth of the last block; grows linearly from 0."""
     init_from: Path | None = option(None, resume=True)
-    """Start from these student weights (safetensors, official naming) instead of random ones."""
+    """Start from these student weights instead of random ones: a file or folder of the official code,
+    timm, transformers, open_clip or a run."""
 
     def __post_init__(self):
         object.__setattr__(self, "init_from", user_path(self.init_from))

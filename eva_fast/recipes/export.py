@@ -48,6 +48,7 @@ def export(
     """
     given: Path = user_path(source)
     path: Path = _beside(given, format) if out is None else user_path(out)
+    _spare(path, given, format)
     model = _resized(_student(given), img_size, patch_size, resize)
     with writing_to(path):
         return weights.export(model, path, format)
@@ -72,6 +73,18 @@ def _beside(source: Path, format: str) -> Path:
         raise UsageError(f"{source} is of no run with a folder to write to: give out=")
     suffix = "" if format in weights.FOLDERS else ".safetensors"
     return folder / f"{stem}.{format}{suffix}"
+
+
+def _spare(path: Path, source: Path, format: str) -> None:
+    """Refuses to write over a run's own weights, or over what is exported."""
+    if format in weights.FOLDERS and (path / CONFIG).is_file():
+        raise UsageError(
+            f"{path} is a run's folder, whose own {WEIGHTS} stays: choose another out="
+        )
+    own = source / WEIGHTS if source.is_dir() else source
+    for taken in (own, source):
+        if path.exists() and taken.exists() and path.samefile(taken):
+            raise UsageError(f"{path} is what is to be exported: choose another out=")
 
 
 def _resized(model: EvaViT, img_size: int | None, patch_size: int | None, resize: str) -> EvaViT:

@@ -19,6 +19,11 @@ TINY = dict(
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return eva_fast.pretrain(out=tmp_path_factory.mktemp("run") / "run", steps=1, **TINY)
+
+
 def test_run_file_and_checkpoint_give_the_same_weights(tmp_path):
     run = eva_fast.pretrain(out=tmp_path / "run", steps=2, **TINY)
     expected = load_file(run.weights)
@@ -94,17 +99,11 @@ def test_a_student_that_is_a_part_of_what_was_trained(tmp_path):
     assert all(torch.equal(found[k], expected[k]) for k in expected)
 
 
-def test_a_place_that_cannot_be_written_to_is_wrong_use(tmp_path):
-    run = eva_fast.pretrain(out=tmp_path / "run", steps=1, **TINY)
+def test_a_place_that_cannot_be_written_to_is_wrong_use(run, tmp_path):
     (tmp_path / "file").touch()
     for place in (tmp_path / "file" / "out.safetensors", tmp_path / ("x" * 250)):
         with pytest.raises(UsageError, match="cannot write .* choose another out="):
             export(run.weights, place)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return eva_fast.pretrain(out=tmp_path_factory.mktemp("run") / "run", steps=1, **TINY)
 
 
 @pytest.mark.parametrize("format", weights.FORMATS)
@@ -177,6 +176,21 @@ def test_other_image_and_patch_sizes(run, tmp_path, resize):
     kernel = weights.resize_patches(given["patch_embed.proj.weight"], 10, resize)
     assert torch.equal(found["patch_embed.proj.weight"], kernel)
     assert load_student(small.path, torch.device("cpu")).sizes.img_size == 60
+
+
+def test_a_runs_own_weights_stay(run):
+    before = run.weights.read_bytes()
+    folder = export(run.out, format="hf-vit").path
+    for source, out, format, message in (
+        (run.out, run.out, "hf", "is a run's folder, whose own model.safetensors stays"),
+        (run.out, run.weights, "timm", "is what is to be exported"),
+        (run.weights, run.weights, "official", "is what is to be exported"),
+        (folder, folder, "hf", "is what is to be exported"),
+        (run.weights, run.out / "pictures" / ".." / "model.safetensors", "timm", "is what is to"),
+    ):
+        with pytest.raises(UsageError, match=f"{message}.*choose another out="):
+            export(source, out, format=format)
+    assert run.weights.read_bytes() == before
 
 
 def test_wrong_use(run, tmp_path):
