@@ -1,41 +1,35 @@
 """`eva-fast plan`."""
 
-from eva_fast.cli.words import show
+from eva_fast.cli.words import NO_OPTIONS, show
+from eva_fast.config import Config
 
 
 def plan(
-    model: str = "eva_g_patch14_224",
-    device: str = "h100",
-    gpus: int = 1,
-    batch: int = 4096,
-    precision: str = "bf16",
+    config: Config = NO_OPTIONS,
+    hardware: str | None = None,
+    images: float | None = None,
     formulation: str = "eva_fast",
+    gpus: int = 1,
     sharding: str = "none",
-    epochs: float = 150,
-    images: float = 29.6e6,
-    teacher: bool = True,
     json: bool = False,
 ) -> None:
-    """Predict memory, speed and days of a run before buying it. Counted and predicted, not measured.
+    """Predict memory, speed and days of a pretrain with the same options, before buying it. Counted
+    and predicted, not measured. Shows the run as asked and the quickest that fits.
 
     Args:
-        model: student by name.
-        device: a100-40, a100-80, h100, h100-pcie, h200, b200, or cpu (measured here).
-        gpus: how many of them.
-        batch: images a step over all devices.
-        precision: bf16, fp16 or fp32.
+        config: the run.
+        hardware: a100-40, a100-80, h100, h100-pcie, h200, b200, or cpu (measured here, fp32); by
+            default cpu where --device cpu, else h100.
+        images: images a pass; by default as many as --data has.
         formulation: eva_fast, tuned (well-written PyTorch) or official.
-        sharding: none, optimizer (ZeRO-1) or full (FSDP).
-        epochs: passes over the data.
-        images: images a pass.
-        teacher: whether CLIP ViT-L/14 runs beside the student.
+        gpus: how many devices. Of plan alone: pretrain runs on one so far.
+        sharding: none, optimizer (ZeRO-1) or full (FSDP). Of plan alone: pretrain has none so far.
         json: print JSON instead of tables.
     """
-    from eva_fast.plan import plan as make_plan
+    from eva_fast.plan.planner import plan_run
     from eva_fast.plan.tables import render
 
-    found = make_plan(
-        model, device, gpus, batch, precision=precision, formulation=formulation,
-        sharding=sharding, epochs=epochs, images=images, teacher=teacher,
-    )  # fmt: skip
+    found = plan_run(
+        config, hardware, gpus, images=images, formulation=formulation, sharding=sharding
+    )
     show(found.to_dict(), None if json else render(found))

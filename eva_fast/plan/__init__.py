@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eva_fast.plan.counter import StepCount, count_step
     from eva_fast.plan.devices import DEVICES, device
-    from eva_fast.plan.planner import Plan, plan
+    from eva_fast.plan.planner import plan
     from eva_fast.plan.rates import Device
+    from eva_fast.plan.result import Plan
     from eva_fast.plan.roofline import Prediction, predict_step
     from eva_fast.plan.tables import to_text
 
@@ -15,7 +16,7 @@ _HOME = {
     "Device": "rates",
     "DEVICES": "devices",
     "device": "devices",
-    "Plan": "planner",
+    "Plan": "result",
     "plan": "planner",
     "StepCount": "counter",
     "count_step": "counter",

@@ -10,8 +10,8 @@ Conventions, the same for every formulation:
   parameters, at the end of the forward;
 - FLOPs: two for each multiply-add of matrix products and attention, nothing for the rest.
 
-`scaled_dot_product_attention` on meta tensors would take the unfused path, which no GPU takes, so
-it is led to the flash operator of the device that is counted for.
+`scaled_dot_product_attention` is led to the flash operator of the device that is counted for
+(`flash.py`).
 """
 
 import functools
@@ -22,12 +22,12 @@ from dataclasses import dataclass, replace
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eva_fast.errors import UsageError
 from eva_fast.model.sizes import ModelSizes
 from eva_fast.plan import formulas
+from eva_fast.plan.flash import FlashAttention
 from eva_fast.plan.students import FORMULATIONS, build, check_formulation
 
 aten = torch.ops.aten
@@ -112,28 +112,6 @@ class StepCount:
             "launches": self.launches,
             "kernels": self.total("kernels"),
         }
-
-
-class _FlashAttention(TorchFunctionMode):
-    """Leads `scaled_dot_product_attention` on meta tensors to the device's flash operator."""
-
-    def __init__(self, device: str):
-        super().__init__()
-        self.device = device
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            q, k, v = args[:3]
-            if q.is_meta:
-                scale = kwargs.get("scale")
-                if self.device == "cpu":
-                    flash = aten._scaled_dot_product_flash_attention_for_cpu
-                    return flash(q, k, v, 0.0, False, scale=scale)[0]
-                return aten._scaled_dot_product_flash_attention(
-                    q, k, v, 0.0, False, False, scale=scale
-                )[0]
-        return func(*args, **kwargs)
 
 
 class Recorder(TorchDispatchMode):
@@ -230,6 +208,7 @@ def count_step(
     dtype: torch.dtype = torch.float16,
     device: str = "cuda",
     backward: bool = True,
+    recompute: float = 0.0,
 ) -> StepCount:
     """One student step, forward and backward, without teacher and optimiser, counted exactly.
 
@@ -241,6 +220,8 @@ def count_step(
         dtype: dtype of weights and activations.
         device: "cuda" or "cpu": whose flash attention and kernels.
         backward: False counts the forward alone, without keeping anything for a backward.
+        recompute: share of the blocks that are checkpointed; what they compute again is of the
+            backward.
 
     ValueError for an unknown formulation, a batch below 1 or a mask that does not fit.
     """
@@ -250,10 +231,10 @@ def count_step(
     masked = default_masked(sizes) if masked is None else masked
     if not 1 <= masked <= sizes.num_patches:
         raise UsageError(f"masked must be 1 to {sizes.num_patches} patches an image, got {masked}")
-    student = build(formulation, sizes, batch, masked, dtype, device)
+    student = build(formulation, sizes, batch, masked, dtype, device, recompute)
     recorder = Recorder(masked * batch)
     kept = 0
-    with _FlashAttention(device), recorder:
+    with FlashAttention(device), recorder:
         if backward:
             with _saved_storages(student.model) as saved:
                 loss = student.loss()
@@ -272,21 +253,28 @@ def count_step_at(formulation: str, sizes: ModelSizes, batch: int, **options) ->
     two, three = (count_step(formulation, sizes, b, **options) for b in (2, 3))
     if batch < 1:
         raise UsageError(f"batch must be at least 1 image, got {batch}")
+    operators = along(two.operators, three.operators, batch)
+    saved = two.saved_bytes + (batch - 2) * (three.saved_bytes - two.saved_bytes)
+    return StepCount(formulation, sizes, batch, two.masked, two.dtype, operators, saved)
+
+
+def along(
+    two: tuple[Operator, ...], three: tuple[Operator, ...], batch: int
+) -> tuple[Operator, ...]:
+    """The operators of `batch` images from those of 2 and of 3."""
 
     def line(a: int, b: int) -> int:
         return a + (batch - 2) * (b - a)
 
-    operators = tuple(
+    return tuple(
         replace(
             a,
             flops=line(a.flops, b.flops),
             bytes=line(a.bytes, b.bytes),
             elements=line(a.elements, b.elements),
         )
-        for a, b in zip(two.operators, three.operators, strict=True)
+        for a, b in zip(two, three, strict=True)
     )
-    saved = line(two.saved_bytes, three.saved_bytes)
-    return StepCount(formulation, sizes, batch, two.masked, two.dtype, operators, saved)
 
 
 def compare(sizes: ModelSizes, batch: int, **options) -> list[dict]:

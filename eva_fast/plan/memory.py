@@ -3,15 +3,12 @@
 from dataclasses import dataclass, replace
 
 from eva_fast.errors import UsageError
-from eva_fast.model.sizes import ModelSizes, sizes_of
+from eva_fast.model.sizes import ModelSizes
 from eva_fast.plan.counter import StepCount, count_step_at
 from eva_fast.plan.rates import Device
 from eva_fast.plan.roofline import parameter_count
 
 SHARDING = ("none", "optimizer", "full")
-
-# The teacher of EVA-01: CLIP's ViT-L/14 image tower with its projection to 768.
-TEACHER = sizes_of("eva_l_patch14_224", predict_dim=768)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,8 +22,12 @@ class Memory:
     gradients: int
     optimizer: int
     """Both AdamW moments in float32."""
+    ema: int
+    """The moving average of the weights in float32, where there is one."""
     activations: int
     """Kept for the backward pass, counted."""
+    recomputed: int
+    """What a checkpointed block computes again in its backward, counted."""
     workspace: int
     """What the largest operator reads and writes beside them."""
     teacher: int
@@ -43,32 +44,30 @@ class Memory:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
-def saved_with_checkpoint(formulation: str, sizes: ModelSizes, batch: int, **options) -> int:
-    """Bytes kept when every block keeps its input alone and is computed again in the backward:
-    the inputs of all blocks, one block's activations, and what surrounds the blocks."""
+def block_bytes(formulation: str, sizes: ModelSizes, batch: int, **options) -> int:
+    """Bytes that one block keeps for the backward: what a checkpointed one keeps for the time of its
+    own backward."""
     thin, thick = (
         count_step_at(formulation, replace(sizes, depth=n), batch, **options) for n in (4, 5)
     )
-    block = thick.saved_bytes - thin.saved_bytes
-    outside = thin.saved_bytes - 4 * block
-    inputs = batch * (sizes.num_patches + 1) * sizes.embed_dim * thin.dtype.itemsize
-    return outside + block + sizes.depth * inputs
+    return thick.saved_bytes - thin.saved_bytes
 
 
 def estimate(
     count: StepCount,
     device: Device,
     *,
-    saved_bytes: int | None = None,
+    recomputed: int = 0,
     sharding: str = "none",
     gpus: int = 1,
-    teacher: ModelSizes | None = TEACHER,
+    teacher: int = 0,
+    ema: bool = False,
 ) -> Memory:
     """Memory of a counted step on one of `gpus` devices.
 
     sharding: "none" keeps everything everywhere, "optimizer" spreads masters and moments (ZeRO-1),
-    "full" weights and gradients too (FSDP: two blocks gathered at a time). `saved_bytes` replaces
-    the counted activations, e.g. with checkpointing."""
+    "full" weights and gradients too (FSDP: two blocks gathered at a time). recomputed: bytes of the
+    block that is computed again. teacher: bytes of its weights. ema: whether weights are averaged."""
     if sharding not in SHARDING:
         raise UsageError(f"unknown sharding {sharding!r}: one of {', '.join(SHARDING)}")
     parameters = parameter_count(count.sizes)
@@ -83,8 +82,10 @@ def estimate(
         master=0 if item == 4 else parameters * 4 // states,
         gradients=parameters * item // whole + gathered,
         optimizer=parameters * 8 // states,
-        activations=count.saved_bytes if saved_bytes is None else saved_bytes,
+        ema=parameters * 4 // states if ema else 0,
+        activations=count.saved_bytes,
+        recomputed=recomputed,
         workspace=max(op.bytes for op in count.operators),
-        teacher=0 if teacher is None else parameter_count(teacher) * item,
+        teacher=teacher,
         reserved=device.reserved_bytes,
     )

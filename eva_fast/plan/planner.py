@@ -1,204 +1,111 @@
 """`eva-fast plan`: does a run fit, how fast will it go, how long will it take. Every figure of time
 is predicted; memory and arithmetic are counted; what is assumed is listed with them."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import replace
+from typing import Any
 
 import torch
 
+from eva_fast.config import Config, DataConfig
 from eva_fast.errors import UsageError
+from eva_fast.keywords import RunOptions, Unpack
 from eva_fast.model.sizes import ModelSizes, sizes_of
-from eva_fast.plan.counter import StepCount, count_step_at
+from eva_fast.objectives.setting import SIZE_OPTIONS
+from eva_fast.plan.costs import Costs
+from eva_fast.plan.counter import default_masked
 from eva_fast.plan.devices import device as find_device
-from eva_fast.plan.memory import SHARDING, TEACHER, Memory, estimate, saved_with_checkpoint
-from eva_fast.plan.network import exposed_seconds
+from eva_fast.plan.memory import SHARDING
 from eva_fast.plan.rates import Device
-from eva_fast.plan.roofline import (
-    Prediction,
-    optimizer_seconds,
-    parameter_count,
-    part_seconds,
-    predict_step,
-)
+from eva_fast.plan.result import Option, Plan
 from eva_fast.plan.students import check_formulation
+from eva_fast.plan.teachers import planned_teacher
+from eva_fast.train import RunLength
 
-EVA_IMAGES = 29.6e6
-EVA_EPOCHS = 150.0
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Option:
-    """One way to cut the global batch: micro-batch an accumulation pass and checkpointing."""
-
-    micro_batch: int
-    accumulate: int
-    checkpointing: bool
-    memory: Memory
-    fits: bool
-    prediction: Prediction
-    """Of the whole step on one GPU, its accumulation passes and communication included."""
-    wire_seconds: float
-    exposed_seconds: float
-
-    def images_per_second(self, gpus: int) -> float:
-        """Predicted, over all GPUs."""
-        return gpus * self.prediction.images_per_second
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What `plan` found. `best` is the quickest option that fits, None when none does."""
-
-    model: str
-    sizes: ModelSizes
-    device: Device
-    gpus: int
-    batch: int
-    precision: str
-    formulation: str
-    sharding: str
-    epochs: float
-    images: float
-    count: StepCount
-    options: tuple[Option, ...]
-    best: Option | None
-
-    @property
-    def days(self) -> float | None:
-        """Predicted days for all epochs; None when nothing fits."""
-        if self.best is None:
-            return None
-        return self.epochs * self.images / self.best.images_per_second(self.gpus) / 86400
-
-    def to_dict(self) -> dict:
-        """Everything as plain values, grouped as counted, predicted and assumed."""
-        best = self.best
-        return {
-            "model": self.model,
-            "sizes": asdict(self.sizes),
-            "device": self.device.title,
-            "gpus": self.gpus,
-            "batch": self.batch,
-            "precision": self.precision,
-            "formulation": self.formulation,
-            "sharding": self.sharding,
-            "fits": best is not None,
-            "counted": {
-                "parameters": parameter_count(self.sizes),
-                **self.count.summary(),
-            },
-            "predicted": None
-            if best is None
-            else {
-                "images_per_second": best.images_per_second(self.gpus),
-                "days": self.days,
-                "epochs": self.epochs,
-                "images_per_epoch": self.images,
-                **best.prediction.summary(),
-            },
-            "best": None if best is None else _option_dict(best, self.gpus),
-            "options": [_option_dict(o, self.gpus) for o in self.options],
-            "memory_limit_bytes": self.device.memory_bytes,
-            "assumed": {
-                "gemm_share_of_peak": {
-                    k: r.points[-1][1] / self.device.peak_flops[k]
-                    for k, r in self.device.gemm.items()
-                },
-                "attention_share_of_peak": {
-                    k: r.points[-1][1] / self.device.peak_flops[k]
-                    for k, r in self.device.attention.items()
-                },
-                "stream_bytes_per_second": self.device.stream.points[-1][1],
-                "teacher": "CLIP ViT-L/14, forward only",
-            },
-        }
-
-
-def _option_dict(option: Option, gpus: int) -> dict:
-    return {
-        "micro_batch": option.micro_batch,
-        "accumulate": option.accumulate,
-        "checkpointing": option.checkpointing,
-        "fits": option.fits,
-        "memory_bytes": {**option.memory.by_kind(), "total": option.memory.total},
-        "predicted_images_per_second": option.images_per_second(gpus),
-        "predicted_step_seconds": option.prediction.seconds,
-        "predicted_mfu": option.prediction.mfu,
-        "predicted_wire_seconds": option.wire_seconds,
-        "predicted_exposed_seconds": option.exposed_seconds,
-    }
-
-
 def plan(
-    model: str = "eva_g_patch14_224",
-    device: str = "h100",
+    hardware: str | None = None,
     gpus: int = 1,
-    batch: int = 4096,
     *,
-    precision: str = "bf16",
+    images: float | None = None,
     formulation: str = "eva_fast",
     sharding: str = "none",
-    epochs: float = EVA_EPOCHS,
-    images: float = EVA_IMAGES,
-    teacher: bool = True,
-    predict_dim: int = 768,
     require_fit: bool = True,
+    **options: Unpack[RunOptions],
 ) -> Plan:
-    """Plans a pre-training run.
+    """Plans what `eva_fast.pretrain(**options)` would do.
 
     Args:
-        model: student by name, `eva_SIZE_patchP_R`.
-        device: a100-40, a100-80, h100, h100-pcie, h200, b200, or cpu (measured here, fp32).
-        gpus: number of devices, each a data-parallel replica or shard.
-        batch: images a step over all devices.
-        precision: bf16, fp16 or fp32; on the CPU always fp32.
-        formulation: eva_fast, tuned or official.
-        sharding: none, optimizer (ZeRO-1) or full (FSDP).
-        epochs, images: length of the run: passes, and images a pass.
-        teacher: whether CLIP ViT-L/14 runs beside the student.
-        predict_dim: the teacher's feature dimension.
+        hardware: a100-40, a100-80, h100, h100-pcie, h200, b200, or cpu (measured here, fp32); by
+            default cpu where device="cpu", else h100.
+        gpus: number of devices, each a data-parallel replica or shard. `pretrain` has one so far.
+        images: images a pass; by default as many as `data` has.
+        formulation: eva_fast, tuned (well-written PyTorch) or official.
+        sharding: none, optimizer (ZeRO-1) or full (FSDP), which `pretrain` has not so far.
         require_fit: ValueError when no cut of the batch fits; otherwise `best` is None.
+        options: those of `pretrain`, with its defaults. The teacher by any name whose sizes are
+            known without weights (`eva_fast.plan.teachers`).
 
-    Returns a Plan: cuts of the per-GPU batch, each at most half of the last, with and without
-    checkpointing.
+    Returns a Plan: the run as asked, and cuts of the per-GPU batch, each at most half of the last,
+    with and without activation checkpointing.
     ValueError for bad use, naming what is possible.
     """
-    sizes = sizes_of(model, predict_dim=predict_dim)
-    check_formulation(formulation)
-    for name, value in (("gpus", gpus), ("batch", batch)):
-        if value < 1:
-            raise UsageError(f"{name} must be at least 1, got {value}")
-    if epochs <= 0 or images <= 0:
-        raise UsageError(f"epochs and images must be above 0, got {epochs} and {images}")
-    if batch % gpus:
-        raise UsageError(f"batch {batch} is not a multiple of {gpus} GPUs")
-    if sharding not in SHARDING:
-        raise UsageError(f"unknown sharding {sharding!r}: one of {', '.join(SHARDING)}")
-    if precision not in DTYPES:
-        raise UsageError(f"unknown precision {precision!r}: one of {', '.join(DTYPES)}")
-    found = find_device(device, formulation)
-    if found.kind == "cpu":
-        precision = "fp32"
-        if gpus > 1:
-            raise UsageError("the CPU is one device: gpus must be 1")
-    run = _Run(found, sizes, gpus, batch, formulation, DTYPES[precision], sharding, teacher)
+    return plan_run(
+        Config.from_options(dict(options)), hardware, gpus, images=images, formulation=formulation,
+        sharding=sharding, require_fit=require_fit,
+    )  # fmt: skip
+
+
+def plan_run(
+    config: Config,
+    hardware: str | None = None,
+    gpus: int = 1,
+    *,
+    images: float | None = None,
+    formulation: str = "eva_fast",
+    sharding: str = "none",
+    require_fit: bool = True,
+) -> Plan:
+    """`plan` for a ready configuration."""
+    if images is not None and config.data.data == DataConfig().data:  # other images than those
+        config = replace(config, data=replace(config.data, data="images"))
+    config = config.settled()
+    found = find_device(_checked(config, hardware, gpus, formulation, sharding), formulation)
+    batch, precision = config.optim.batch_size, _precision(config, found)
+    if found.kind == "cpu" and gpus > 1:
+        raise UsageError("the CPU is one device: gpus must be 1")
+    images = float(_count_images(config) if images is None else images)
+    if images <= 0:
+        raise UsageError(f"images must be above 0, got {images:g}")
+    sizes = sizes_of(
+        config.model.model, **{name: getattr(config.model, name) for name in SIZE_OPTIONS}
+    )
+    teacher = planned_teacher(config.teacher.teacher, sizes.grid, DTYPES[precision])
+    sizes = replace(sizes, predict_dim=teacher.dim)
+    costs = Costs(
+        device=found, sizes=sizes, masked=_masked(config, sizes), gpus=gpus, batch=batch,
+        formulation=formulation, dtype=DTYPES[precision], sharding=sharding, teacher=teacher,
+        share=config.run.grad_checkpointing_share, ema=config.optim.ema > 0,
+    )  # fmt: skip
+    share = batch // gpus
+    if share % config.optim.accumulate:
+        raise UsageError(
+            f"the {share} images of a GPU are not a multiple of accumulate {config.optim.accumulate}"
+        )
+    asked = costs.option(share // config.optim.accumulate, config.run.grad_checkpointing)
     options = tuple(
-        run.option(micro, checkpointing)
-        for micro in _cuts(batch // gpus)
+        costs.option(micro, checkpointing)
+        for micro in _cuts(share)
         for checkpointing in (False, True)
     )
     fitting = [o for o in options if o.fits]
     best = max(fitting, key=lambda o: o.images_per_second(gpus), default=None)
     if best is None and require_fit:
-        least = min(options, key=lambda o: o.memory.total).memory
-        kinds = ", ".join(f"{k} {v / 1e9:.1f}" for k, v in least.by_kind().items())
-        raise UsageError(
-            f"{model} does not fit on {found.title} ({found.memory_bytes / 1e9:.0f} GB): the "
-            f"smallest cut needs {least.total / 1e9:.1f} GB ({kinds}); try sharding=optimizer or "
-            "full over more GPUs, or a smaller model"
-        )
+        raise _too_large(config.model.model, found, options)
     return Plan(
-        model=model,
+        model=config.model.model,
+        teacher=teacher.name,
         sizes=sizes,
         device=found,
         gpus=gpus,
@@ -206,11 +113,63 @@ def plan(
         precision=precision,
         formulation=formulation,
         sharding=sharding,
-        epochs=epochs,
+        epochs=_epochs(config, images),
         images=images,
-        count=run.count(best.micro_batch if best else batch // gpus),
+        count=costs.count(best.micro_batch if best else share),
         options=options,
+        asked=asked,
         best=best,
+    )
+
+
+def _checked(
+    config: Config, hardware: str | None, gpus: int, formulation: str, sharding: str
+) -> str:
+    """The name of the hardware, once the rest is known to be possible."""
+    check_formulation(formulation)
+    if gpus < 1:
+        raise UsageError(f"gpus must be at least 1, got {gpus}")
+    if config.optim.batch_size % gpus:
+        raise UsageError(f"batch_size {config.optim.batch_size} is not a multiple of {gpus} GPUs")
+    if sharding not in SHARDING:
+        raise UsageError(f"unknown sharding {sharding!r}: one of {', '.join(SHARDING)}")
+    if config.objective.objective != "eva":
+        raise UsageError("a plan counts objective='eva' alone")
+    return hardware or ("cpu" if config.run.device == "cpu" else "h100")
+
+
+def _precision(config: Config, device: Device) -> str:
+    """What the blocks compute in; rates of the CPU are of fp32 alone."""
+    if device.kind == "cpu":
+        return "fp32"
+    return "bf16" if config.run.precision == "auto" else config.run.precision
+
+
+def _count_images(config: Config) -> int:
+    from eva_fast.data import open_source
+
+    return len(open_source(config.data.data))
+
+
+def _masked(config: Config, sizes: ModelSizes) -> int:
+    given = config.objective.mask_count
+    return default_masked(sizes) if given is None else given
+
+
+def _epochs(config: Config, images: float) -> float:
+    """Passes over the data, by the rule of `pretrain`."""
+    batch = config.optim.batch_size
+    length = RunLength.of(config, max(1, int(images) // batch))
+    return length.total * batch / images
+
+
+def _too_large(model: str, device: Device, options: tuple[Option, ...]) -> UsageError:
+    least: Any = min(options, key=lambda o: o.memory.total).memory
+    kinds = ", ".join(f"{k} {v / 1e9:.1f}" for k, v in least.by_kind().items() if v)
+    return UsageError(
+        f"{model} does not fit on {device.title} ({device.memory_bytes / 1e9:.0f} GB): the "
+        f"smallest cut, with activation checkpointing, needs {least.total / 1e9:.1f} GB ({kinds}); "
+        "take a smaller model or other hardware"
     )
 
 
@@ -221,80 +180,3 @@ def _cuts(batch: int) -> list[int]:
     while cuts[-1] > 1:
         cuts.append(next(n for n in range(cuts[-1] // 2, 0, -1) if batch % n == 0))
     return cuts
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """The fixed part of a plan, and what one cut of the batch costs."""
-
-    device: Device
-    sizes: ModelSizes
-    gpus: int
-    batch: int
-    formulation: str
-    dtype: torch.dtype
-    sharding: str
-    teacher: bool
-
-    @property
-    def _options(self) -> dict:
-        return {"dtype": self.dtype, "device": self.device.kind}
-
-    def count(self, micro: int) -> StepCount:
-        return count_step_at(self.formulation, self.sizes, micro, **self._options)
-
-    def option(self, micro: int, checkpointing: bool) -> Option:
-        count = self.count(micro)
-        passes = self.batch // self.gpus // micro
-        saved = count.saved_bytes
-        if checkpointing:
-            saved = saved_with_checkpoint(self.formulation, self.sizes, micro, **self._options)
-        memory = estimate(
-            count,
-            self.device,
-            saved_bytes=saved,
-            sharding=self.sharding,
-            gpus=self.gpus,
-            teacher=TEACHER if self.teacher else None,
-        )
-        prediction, wire, exposed = self._time(count, passes, checkpointing)
-        return Option(
-            micro_batch=micro,
-            accumulate=passes,
-            checkpointing=checkpointing,
-            memory=memory,
-            fits=memory.total <= self.device.memory_bytes,
-            prediction=prediction,
-            wire_seconds=wire,
-            exposed_seconds=exposed,
-        )
-
-    def _time(
-        self, count: StepCount, passes: int, checkpointing: bool
-    ) -> tuple[Prediction, float, float]:
-        device, micro = self.device, count.batch
-        name = str(self.dtype).removeprefix("torch.")
-        one = predict_step(count, device)
-        extra = part_seconds(count, device, "forward") if checkpointing else {}
-        backward = sum(part_seconds(count, device, "backward").values())
-        if self.teacher:
-            view = count_step_at("tuned", TEACHER, micro, backward=False, **self._options)
-            extra["teacher"] = sum(part_seconds(view, device).values())
-        parts = {k: passes * (v + extra.get(k, 0.0)) for k, v in one.parts.items()}
-        parameters = parameter_count(self.sizes)
-        share = self.gpus if self.sharding != "none" else 1
-        parts["optimizer"] += optimizer_seconds(self.formulation, parameters // share, device, name)
-        wire, exposed = exposed_seconds(
-            parameters, self.dtype.itemsize, self.gpus, device, self.sharding, backward, passes
-        )
-        parts["communication"] = exposed
-        prediction = Prediction(
-            device=device.name,
-            batch=micro * passes,
-            seconds=max(sum(parts.values()), passes * one.host_seconds),
-            parts=parts,
-            host_seconds=passes * one.host_seconds,
-            model_flops=one.model_flops * passes,
-            peak_flops=one.peak_flops,
-        )
-        return prediction, wire, exposed

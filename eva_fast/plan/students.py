@@ -1,16 +1,21 @@
 """The formulations a step can be counted and timed in, built on meta tensors for any size."""
 
+import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from eva_fast.baselines import OfficialViT, TunedViT
 from eva_fast.errors import UsageError
 from eva_fast.layers import keep_copies
+from eva_fast.layers.recompute import spread
 from eva_fast.model import EvaViT
 from eva_fast.model.sizes import ModelSizes
+from eva_fast.plan.flash import FlashAttention
 
 FORMULATIONS = ("official", "tuned", "eva_fast")
 
@@ -36,10 +41,12 @@ def build(
     masked: int,
     dtype: torch.dtype,
     device: str,
+    recompute: float = 0.0,
 ) -> MetaStudent:
     """A student on meta tensors with `masked` patches an image, in the dtype it computes in.
 
-    `device` ("cuda" or "cpu") chooses the kernels that eva_fast would run there."""
+    `device` ("cuda" or "cpu") chooses the kernels that eva_fast would run there; `recompute` is the
+    share of its blocks that are checkpointed."""
     side = sizes.img_size
     with torch.device("meta"):
         target = torch.empty(batch * masked, sizes.predict_dim, dtype=dtype)
@@ -48,10 +55,18 @@ def build(
             kernels = "triton" if device == "cuda" else "native"
             model = EvaViT(sizes, kernels=kernels).to(dtype)
             keep_copies(model, dtype)  # as a run does, whose optimiser writes them
+            model.set_grad_checkpointing(recompute > 0, recompute or 1.0)
             raw = torch.empty(batch, 3, side, side, dtype=torch.uint8)
             indices = torch.empty(batch, masked, dtype=torch.int32)
             return MetaStudent(model, lambda: model.loss(raw, indices, target))
         plain = (OfficialViT if formulation == "official" else TunedViT)(sizes).to(dtype)
+        for number in spread(sizes.depth, recompute) if recompute else ():
+            block = plain.blocks[number]
+            block.forward = functools.partial(
+                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False,
+                # the engine runs what is computed again without the modes of the forward
+                context_fn=lambda: (contextlib.nullcontext(), FlashAttention(device)),
+            )  # fmt: skip
         images = torch.empty(batch, 3, side, side, dtype=dtype)
         inputs: tuple[Tensor, ...] = (mask,)
         if isinstance(plain, TunedViT):

@@ -3,7 +3,7 @@
 from rich.console import Console, Group
 from rich.table import Table
 
-from eva_fast.plan.planner import Option, Plan
+from eva_fast.plan.result import Option, Plan
 
 
 def _memory_table(plan: Plan, option: Option) -> Table:
@@ -11,7 +11,8 @@ def _memory_table(plan: Plan, option: Option) -> Table:
     table.add_column("kind")
     table.add_column("GB", justify="right")
     for kind, size in option.memory.by_kind().items():
-        table.add_row(kind, f"{size / 1e9:.2f}")
+        if size:
+            table.add_row(kind, f"{size / 1e9:.2f}")
     table.add_section()
     table.add_row("total", f"{option.memory.total / 1e9:.2f}")
     table.add_row("device", f"{plan.device.memory_bytes / 1e9:.2f}")
@@ -20,13 +21,13 @@ def _memory_table(plan: Plan, option: Option) -> Table:
 
 def _options_table(plan: Plan) -> Table:
     table = Table(title="ways to cut the batch (time predicted)")
-    for name in ("micro-batch", "accumulate", "checkpointing", "GB", "fits", "images/s", "MFU"):
+    table.add_column("eva-fast pretrain ...")
+    for name in ("images a pass", "GB", "fits", "images/s", "MFU"):
         table.add_column(name, justify="right")
     for option in plan.options:
         table.add_row(
+            option.flags,
             str(option.micro_batch),
-            str(option.accumulate),
-            "yes" if option.checkpointing else "no",
             f"{option.memory.total / 1e9:.1f}",
             "yes" if option.fits else "no",
             f"{option.images_per_second(plan.gpus):,.0f}",
@@ -50,12 +51,30 @@ def _share_table(option: Option) -> Table:
     return table
 
 
+def _line(plan: Plan, what: str, option: Option) -> str:
+    return (
+        f"{what} ({option.flags}): {option.memory.total / 1e9:.1f} GB, "
+        f"{'fits' if option.fits else 'does not fit'}; predicted "
+        f"{option.images_per_second(plan.gpus):,.0f} images/s, {_time(plan.days_of(option))}, "
+        f"MFU {option.prediction.mfu:.1%}"
+    )
+
+
+def _time(days: float) -> str:
+    """The largest unit of which there is at least one; else seconds."""
+    for unit, seconds in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if days * 86400 >= seconds:
+            return f"{days * 86400 / seconds:.3g} {unit}"
+    return f"{days * 86400:.3g} seconds"
+
+
 def render(plan: Plan) -> Group:
     """The plan as something rich can print."""
     count = plan.count.summary()
     lines = [
-        f"{plan.model} on {plan.gpus} x {plan.device.title}, batch {plan.batch}, "
-        f"{plan.precision}, {plan.formulation}, sharding {plan.sharding}",
+        f"{plan.model} with teacher {plan.teacher} on {plan.gpus} x {plan.device.title}, batch "
+        f"{plan.batch}, {plan.precision}, {plan.formulation}, sharding {plan.sharding}",
+        *([plan.beyond_pretrain] if plan.beyond_pretrain else []),
         f"counted, an image: {count['tflop_per_image']:.4g} TFLOP, "
         f"{count['gb_touched_per_image']:.3g} GB touched, "
         f"{count['mb_saved_per_image']:.4g} MB saved; {count['launches']} launches a pass",
@@ -63,13 +82,10 @@ def render(plan: Plan) -> Group:
     best = plan.best
     if best is None:
         return Group(*lines, "does not fit", _options_table(plan))
-    again = "with" if best.checkpointing else "without"
     lines += [
-        f"fits; best: micro-batch {best.micro_batch}, {best.accumulate} a step, {again} "
-        "checkpointing",
-        f"predicted: {best.images_per_second(plan.gpus):,.0f} images/s, "
-        f"{plan.days:.3g} days for {plan.epochs:g} epochs of {plan.images / 1e6:g} M images, "
-        f"MFU {best.prediction.mfu:.1%}",
+        f"for {plan.epochs:.4g} epochs of {plan.images:,.0f} images:",
+        _line(plan, "as asked", plan.asked),
+        _line(plan, "quickest that fits", best),
     ]
     return Group(*lines, _memory_table(plan, best), _share_table(best), _options_table(plan))
 

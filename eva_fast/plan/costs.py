@@ -1,0 +1,107 @@
+"""What one way to cut a batch costs: memory, and the time of a step by its parts."""
+
+from dataclasses import dataclass
+
+import torch
+
+from eva_fast.model.sizes import ModelSizes
+from eva_fast.plan.counter import StepCount, count_step_at
+from eva_fast.plan.memory import block_bytes, estimate
+from eva_fast.plan.network import exposed_seconds
+from eva_fast.plan.rates import Device
+from eva_fast.plan.result import Option
+from eva_fast.plan.roofline import (
+    Prediction,
+    operator_seconds,
+    optimizer_seconds,
+    parameter_count,
+    part_seconds,
+    predict_step,
+)
+from eva_fast.plan.teachers import PlannedTeacher
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Costs:
+    """The fixed part of a plan."""
+
+    device: Device
+    sizes: ModelSizes
+    masked: int
+    gpus: int
+    batch: int
+    formulation: str
+    dtype: torch.dtype
+    sharding: str
+    teacher: PlannedTeacher
+    share: float
+    """Of the blocks, checkpointed where an option checkpoints."""
+    ema: bool
+
+    def count(self, micro: int, recompute: float = 0.0) -> StepCount:
+        """One pass of `micro` images."""
+        return count_step_at(
+            self.formulation, self.sizes, micro, recompute=recompute, **self._options
+        )
+
+    def option(self, micro: int, checkpointing: bool) -> Option:
+        """The batch in passes of `micro` images."""
+        count = self.count(micro, self.share if checkpointing else 0.0)
+        passes = self.batch // self.gpus // micro
+        again = 0
+        if checkpointing:
+            again = block_bytes(self.formulation, self.sizes, micro, **self._options)
+        memory = estimate(
+            count,
+            self.device,
+            recomputed=again,
+            sharding=self.sharding,
+            gpus=self.gpus,
+            teacher=self.teacher.parameters * self.dtype.itemsize,
+            ema=self.ema,
+        )
+        prediction, wire, exposed = self._time(count, passes)
+        return Option(
+            micro_batch=micro,
+            accumulate=passes,
+            checkpointing=checkpointing,
+            share=self.share,
+            memory=memory,
+            fits=memory.total <= self.device.memory_bytes,
+            prediction=prediction,
+            wire_seconds=wire,
+            exposed_seconds=exposed,
+        )
+
+    @property
+    def _options(self) -> dict:
+        return {"masked": self.masked, "dtype": self.dtype, "device": self.device.kind}
+
+    def _time(self, count: StepCount, passes: int) -> tuple[Prediction, float, float]:
+        device, micro = self.device, count.batch
+        name = str(self.dtype).removeprefix("torch.")
+        one = predict_step(count, device)
+        backward = sum(part_seconds(count, device, "backward").values())
+        parts = {k: passes * v for k, v in one.parts.items()}
+        view = self.teacher.operators((micro, self.sizes.img_size), self.masked, device.kind)
+        parts["teacher"] += passes * sum(operator_seconds(op, device, name) for op in view)
+        parameters = parameter_count(self.sizes)
+        spread = self.gpus if self.sharding != "none" else 1
+        parts["optimizer"] += optimizer_seconds(
+            self.formulation, parameters // spread, device, name
+        )
+        wire, exposed = exposed_seconds(
+            parameters, self.dtype.itemsize, self.gpus, device, self.sharding, backward, passes
+        )
+        parts["communication"] = exposed
+        host = passes * (one.host_seconds + device.host_seconds * len(view))
+        prediction = Prediction(
+            device=device.name,
+            batch=micro * passes,
+            seconds=max(sum(parts.values()), host),
+            parts=parts,
+            host_seconds=host,
+            model_flops=one.model_flops * passes,
+            peak_flops=one.peak_flops,
+        )
+        return prediction, wire, exposed
