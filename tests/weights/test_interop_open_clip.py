@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from eva_fast import weights
+from eva_fast.layers.inputs import normalise
 from eva_fast.weights import naming
 from tests.weights.interop import every_size, tokens_of
 from tests.weights.networks import close, same, student
@@ -40,6 +42,17 @@ def test_image_tower(tmp_path, sizes):
     close(theirs.visual.trunk(images), tokens[:, 1:].mean(1))
     assert theirs.encode_image(images).shape == (2, 512)
     assert theirs.encode_text(torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 512)
+
+
+def test_images_are_prepared_as_in_training(tmp_path):
+    written = weights.export(student(), tmp_path / "tower", "open_clip")
+    smaller_text(written.path)
+    prepare = open_clip.create_model_and_transforms(
+        f"local-dir:{written.path}", load_weights=False
+    )[2]
+    image = torch.randint(256, (48, 48, 3), dtype=torch.uint8)
+    found = prepare(Image.fromarray(image.numpy()))
+    torch.testing.assert_close(found, normalise(image.permute(2, 0, 1)[None])[0])
 
 
 def test_a_trained_clip_comes_back_as_a_student(tmp_path):

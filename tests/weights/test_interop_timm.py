@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from eva_fast import weights
+from eva_fast.layers.inputs import normalise
 from eva_fast.teachers import load_teacher
 from eva_fast.weights import naming, read, read_student
 from tests.weights.interop import every_size, exported, tokens_of
@@ -119,6 +121,15 @@ def test_an_exported_student_is_a_teacher(tmp_path):
     folder = weights.export(ours, tmp_path / "hf", "hf").path
     images, tokens = tokens_of(ours)
     close(load_teacher(folder)(images), tokens[:, 1:])
+
+
+def test_images_are_prepared_as_in_training(tmp_path):
+    folder = weights.export(student(), tmp_path / "hf", "hf").path
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    image = torch.randint(256, (48, 48, 3), dtype=torch.uint8)
+    found = prepare(Image.fromarray(image.numpy()))
+    torch.testing.assert_close(found, normalise(image.permute(2, 0, 1)[None])[0])
 
 
 def test_a_path_with_quotes_and_spaces(tmp_path):

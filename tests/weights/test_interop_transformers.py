@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from PIL import Image
 
+from eva_fast.layers.inputs import normalise
 from tests.weights.interop import every_size, exported, tokens_of
 from tests.weights.networks import close
 
@@ -36,13 +38,12 @@ def test_auto_model_wraps_timm(tmp_path, sizes):
     assert not any(report.values())
 
 
-def test_images_are_prepared_as_in_training(tmp_path):
+@pytest.mark.parametrize("format", ["hf-vit", "hf"])
+def test_images_are_prepared_as_in_training(tmp_path, format):
     """Size and normalisation come with the folder."""
-    pytest.importorskip("PIL")
-    from eva_fast.layers.inputs import normalise
-
-    _, _, written = exported(tmp_path / "vit", "hf-vit", {})
+    pytest.importorskip("timm")
+    _, _, written = exported(tmp_path / "folder", format, {})
     prepare = transformers.AutoImageProcessor.from_pretrained(written.path)
-    image = torch.randint(256, (3, 48, 48), dtype=torch.uint8)
-    found = prepare(image, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(found, normalise(image[None]))
+    image = torch.randint(256, (48, 48, 3), dtype=torch.uint8)
+    found = prepare(Image.fromarray(image.numpy()), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(found, normalise(image.permute(2, 0, 1)[None]))
