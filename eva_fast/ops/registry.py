@@ -111,6 +111,7 @@ class Op:
     part: str
     reference: Callable[..., Any] | None
     flops: Callable[..., int] | None
+    again: Callable[..., int] | None
     kernels: int
     operator: str
     backward_of: "Op | None"
@@ -192,6 +193,7 @@ def define(
     reference: Callable[..., Any] | None = None,
     plain: Callable[..., Any] | None = None,
     flops: Callable[..., int] | None = None,
+    again: Callable[..., int] | None = None,
     kernels: int = 1,
     operator: str | None = None,
     backward_of: Op | None = None,
@@ -208,6 +210,7 @@ def define(
         plain: the implementation named "torch", which runs where no other does.
         flops: floating-point operations of a call, from the operator's arguments (tensors, meta
             tensors too): two for each multiply-add of a matrix product. None: nothing counts.
+        again: bytes that a call reads a second time, from the operator's arguments.
         kernels: device kernels that a GPU runs it as.
         operator: its name with torch's dispatcher, "eva_fast::NAME" unless given.
         backward_of: the op whose gradients this one computes; what is chosen for that one holds for
@@ -221,7 +224,7 @@ def define(
     if name in _ops:
         raise ValueError(f"there is an op {name!r} already")
     op = Op(
-        name=name, part=part, reference=reference, flops=flops, kernels=kernels,
+        name=name, part=part, reference=reference, flops=flops, again=again, kernels=kernels,
         operator=operator or f"eva_fast::{name}", backward_of=backward_of, trial=trial,
         estimate=estimate,
     )  # fmt: skip

@@ -3,7 +3,8 @@
 Conventions, the same for every formulation:
 
 - an operator is what reaches PyTorch's dispatcher below autograd; views and allocations are free;
-- bytes: each tensor argument read once, each tensor result written once, in full;
+- bytes: each tensor argument read once, each tensor result written once, in full; an op of ours may
+  say that it reads one again;
 - a launch is one operator, and `kernels` beside it says where one is known to run as more;
 - flash attention is one operator whose backward recomputes the scores: 2.5 forwards of FLOPs;
 - saved activations: distinct storages that autograd keeps for the backward and that are not
@@ -160,6 +161,7 @@ class Recorder(TorchDispatchMode):
         tensors = results + [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         label = name if namespace == "aten" else f"{namespace}::{name}"
         size = sum(t.numel() * t.element_size() for t in tensors)
+        size += formulas.bytes_again(label, args, kwargs)
         self._add(
             label,
             formulas.flops(func, args, kwargs, out),

@@ -14,7 +14,10 @@ from eva_fast.ops import registry
 
 aten = torch.ops.aten
 
-PARTS = ("gemm", "attention", "norm", "gelu", "head", "elementwise", "optimizer", "teacher")
+PARTS = (
+    *("gemm", "quantise", "attention", "norm", "gelu", "head", "elementwise", "optimizer"),
+    "teacher",
+)
 
 GEMMS = frozenset({"mm", "addmm", "baddbmm", "linear", "convolution", "convolution_backward"})
 
@@ -53,6 +56,12 @@ def kernels(name: str) -> int:
     """Device kernels that a GPU runs an operator as, where known; else 1."""
     op = registry.of_operator(name)
     return op.kernels if op is not None else _KERNELS.get(name, 1)
+
+
+def bytes_again(name: str, args: tuple, kwargs: dict) -> int:
+    """Bytes that an operator reads a second time, where that is known; else 0."""
+    op = registry.of_operator(name)
+    return op.again(*args, **kwargs) if op is not None and op.again is not None else 0
 
 
 def _flash(q, k, v, *rest, **options) -> int:
