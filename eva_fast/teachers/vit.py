@@ -222,10 +222,12 @@ def folded(
     out["positions"] = resize_positions(positions[extra:], config.grid, grid)
     for name in [name for name in out if name.endswith(".gamma")]:
         layer = name.replace("ls1.gamma", "attn.proj").replace("ls2.gamma", "mlp.fc2")
-        if layer + ".weight" in out and layer + ".bias" in out:
-            scale = out.pop(name)
-            out[layer + ".weight"] = scale[:, None] * out[layer + ".weight"]
-            out[layer + ".bias"] = scale * out[layer + ".bias"]
+        weight, bias, scale = out.get(layer + ".weight"), out.get(layer + ".bias"), out[name]
+        if weight is None or bias is None or not weight.shape[:1] == bias.shape == scale.shape:
+            continue  # seen as unknown by whoever compares
+        del out[name]
+        out[layer + ".weight"] = scale[:, None] * weight
+        out[layer + ".bias"] = scale * bias
     return out
 
 

@@ -69,9 +69,14 @@ def _config(weights: Weights, state: Mapping[str, Tensor], names: naming.Naming)
     conv, positions = state["patch_embed.proj.weight"], state["pos_embed"]
     if conv.ndim != 4 or conv.shape[1] != 3 or conv.shape[2] != conv.shape[3]:
         raise UsageError(
-            f"{weights.path}: the patch convolution is {list(conv.shape)}, not [width,3,patch,patch]"
+            f"{weights.path}: patch_embed.proj.weight is {list(conv.shape)}, not "
+            "[width,3,patch,patch]"
         )
     width, patch = conv.shape[0], conv.shape[2]
+    for name in ("pos_embed", *PREFIX):
+        if name in state and (state[name].ndim != 3 or state[name].shape[::2] != (1, width)):
+            shape = list(state[name].shape)
+            raise UsageError(f"{weights.path}: {name} is {shape}, not [1,tokens,{width}]")
     layers = 1 + max(int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
     prefix = sum(state[name].shape[1] for name in PREFIX if name in state)
     hints = vit_hints(weights)
@@ -84,6 +89,8 @@ def _config(weights: Weights, state: Mapping[str, Tensor], names: naming.Naming)
     if "activation" in known:
         known["activation"] = _ACTIVATIONS.get(known["activation"], known["activation"])
     fc1, fc2 = (state[name] for name in _FEED_FORWARD)
+    if fc1.ndim != 2 or fc2.ndim != 2:
+        raise UsageError(f"{weights.path}: {' and '.join(_FEED_FORWARD)} are no matrices")
     if len(fc1) == 2 * fc2.shape[1]:
         known["activation"] = "swiglu"
     if assumed := sorted(usual.keys() - known.keys() - {"eps"}):

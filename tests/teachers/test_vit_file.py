@@ -290,6 +290,22 @@ def test_metadata_that_is_no_sizes(tmp_path):
             load_teacher(tmp_path / "x.safetensors")
 
 
+LAYERS = ("patch_embed.proj", "blocks.0.mlp.fc1", "blocks.0.attn.qkv", "norm")
+
+
+@pytest.mark.parametrize(
+    "name", ["pos_embed", "cls_token", "blocks.1.ls1.gamma", *(f"{n}.weight" for n in LAYERS)]
+)
+@pytest.mark.parametrize("shape", [(), (1, 4, 7)], ids=str)
+def test_tensors_of_wrong_shapes_are_named(tmp_path, name, shape):
+    """Never by a fault of the program, and by their own names."""
+    _, state = dinov2(registers=True)
+    state[name] = torch.zeros(shape)
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(UsageError, match=name.rpartition(".")[0] or name):
+        load_teacher(tmp_path / "x.pth")
+
+
 def test_two_networks_in_a_file_are_not_guessed_about(tmp_path):
     """A checkpoint of self-distillation holds a student and a teacher."""
     _, state = dinov2(registers=True)
