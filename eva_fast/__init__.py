@@ -72,7 +72,7 @@ def _find_kernels() -> None:
     folder = [str(file.parent)]
     spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=folder)
     assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = globals()["kernels"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
 
