@@ -20,6 +20,7 @@ from eva_fast.evaluate.features import PIXELS, Extractor, extract, pixel_feature
 from eva_fast.evaluate.probes import PROBES, require_sklearn
 from eva_fast.evaluate.splits import known_labels, labelled, open_labelled, split
 from eva_fast.evaluate.students import find_weights, load_student, random_student, run_config
+from eva_fast.evaluate.verdict import RANDOM, binomial_error, verdicts
 from eva_fast.files import atomic_write, writing_to
 from eva_fast.teachers import load_teacher
 
@@ -57,9 +58,11 @@ def evaluate(
         max_megapixels: images of more million pixels are left out.
 
     Returns:
-        dict with `results`: a list of {"features", "dim", and accuracy in percent for each probe},
-        the student first; and what was measured on: `data`, `classes`, `train`, `val`, `majority`
-        (percent of the largest class), `sizes`, `weights`, `seconds`.
+        dict with `results`: a list of {"features", "dim", and for each probe the accuracy in
+        percent, `PROBE`, and its binomial standard error, `PROBE_error`}, the student first;
+        `verdicts`: sentences on what the student is below; and what was measured on: `data`,
+        `classes`, `train`, `val`, `majority` (percent of the largest class), `sizes`, `weights`,
+        `seconds`.
 
     Raises:
         ValueError, FileNotFoundError: unknown probe, no run, no labels, one class only, a teacher
@@ -76,7 +79,7 @@ def evaluate(
     student = load_student(weights, where)
     extractors: dict[str, Extractor] = {
         "student": student_features(student),
-        "random init": student_features(random_student(student.sizes, where)),
+        RANDOM: student_features(random_student(student.sizes, where)),
         f"{PIXELS}x{PIXELS} pixels": pixel_features,
     }
     judge = _open_teacher(teacher, run_config(weights), student.grid, where)
@@ -95,7 +98,7 @@ def evaluate(
     train, val = split(labels, data)
     fit, fit_labels = found[0].of(train)
     ask, ask_labels = found[-1].of(val)
-    results = [
+    results: list[dict[str, Any]] = [
         {
             "features": name,
             "dim": fit[name].shape[1],
@@ -103,6 +106,8 @@ def evaluate(
         }
         for name in extractors
     ]
+    for row in results:
+        row |= {f"{p}_error": binomial_error(row[p], len(ask_labels)) for p in probes}
     largest = Counter(fit_labels.tolist()).most_common(1)[0][0]
     result = {
         "weights": str(weights),
@@ -114,6 +119,8 @@ def evaluate(
         "sizes": asdict(student.sizes),
         "probes": list(probes),
         "results": results,
+        "error": "binomial standard error over the validation images, in points",
+        "verdicts": verdicts(results, probes),
         "seconds": round(time.perf_counter() - start, 1),
     }
     _write(Path(out) if out is not None else _beside(run_or_weights, weights), result)

@@ -9,6 +9,7 @@ The methods are called in this order: `sample`, `request`, `build`, `example`, t
 a run, `loss` and `after_step` in every step, `picture`, `exported`.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -27,6 +28,7 @@ from eva_fast.objectives.request import Request
 from eva_fast.objectives.setting import Setting
 from eva_fast.weights import initialise, write, write_student
 
+log = logging.getLogger(__name__)
 CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 8, 64
 
 
@@ -91,6 +93,10 @@ class Objective:
         teacher where that is asked for."""
         request = self.request(setting)
         if request is not None and request.calibrated:
+            log.info(
+                "measuring mean and deviation of the teacher's features on %d images ...",
+                CALIBRATION_BATCHES * CALIBRATION_BATCH_SIZE,
+            )
             with closing(batches(CALIBRATION_BATCH_SIZE)) as found:  # type: ignore[type-var]
                 teacher.calibrate(found, CALIBRATION_BATCHES)  # type: ignore[union-attr, operator]
 

@@ -140,7 +140,7 @@ def decide(op: Op, case: Case) -> Implementation:
         name = decide(forward, case).name
         if name in by_name:
             return by_name[name]
-    if _raced(op, case) and not _capturing(case):
+    if _raced(op, case) and not _capturing(case) and not _to_be_measured(op, case):
         racing = [c.name for c in among if not c.last_resort]
         if len(racing) > 1:
             return by_name[_trial(op, case, racing).implementation]
@@ -185,6 +185,12 @@ def raced_by_shape(op: Op, case: Case) -> bool:
     return op.trial is not None and not op.trial.once and _raced(op, case)
 
 
+def _to_be_measured(op: Op, case: Case) -> bool:
+    """Whether the step that is noted is about to be raced with this op's own arguments: the usual
+    ones are not measured as well."""
+    return _note is not None and not raced_by_shape(op, case)
+
+
 def _capturing(case: Case) -> bool:
     """While a CUDA graph is captured nothing can be measured."""
     return (
@@ -215,7 +221,8 @@ def measured(
     name where all fail.
     """
     path = kept.file(device, subject)
-    choice = _measured.get((path, label)) or (kept.read(path) or {}).get(label)
+    known = _measured.get((path, label))
+    choice = known or (kept.read(path) or {}).get(label)
     if choice is None or choice.implementation not in names:
         with random_state_kept(device):
             timed = {name: once(run) for name, run in runs().items()}
@@ -225,7 +232,8 @@ def measured(
             choice = Choice.fastest(seconds)
             kept.write(path, {**(kept.read(path) or {}), label: choice})
     _measured[path, label] = choice
-    log.info("%s on %s: %s", label, device, choice)
+    if choice is not known:
+        log.info("%s on %s: %s", label, device, choice)
     return choice
 
 

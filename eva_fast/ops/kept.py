@@ -59,7 +59,7 @@ def fingerprint(device: torch.device) -> dict[str, Any]:
         "device": native.cpu_name(),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "build": native.build(),
+        "build": native.build() if native.available() else None,  # a stale one is there, and unused
         **versions,
     }
 

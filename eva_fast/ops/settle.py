@@ -48,6 +48,10 @@ def settle(
     path = kept.file(device, {**subject, "forced": choose.forced()})
     choices = kept.read(path)
     if choices is None or not all(_exists(op, c.implementation) for op, c in choices.items()):
+        log.info(
+            "measuring which kernels are the fastest for this run, once for this machine%s ...",
+            "; Triton compiles its own first, which takes a while" if device.type == "cuda" else "",
+        )
         with choose.random_state_kept(device):
             choices = {op: _race_calls(op, calls) for op, calls in sorted(_calls_of(step).items())}
             for name, runs in (parts or {}).items():
@@ -56,10 +60,12 @@ def settle(
                     choices[name] = Choice.fastest(found)
         kept.write(path, choices)
         log.info("kernels measured, kept in %s", path)
+        for op, choice in choices.items():
+            log.info("  %-28s %s", op, choice)
     else:
-        log.info("kernels as measured before (%s)", path)
-    for op, choice in choices.items():
-        log.info("  %-28s %s", op, choice)
+        log.info("kernels as measured before (%s): %s", path, _by_implementation(choices))
+        if any(choice.implementation == "triton" for choice in choices.values()):
+            log.info("the first step compiles Triton kernels that Triton has not kept ...")
     choose.settle_on({op: choice.implementation for op, choice in choices.items()})
     return choices
 
@@ -167,6 +173,14 @@ def _copy(tensor: Tensor) -> Tensor:
             once = once.narrow(dim, 0, 1)
     copy = torch.empty_strided(once.shape, once.stride(), dtype=once.dtype, device=once.device)
     return copy.copy_(once).expand(tensor.shape)
+
+
+def _by_implementation(choices: Choices) -> str:
+    """In one line, since the timings were told when they were made."""
+    found: dict[str, list[str]] = {}
+    for op, choice in choices.items():
+        found.setdefault(choice.implementation, []).append(op)
+    return "; ".join(f"{name} for {', '.join(ops)}" for name, ops in found.items())
 
 
 def _exists(op: str, name: str) -> bool:

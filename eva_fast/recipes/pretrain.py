@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from eva_fast.config import Config
 from eva_fast.keywords import AnyPath, PretrainOptions, Unpack, documented
+from eva_fast.recipes.start import Start
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,13 +75,21 @@ def pretrain(
         RuntimeError: too many unreadable images, a worker died, or too many steps in a row were not
             finite (`NonFiniteError`); the run can be resumed.
     """
+    from eva_fast.recipes.ending import ending
+    from eva_fast.recipes.hearing import heard
+
     named = {"data": data, "model": model, "teacher": teacher, "out": out}
-    return run(Config.from_options({**named, **options}))
+    config = Config.from_options({**named, **options})
+    result = run(config)
+    with heard():
+        log.info("%s", "\n".join(ending(config, result)))
+    return result
 
 
 def run(config: Config, on_step: Callable[[int], object] | None = None) -> PretrainResult:
-    """`pretrain` for a ready configuration. on_step: called with the number of finished steps after
-    each."""
+    """`pretrain` for a ready configuration, without the last words. on_step: called with the number
+    of finished steps after each."""
+    start = Start()
     from eva_fast.device import undisturbed
     from eva_fast.objectives import open_objective
     from eva_fast.recipes.hearing import heard
@@ -91,7 +100,7 @@ def run(config: Config, on_step: Callable[[int], object] | None = None) -> Pretr
     sample = sample_options(setting, objective)
     check_run(setting.config, setting.device)
     with heard(), undisturbed(setting.device):
-        return _train(setting, objective, sample, on_step)
+        return _train(setting, objective, sample, on_step, start)
 
 
 def _train(
@@ -99,6 +108,7 @@ def _train(
     objective: "Objective",
     sample: dict[str, Any],
     on_step: Callable[[int], object] | None,
+    start: Start,
 ) -> PretrainResult:
     """Teacher, student, loader, loop and what is left behind, for options that were checked."""
     from eva_fast.data import build_loader, open_source
@@ -108,15 +118,24 @@ def _train(
     from eva_fast.train import RunLength, TrainState, TrainStep, checkpoint, train
     from eva_fast.train.baseline import verdict
     from eva_fast.train.examples import Examples
-    from eva_fast.train.folder import last_metrics, open_folder, write_header
+    from eva_fast.train.folder import (
+        last_metrics,
+        open_folder,
+        say_what_is_missing,
+        write_header,
+    )
     from eva_fast.train.kernels import settle_kernels
     from eva_fast.train.resolve import loader_options
     from eva_fast.train.same_data import as_before
     from eva_fast.train.telemetry import Telemetry
 
     config, device, request = setting.config, setting.device, objective.request(setting)
+    start.done("imports")
+    say_what_is_missing()
     source = open_source(config.data.data)
+    start.done("data")
     teacher = open_teacher(config.teacher.teacher, request, setting)
+    start.done("teacher")
 
     with ExitStack() as held:
         out, resume_from = held.enter_context(open_folder(config))
@@ -132,8 +151,10 @@ def _train(
             state, objective, answer(teacher, request),
             clip_grad=config.optim.clip_grad, accumulate=config.optim.accumulate,
         )  # fmt: skip
+        start.done("student")
         kept = None if resume_from is None else checkpoint.read_state(resume_from)["kernels"]
         state.kernels = settle_kernels(setting, objective, state, kept=kept)
+        start.done("kernels")
         examples = Examples(source, sample, device)
         length = RunLength.of(config, loader.batches_per_epoch)
         log.info("%s", length.describe(len(source), config.optim.batch_size))
@@ -142,6 +163,7 @@ def _train(
             log.info("going on from %s, step %d of %d", resume_from, state.step, length.total)
         else:
             objective.start(module, teacher, setting, examples.batches)
+        start.done("calibration" if request is not None and request.calibrated else "objective")
         write_header(out, config, module, device)
 
         def draw(path: Path) -> Path:
@@ -151,7 +173,9 @@ def _train(
             out, first_step=state.step, total=length.total,
             track=config.run.track, progress=config.run.progress,
         ) as telemetry:  # fmt: skip
-            stopped_by = train(step, length, config, out, telemetry, picture=draw, on_step=on_step)
+            stopped_by = train(
+                step, length, config, out, telemetry, picture=draw, on_step=start.until(on_step)
+            )
         loader.close()
 
         metrics = last_metrics(out)

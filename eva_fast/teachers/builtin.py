@@ -19,6 +19,10 @@ from eva_fast.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Teacher, select_
 
 FILE = Path(__file__).parent / "mobilenet" / "mobilenet_v2.safetensors"
 STRIDE, DIM = 16, 96
+# On a CPU, so few images at a time that the feature maps stay in reach of its caches and are not
+# asked from the system anew each time: a third of the time for 64 images of 128 pixels (measured).
+# Fewer would make oneDNN sum in another order.
+PART = 16
 NATIVE = 14  # patches a side where nothing else is asked for: images of 224 pixels
 # (expansion, channels, repeats, stride of the first), table 2 of the paper, as far as it is used.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1))
@@ -90,4 +94,6 @@ class BuiltinTeacher(Teacher):
         self.network = mobilenet()
 
     def patch_features(self, images: Tensor, index: Tensor | None) -> Tensor:
-        return select_patches(self.network(images).flatten(2).mT, index)
+        parts = max(1, len(images) // PART) if images.device.type == "cpu" else 1
+        features = torch.cat([self.network(part) for part in images.tensor_split(parts)])
+        return select_patches(features.flatten(2).mT, index)

@@ -97,6 +97,10 @@ def write_header(out: Path, config: "Config", model: nn.Module, device: torch.de
     with atomic_write(out / RUN_ENVIRONMENT) as draft:
         draft.write_text(json.dumps(environment, indent=1) + "\n")
     log.info("%s", "  ".join(f"{k} {v}" for k, v in environment.items()))
+
+
+def say_what_is_missing() -> None:
+    """What makes the run slower than it could be, before anything is waited for."""
     if not native.available():
         log.warning(
             "the C++ kernels are not built, so the CPU's part is slower: see eva-fast doctor"

@@ -65,6 +65,11 @@ def test_figures_json_and_table(run, pictures):
     assert (result["train"], result["val"]) == (54, 18)
     assert result["majority"] == pytest.approx(100 / 3)
     assert json.loads((run / "eval.json").read_text()) == result
+    p = by_name["student"]["knn"] / 100
+    assert by_name["student"]["knn_error"] == pytest.approx(100 * (p * (1 - p) / 18) ** 0.5)
+    assert "binomial" in result["error"] and "linear_error" in by_name["teacher colour"]
+    if p < by_name["random init"]["knn"] / 100:
+        assert any("below its own random" in sentence for sentence in result["verdicts"])
 
     console = Console(record=True, width=120, file=io.StringIO())
     print_table(result, console)

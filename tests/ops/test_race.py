@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eva_fast.ops import choose, kept
-from eva_fast.ops.race import ROUNDS, race, timed_by
+from eva_fast.ops.race import FEWEST, ROUNDS, race, timed_by
 
 CPU = torch.device("cpu")
 
@@ -15,17 +15,34 @@ def once(run):
     return lambda: [(1, run)]
 
 
-def test_candidates_take_turns_and_the_first_turn_does_not_count():
+def raced(times, monkeypatch, long=2.0):
+    """(medians, who ran in turn) of candidates whose turns after the first take `times` seconds."""
     order = []
 
     def clock(name, run, device):
         run()
-        return 100.0 if order.count(name) == 1 else {"a": 1.0, "b": 2.0}[name]
+        return 100.0 if order.count(name) == 1 else times[name]
 
-    runs = {name: once(lambda name=name: order.append(name)) for name in "ab"}
+    monkeypatch.setattr("eva_fast.ops.race.LONG", long)
+    runs = {name: once(lambda name=name: order.append(name)) for name in times}
     with timed_by(clock):
-        assert race("test", runs, CPU) == {"a": 1.0, "b": 2.0}
-    assert order == ["a", "b"] * (ROUNDS + 1)
+        return race("test", runs, CPU), "".join(order)
+
+
+def test_candidates_take_turns_and_the_first_turn_does_not_count(monkeypatch):
+    found, order = raced({"a": 1.0, "b": 1.1}, monkeypatch)
+    assert found == {"a": 1.0, "b": 1.1} and order == "ab" * (ROUNDS + 1)
+
+
+def test_who_is_clearly_behind_stops_and_the_others_go_on(monkeypatch):
+    found, order = raced({"a": 1.0, "b": 1.5, "c": 1.1}, monkeypatch)
+    assert found == {"a": 1.0, "b": 1.5, "c": 1.1}
+    assert order == "abc" * (FEWEST + 1) + "ac" * (ROUNDS - FEWEST)
+    assert raced({"a": 1.0, "b": 1.5}, monkeypatch)[1] == "ab" * (FEWEST + 1)
+
+
+def test_a_long_race_is_decided_earlier(monkeypatch):
+    assert raced({"a": 1.0, "b": 1.1}, monkeypatch, long=0.0)[1] == "ab" * (FEWEST + 2)
 
 
 def test_calls_of_a_turn_are_weighed_by_their_number():
@@ -121,3 +138,13 @@ def test_a_choice_depends_on_the_build(own_cache, monkeypatch):
     before = kept.file(CPU, {})
     monkeypatch.setattr(choose.registry.native, "build", lambda: "another")
     assert kept.file(CPU, {}) != before
+
+
+def test_a_choice_depends_on_whether_the_build_is_used(own_cache, monkeypatch):
+    """A stale library is there, but its kernels may not run."""
+    monkeypatch.setattr(choose.registry.native, "build", lambda: "some")
+    files = []
+    for usable in (True, False):
+        monkeypatch.setattr(choose.registry.native, "available", lambda usable=usable: usable)
+        files.append(kept.file(CPU, {}))
+    assert files[0] != files[1]

@@ -1,0 +1,70 @@
+"""What a run says at its end: where things are, and what to do next, as commands to paste."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eva_fast.config import Config
+from eva_fast.teachers.config import BUILTIN
+
+if TYPE_CHECKING:
+    from eva_fast.recipes.pretrain import PretrainResult
+
+
+def ending(config: Config, result: "PretrainResult") -> list[str]:
+    """Lines for a person: losses, paths, and the next commands."""
+    lines = []
+    first, last = result.metrics.get("first_loss"), result.metrics.get("loss")
+    if result.stopped_by:
+        lines.append(f"stopped by {result.stopped_by}; go on with:")
+        lines.append(f"  {_go_on(result.out)}")
+    elif first is not None and last is not None:
+        lines.append(f"loss {first:.4f} -> {last:.4f} (-1 is perfect)")
+    lines += [
+        f"picture     {result.picture}",
+        f"weights     {result.weights}",
+        f"metrics     {result.out / 'metrics.jsonl'}",
+        f"checkpoint  {result.checkpoint}",
+    ]
+    if not result.stopped_by:
+        lines.append("next:")
+        for what, command in next_commands(config, result).items():
+            lines += [f"  {what}", f"    {command}"]
+    return lines
+
+
+def next_commands(config: Config, result: "PretrainResult") -> dict[str, str]:
+    """{what it is for: a command for the shell}, as fits this run."""
+    from eva_fast.model import EvaViT
+
+    out, teacher = result.out, config.teacher.teacher
+    found = {}
+    if isinstance(result.model, EvaViT):
+        found["how good its features are, beside untrained ones, pixels and the teacher:"] = (
+            _command("eval", out)
+        )
+    if config.data.data == BUILTIN:
+        found["train on your own images, any folder of them in place of FOLDER:"] = _command(
+            "pretrain", "--data", "FOLDER", "--out", _beside(out, "images")
+        )
+    if teacher in (BUILTIN, "hog"):
+        data = "FOLDER" if config.data.data == BUILTIN else str(config.data.data)
+        found["with your own teacher, a CLIP file for example:"] = _command(
+            "pretrain", "--data", data, "--teacher", "ViT-L-14.pt",
+            "--model", "eva_s_patch14_224", "--out", _beside(out, "teacher"),
+        )  # fmt: skip
+    return found
+
+
+def _go_on(out: Path) -> str:
+    return _command(
+        "pretrain", "--config", out / "config.yaml", "--out", out, "--resume", "auto"
+    )  # fmt: skip
+
+
+def _beside(out: Path, what: str) -> Path:
+    return out.with_name(f"{out.name}-{what}")
+
+
+def _command(*words: object) -> str:
+    return shlex.join(["eva-fast", *map(str, words)])

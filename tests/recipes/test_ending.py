@@ -1,0 +1,85 @@
+"""The last words of a run: its commands are real ones."""
+
+import logging
+import shlex
+
+import pytest
+
+import eva_fast
+from eva_fast import cli
+from eva_fast.config import Config
+from eva_fast.recipes.ending import ending, next_commands
+from eva_fast.recipes.pretrain import run
+
+TINY = dict(
+    model="eva_ti_patch8_32", embed_dim=32, depth=1, num_heads=2, mlp_hidden=48, batch_size=4,
+    steps=2, workers=0, device="cpu", kernels="torch", progress=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("a place with spaces") / "run"
+    config = Config.from_options({**TINY, "out": out})
+    return config, run(config)
+
+
+def test_each_command_is_taken_by_the_command_line(finished, monkeypatch):
+    """Nothing is run: what the commands would be called with."""
+    seen = []
+    monkeypatch.setattr("eva_fast.recipes.pretrain.run", lambda c: seen.append(c) or finished[1])
+    monkeypatch.setattr("eva_fast.evaluate.evaluate", lambda run, **_: seen.append(run) or {})
+    monkeypatch.setattr("eva_fast.evaluate.print_table", lambda result: None)
+    commands = next_commands(*finished)
+    assert len(commands) == 3
+    for command in commands.values():
+        words = shlex.split(command)
+        assert words[0] == "eva-fast"
+        cli.main(words[1:])
+    judged, images, teacher = seen
+    assert judged == str(finished[1].out)
+    assert images.data.data == "FOLDER" and teacher.teacher.teacher == "ViT-L-14.pt"
+    assert images.run.out != teacher.run.out
+    assert images.run.out.parent == teacher.run.out.parent == finished[1].out.parent
+
+
+def test_the_evaluation_runs_as_it_is_printed(finished, capsys):
+    (command,) = (c for c in next_commands(*finished).values() if " eval " in c)
+    cli.main([*shlex.split(command)[1:], "--probe", "knn", "--teacher", "none"])
+    assert "random init" in capsys.readouterr().out
+    assert (finished[1].out / "eval.json").is_file()
+
+
+def test_a_run_on_ones_own_images_and_teacher_is_not_told_to_use_them(finished):
+    result = finished[1]
+    own = Config.from_options({**TINY, "data": "/my/images", "teacher": "/my/clip.pt"})
+    assert list(next_commands(own, result).values()) == [
+        shlex.join(["eva-fast", "eval", str(result.out)])
+    ]
+
+
+def test_a_stopped_run_says_how_it_goes_on(finished, monkeypatch):
+    import dataclasses
+
+    config, result = finished
+    stopped = dataclasses.replace(result, stopped_by="SIGTERM")
+    lines = ending(config, stopped)
+    assert lines[0].startswith("stopped by SIGTERM") and "next:" not in lines
+    seen = []
+    monkeypatch.setattr("eva_fast.recipes.pretrain.run", lambda c: seen.append(c) or result)
+    cli.main(shlex.split(lines[1])[1:])
+    assert seen[0].run.resume == "auto" and seen[0].run.out == result.out
+    assert seen[0].model.embed_dim == 32
+
+
+def test_python_hears_the_same_in_its_log_and_what_was_waited_for(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "eva_fast"):
+        result = eva_fast.pretrain(out=tmp_path / "run", **{**TINY, "kernels": "auto"})
+    said = [record.getMessage() for record in caplog.records]
+    assert said[-1].startswith("loss ") and f"eva-fast eval {result.out}" in said[-1]
+    order = ["mean and deviation of the teacher's features on 512 images", "first step after"]
+    places = [next(i for i, line in enumerate(said) if part in line) for part in order]
+    assert places == sorted(places)
+    assert all(part in said[places[1]] for part in ("imports ", "kernels ", "calibration "))
+    kernels = [line for line in said if "gemm" in line]
+    assert len(kernels) <= 1  # each measurement is told once
