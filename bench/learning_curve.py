@@ -1,0 +1,121 @@
+"""Scores of a run's checkpoints over its minutes, as a table and a figure.
+
+    eva-fast pretrain --out runs/hour --epochs 100 --checkpoint-every 625 --keep-checkpoints 20
+    python -m bench.learning_curve runs/hour --out docs/images/learning-curve
+
+Writes OUT.json and OUT.png, and prints the table. Minutes are the run's own (`seconds` of its
+metrics.jsonl): training alone, on what the machine had left for it.
+"""
+
+import argparse
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eva_fast.evaluate import evaluate
+from eva_fast.evaluate.students import load_checkpoint
+from eva_fast.inspect.figures import pyplot
+from eva_fast.train.checkpoint import steps_in
+from eva_fast.weights import write_student
+
+PROBES = {"knn": ("k-NN", "#0072B2", "o"), "linear": ("linear", "#D55E00", "s")}
+STYLES = {"random init": ":", "8x8 pixels": "--"}
+
+log = logging.getLogger(__name__)
+
+
+def measure(run: Path, data: str = "builtin") -> dict[str, Any]:
+    """Scores on `data`, as `eva-fast eval --data` takes it.
+
+    Returns {"points": [{"step", "minutes", "loss", "gain", probe: percent}], "beside": rows of
+    random initial values, pixels and the run's teacher}. ValueError where no checkpoint has a log
+    line.
+    """
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    known = {line["step"]: line for line in lines}
+    folders = {
+        int(folder.name.rpartition("_")[2]): folder for folder in steps_in(run / "checkpoints")
+    }
+    steps = sorted(known.keys() & folders.keys())
+    if not steps:
+        raise ValueError(f"{run}: no checkpoint of a step that metrics.jsonl has a line for")
+    points = []
+    for step in steps:
+        found = _probe(folders[step], data)
+        student = found["results"][0]
+        points.append(
+            {
+                "step": step,
+                "minutes": known[step]["seconds"] / 60,
+                "loss": known[step]["loss"],
+                "gain": known[step]["gain"],
+                **{probe: student[probe] for probe in PROBES},
+            }
+        )
+        log.info("step %d: %s", step, {probe: round(student[probe], 1) for probe in PROBES})
+    whole = evaluate(run, data)
+    return {"points": points, "beside": whole["results"][1:], "val": whole["val"]}
+
+
+def _probe(checkpoint: Path, data: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "student.safetensors"
+        write_student(load_checkpoint(checkpoint, torch.device("cpu")), file)
+        return evaluate(file, data, teacher="none")
+
+
+def draw(measured: dict[str, Any], path: Path) -> Path:
+    """Both probes over minutes, beside random initial values and pixels."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(6.4, 4))
+    minutes = [point["minutes"] for point in measured["points"]]
+    for probe, (name, color, marker) in PROBES.items():
+        scores = [point[probe] for point in measured["points"]]
+        axes.plot(minutes, scores, color=color, marker=marker, label=f"student, {name}")
+        for row in measured["beside"]:
+            if row["features"] in STYLES:
+                label = f"{row['features']}, {name}"
+                style = STYLES[row["features"]]
+                axes.axhline(row[probe], color=color, linestyle=style, linewidth=1, label=label)
+    axes.set_xlabel("minutes of training")
+    axes.set_ylabel("accuracy, %")
+    axes.set_xlim(left=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, ncols=2, frameon=False)
+    figure.savefig(path, bbox_inches="tight", dpi=150, metadata={"Software": None})
+    plt.close(figure)
+    return path
+
+
+def table(measured: dict[str, Any]) -> str:
+    """Markdown: a line a checkpoint."""
+    lines = ["| step | minutes | gain | k-NN | linear |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| {p['step']:,} | {p['minutes']:.0f} | {p['gain']:.3f} | {p['knn']:.1f} | {p['linear']:.1f} |"
+        for p in measured["points"]
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path, help="folder of a run with its checkpoints")
+    parser.add_argument("--out", type=Path, required=True, help="without suffix: .json, .png")
+    parser.add_argument(
+        "--data", default="builtin", help="labelled images, as eva-fast eval takes them"
+    )
+    asked = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    measured = measure(asked.run, asked.data)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.with_suffix(".json").write_text(json.dumps(measured, indent=1) + "\n")
+    draw(measured, asked.out.with_suffix(".png"))
+    print(table(measured))
+
+
+if __name__ == "__main__":
+    main()
