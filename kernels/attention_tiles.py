@@ -57,6 +57,14 @@ def store_tile(p_x, x_0, x_1, o_t, limit, S_T: tl.constexpr, D: tl.constexpr, D0
 
 
 @triton.jit
+def store_sums(p_sums, x_0, x_1, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr):
+    """Writes the column sums of two fp32 tiles [rows, D0] and [rows, D1]."""
+    o_1 = D0 + tl.arange(0, D1)
+    tl.store(p_sums + tl.arange(0, D0), tl.sum(x_0, 0))
+    tl.store(p_sums + o_1, tl.sum(x_1, 0), mask=o_1 < D)
+
+
+@triton.jit
 def dot_heads(a_0, a_1, b_0, b_1):
     """a b^T over a head in two parts, fp32: [rows of a, rows of b]."""
     product = tl.dot(a_0, tl.trans(b_0), input_precision="ieee")
@@ -168,7 +176,7 @@ def backward_aot_case(
     names = ("p_do", "p_q", "p_k", "p_v", "p_out", "p_dq", "p_dk", "p_dv")
     gradient = strides["S_KT" if own_keys else "S_QT"]
     args = {
-        **dict.fromkeys(names, pointer), "p_lse": "*fp32", "p_delta": "*fp32",
+        **dict.fromkeys(names, pointer), "p_lse": "*fp32", "p_delta": "*fp32", "p_sums": "*fp32",
         "scale": shape.head_dim**-0.5, "NQ": queries, "NK": tokens, "tiles": programs,
         "s_db": queries * shape.width, "s_qb": queries * strides["S_QT"],
         "s_kb": tokens * strides["S_KT"], "s_ob": queries * shape.width,

@@ -10,12 +10,14 @@ and writes delta for the second kernel, which owns a tile of keys and walks over
 import functools
 
 import torch
+from torch import Tensor
 
 from eva_fast.kernels.attention_tiles import limits, same_strides, sizes_of
 from eva_fast.kernels.launch import triton_op
 from eva_fast.kernels.packed_attention import forward
 from eva_fast.kernels.packed_attention_dkv import dkv_options, launch_dkv
 from eva_fast.kernels.packed_attention_dq import dq_options, launch_dq
+from eva_fast.kernels.partial_sums import sum_into
 from eva_fast.kernels.tiles import capability, fastest
 
 
@@ -25,23 +27,30 @@ def _backward(dout, q, k, v, out, lse, scale, dq, dk, dv, again):
         out = again.copy_(forward(q, k, v, scale)[0])
     k, v = same_strides(k, v)
     own_k, own_v = (dk, dv) if dk.stride() == dv.stride() else map(torch.empty_like, (k, v))
-    _launch(dout, q, k, v, out, lse, scale, dq, own_k, own_v)
+    sums = _launch(dout, q, k, v, out, lse, scale, dq, own_k, own_v)
     if own_k is not dk:
         dk.copy_(own_k)
         dv.copy_(own_v)
+    return functools.partial(_total, sums)
 
 
-def _launch(dout, q, k, v, out, lse, scale, dq, dk, dv) -> None:
-    """Both kernels, on k and v of equal strides, and dk and dv likewise."""
+def _total(sums: tuple[Tensor, Tensor]) -> Tensor:
+    """Float32 [2, H d] from the partial sums of dq and of dv."""
+    total = sums[0].new_empty((2, sums[0].shape[-1]))
+    for row, partials in zip(total, sums):
+        sum_into([row], partials)
+    return total
+
+
+def _launch(dout, q, k, v, out, lse, scale, dq, dk, dv) -> tuple[Tensor, Tensor]:
+    """Both kernels, on k and v of equal strides, and dk and dv likewise. Returns the partial sums
+    of dq and of dv."""
     delta = torch.empty_like(lse)
     _, queries, _, head_dim = q.shape
     shape, device = sizes_of(q, k), q.device
     sizes = queries, k.shape[1], head_dim, q.element_size()
     run = functools.partial(launch_dq, dout, q, k, v, out, lse, delta, scale, dq)
-    run(fastest("attention_dq", shape, device, lambda: dq_options(*sizes), run))
+    sums_q = run(fastest("attention_dq", shape, device, lambda: dq_options(*sizes), run))
     run = functools.partial(launch_dkv, dout, q, k, v, lse, delta, scale, dk, dv)
-    run(
-        fastest(
-            "attention_dkv", shape, device, lambda: dkv_options(*sizes, capability(device)), run
-        )
-    )
+    options = lambda: dkv_options(*sizes, capability(device))  # noqa: E731
+    return sums_q, run(fastest("attention_dkv", shape, device, options, run))

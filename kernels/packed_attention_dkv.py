@@ -1,5 +1,6 @@
 """Attention, backward: the kernel that owns a tile of keys; see packed_attention_backward.py."""
 
+import torch
 import triton
 import triton.language as tl
 
@@ -13,6 +14,7 @@ from eva_fast.kernels.attention_tiles import (
     load_tile,
     rest_rows,
     split_rows,
+    store_sums,
     store_tile,
     tile_constants,
 )
@@ -43,12 +45,12 @@ def _dkv_step(k_0, k_1, v_0, v_1, dk_0, dk_1, dv_0, dv_1, p_do, p_q, p_lse, p_de
 
 
 @triton.jit
-def _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, o_n, NQ, NK, scale, scale_log2,
+def _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, p_sums, o_n, NQ, NK, scale, scale_log2,
               S_DT: tl.constexpr, S_QT: tl.constexpr, S_KT: tl.constexpr, S_GT: tl.constexpr,
               D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr,
               BN: tl.constexpr, FIRST_QUERY: tl.constexpr, REST_Q: tl.constexpr,
               EVEN_Q: tl.constexpr, EVEN_K: tl.constexpr):
-    """dk and dv of keys o_n [BN] of one head."""
+    """dk and dv of keys o_n [BN] of one head; p_sums [D]: the sum of these dv."""
     k_0, k_1 = load_tile(p_k, o_n, NK, S_KT, D, D0, D1, EVEN_K)
     v_0, v_1 = load_tile(p_v, o_n, NK, S_KT, D, D0, D1, EVEN_K)
     dk_0 = tl.zeros([BN, D0], tl.float32)
@@ -65,12 +67,17 @@ def _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, o_n, NQ, NK, scal
             rest_rows(NQ, FIRST_QUERY, REST_Q), NQ, scale_log2, S_DT, S_QT, D, D0, D1, False)
     store_tile(p_dk, dk_0 * scale, dk_1 * scale, o_n, NK, S_GT, D, D0, D1, EVEN_K)
     store_tile(p_dv, dv_0, dv_1, o_n, NK, S_GT, D, D0, D1, EVEN_K)
+    if not EVEN_K:  # a key past the end, all zeros, has a probability
+        m_n = o_n[:, None] < NK
+        dv_0, dv_1 = tl.where(m_n, dv_0, 0.0), tl.where(m_n, dv_1, 0.0)
+    store_sums(p_sums, dv_0, dv_1, D, D0, D1)
 
 
 @kernel
 @triton.jit
 def attention_dkv_kernel(
-    p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, scale, NQ, NK, tiles, s_db, s_qb, s_kb, s_gb,
+    p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, p_sums, scale, NQ, NK, tiles, s_db,
+    s_qb, s_kb, s_gb,
     H: tl.constexpr, S_DT: tl.constexpr, S_DH: tl.constexpr, S_QT: tl.constexpr,
     S_QH: tl.constexpr, S_KT: tl.constexpr, S_KH: tl.constexpr, S_GT: tl.constexpr,
     S_GH: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr,
@@ -90,15 +97,17 @@ def attention_dkv_kernel(
     p_dv += batch * s_gb + head % H * S_GH
     p_lse += head * NQ
     p_delta += head * NQ
+    p_sums += ((batch * tiles + tile) * H + head % H) * D
     scale_log2 = scale * LOG2E
     if tile == 0:
-        _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, rest_rows(NK, 1, REST_K), NQ, NK,
-                  scale, scale_log2, S_DT, S_QT, S_KT, S_GT, D, D0, D1, BM, REST_ROWS, FIRST_QUERY,
+        _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, p_sums, rest_rows(NK, 1, REST_K), NQ,
+                  NK, scale, scale_log2, S_DT, S_QT, S_KT, S_GT, D, D0, D1, BM, REST_ROWS, FIRST_QUERY,
                   REST_Q, EVEN_Q, False)
     else:
         o_n = 1 + (tile - 1) * BN + tl.arange(0, BN)
-        _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, o_n, NQ, NK, scale, scale_log2,
-                  S_DT, S_QT, S_KT, S_GT, D, D0, D1, BM, BN, FIRST_QUERY, REST_Q, EVEN_Q, EVEN_K)
+        _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, p_sums, o_n, NQ, NK, scale,
+                  scale_log2, S_DT, S_QT, S_KT, S_GT, D, D0, D1, BM, BN, FIRST_QUERY, REST_Q,
+                  EVEN_Q, EVEN_K)
 # fmt: on
 
 
@@ -111,7 +120,11 @@ def dkv_options(
     if keys <= 33 or head_dim > 128:
         return [Tiles(32, 32, 4, 2)]
     four, eight = Tiles(32, 64, 4, 2), Tiles(32, 64, 8, 2)
-    usual = [eight, four] if capability >= 100 else [four, eight]  # triton 3.6 spills there with 4
+    usual = [four, eight]
+    if capability >= 100:
+        usual = [eight, four]  # triton 3.6 spills there with 4 warps
+    elif capability < 90 and head_dim <= 64:
+        usual = [four._replace(stages=1), four]  # and there with two stages
     larger = [Tiles(64, 128, 8, 2)] if keys > 64 and capability >= 90 else []
     return [*usual, Tiles(64, 64, 8, 2), *larger]
 
@@ -121,16 +134,18 @@ def key_programs(keys: int, tiles: Tiles) -> int:
     return 1 + split_rows(keys, tiles.block_n, True).tiles
 
 
-def launch_dkv(dout, q, k, v, lse, delta, scale, dk, dv, tiles: Tiles) -> None:
-    """Fills dk and dv from the delta of `launch_dq`."""
+def launch_dkv(dout, q, k, v, lse, delta, scale, dk, dv, tiles: Tiles) -> torch.Tensor:
+    """Fills dk and dv from the delta of `launch_dq`; returns the sums of dv [programs, 1, H d]."""
     batch, queries, heads, head_dim = q.shape
     keys, first = k.shape[1], q.shape[1] == k.shape[1]
     programs = key_programs(keys, tiles)
+    sums = lse.new_empty((batch * programs, 1, heads * head_dim))
     attention_dkv_kernel[(batch * heads * programs,)](
-        dout, q, k, v, lse, delta, dk, dv, scale, queries, keys, programs, dout.stride(0),
+        dout, q, k, v, lse, delta, dk, dv, sums, scale, queries, keys, programs, dout.stride(0),
         q.stride(0), k.stride(0), dk.stride(0), S_GT=dk.stride(1), S_GH=dk.stride(2),
         **backward_strides(dout, q, k), **tile_constants(queries, keys, head_dim, first, tiles),
     )  # fmt: skip
+    return sums
 
 
 def aot_cases(shape: AotShape) -> list[AotCase]:

@@ -1,5 +1,6 @@
 """Attention, backward: the kernel that owns a tile of queries; see packed_attention_backward.py."""
 
+import torch
 import triton
 import triton.language as tl
 
@@ -13,6 +14,7 @@ from eva_fast.kernels.attention_tiles import (
     load_tile,
     query_programs,
     rest_rows,
+    store_sums,
     store_tile,
     tile_constants,
 )
@@ -51,12 +53,13 @@ def _dq_start(p_do, p_q, p_out, p_lse, p_delta, o_m, NQ, S_DT: tl.constexpr, S_Q
 
 
 @triton.jit
-def _dq_tile(p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq, o_m, NQ, NK, scale, scale_log2,
+def _dq_tile(p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq, p_sums, o_m, NQ, NK, scale, scale_log2,
              S_DT: tl.constexpr, S_QT: tl.constexpr, S_KT: tl.constexpr, S_OT: tl.constexpr,
              S_GT: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
              BM: tl.constexpr, BN: tl.constexpr, FIRST_QUERY: tl.constexpr, REST_Q: tl.constexpr,
              REST_K: tl.constexpr, EVEN_Q: tl.constexpr, EVEN_K: tl.constexpr):
-    """dq and delta of queries o_m [BM] of one head, and of the rest if REST_Q."""
+    """dq and delta of queries o_m [BM] of one head, and of the rest if REST_Q; p_sums [D]: the sum
+    of these dq."""
     q_0, q_1, do_0, do_1, b_lse2, b_delta = _dq_start(
         p_do, p_q, p_out, p_lse, p_delta, o_m, NQ, S_DT, S_QT, S_OT, D, D0, D1, EVEN_Q)
     acc_0 = tl.zeros([BM, D0], tl.float32)
@@ -83,16 +86,23 @@ def _dq_tile(p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq, o_m, NQ, NK, scal
         if REST_Q:
             acc_r0, acc_r1 = _dq_step(q_r0, q_r1, do_r0, do_r1, acc_r0, acc_r1, r_lse2, r_delta,
                                       k_0, k_1, v_0, v_1, o_n, NK, scale_log2, EVEN_K)
-    store_tile(p_dq, acc_0 * scale, acc_1 * scale, o_m, NQ, S_GT, D, D0, D1, EVEN_Q)
+    # rows past the end have dout = 0, so ds = 0
+    acc_0, acc_1 = acc_0 * scale, acc_1 * scale
+    store_tile(p_dq, acc_0, acc_1, o_m, NQ, S_GT, D, D0, D1, EVEN_Q)
     if REST_Q:
-        store_tile(p_dq, acc_r0 * scale, acc_r1 * scale, o_r, NQ, S_GT, D, D0, D1, False)
+        acc_r0, acc_r1 = acc_r0 * scale, acc_r1 * scale
+        store_tile(p_dq, acc_r0, acc_r1, o_r, NQ, S_GT, D, D0, D1, False)
+        # one reduction for both: the rest's sum goes into the first row
+        acc_0 += tl.where(tl.arange(0, BM)[:, None] == 0, tl.sum(acc_r0, 0)[None, :], 0.0)
+        acc_1 += tl.where(tl.arange(0, BM)[:, None] == 0, tl.sum(acc_r1, 0)[None, :], 0.0)
+    store_sums(p_sums, acc_0, acc_1, D, D0, D1)
 
 
 @kernel
 @triton.jit
 def attention_dq_kernel(
-    p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq, scale, NQ, NK, tiles, s_db, s_qb, s_kb, s_ob,
-    s_gb, H: tl.constexpr, S_DT: tl.constexpr, S_DH: tl.constexpr, S_QT: tl.constexpr,
+    p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq, p_sums, scale, NQ, NK, tiles, s_db,
+    s_qb, s_kb, s_ob, s_gb, H: tl.constexpr, S_DT: tl.constexpr, S_DH: tl.constexpr, S_QT: tl.constexpr,
     S_QH: tl.constexpr, S_KT: tl.constexpr, S_KH: tl.constexpr, S_OT: tl.constexpr,
     S_OH: tl.constexpr, S_GT: tl.constexpr, S_GH: tl.constexpr, D: tl.constexpr, D0: tl.constexpr,
     D1: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, FIRST_QUERY: tl.constexpr,
@@ -113,22 +123,23 @@ def attention_dq_kernel(
     p_dq += batch * s_gb + head % H * S_GH
     p_lse += head * NQ
     p_delta += head * NQ
+    p_sums += ((batch * tiles + tile) * H + head % H) * D
     scale_log2 = scale * LOG2E
     APART: tl.constexpr = REST_Q > 0 and not BESIDE
     o_m = FIRST_QUERY + (tile - APART) * BM + tl.arange(0, BM)
     if REST_Q > 0 and tile == 0:
         if BESIDE:
-            _dq_tile(p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq, o_m, NQ, NK, scale,
+            _dq_tile(p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq, p_sums, o_m, NQ, NK, scale,
                      scale_log2, S_DT, S_QT, S_KT, S_OT, S_GT, D, D0, D1, BM, BN, FIRST_QUERY,
                      REST_Q, REST_K, EVEN_Q, EVEN_K)
         else:
-            _dq_tile(p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq,
+            _dq_tile(p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq, p_sums,
                      rest_rows(NQ, FIRST_QUERY, REST_Q), NQ, NK, scale, scale_log2, S_DT, S_QT, S_KT,
                      S_OT, S_GT, D, D0, D1, REST_ROWS, BN, FIRST_QUERY, 0, REST_K, False, EVEN_K)
     else:
-        _dq_tile(p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq, o_m, NQ, NK, scale, scale_log2,
-                 S_DT, S_QT, S_KT, S_OT, S_GT, D, D0, D1, BM, BN, FIRST_QUERY, 0, REST_K, EVEN_Q,
-                 EVEN_K)
+        _dq_tile(p_do, p_q, p_k, p_v, p_out, p_lse, p_delta, p_dq, p_sums, o_m, NQ, NK, scale,
+                 scale_log2, S_DT, S_QT, S_KT, S_OT, S_GT, D, D0, D1, BM, BN, FIRST_QUERY, 0, REST_K,
+                 EVEN_Q, EVEN_K)
 
 
 # fmt: on
@@ -145,17 +156,19 @@ def dq_options(queries: int, keys: int, head_dim: int, dtype_bytes: int) -> list
     return [usual, usual._replace(stages=3), usual._replace(beside=True), *larger]
 
 
-def launch_dq(dout, q, k, v, out, lse, delta, scale, dq, tiles: Tiles) -> None:
-    """Fills dq and delta."""
+def launch_dq(dout, q, k, v, out, lse, delta, scale, dq, tiles: Tiles) -> torch.Tensor:
+    """Fills dq and delta; returns the sums of dq [programs, 1, H d], for `partial_sums`."""
     batch, queries, heads, head_dim = q.shape
     keys, first = k.shape[1], q.shape[1] == k.shape[1]
     programs = query_programs(queries, first, tiles)
+    sums = lse.new_empty((batch * programs, 1, heads * head_dim))
     attention_dq_kernel[(batch * heads * programs,)](
-        dout, q, k, v, out, lse, delta, dq, scale, queries, keys, programs, dout.stride(0),
+        dout, q, k, v, out, lse, delta, dq, sums, scale, queries, keys, programs, dout.stride(0),
         q.stride(0), k.stride(0), out.stride(0), dq.stride(0), S_OT=out.stride(1),
         S_OH=out.stride(2), S_GT=dq.stride(1), S_GH=dq.stride(2), BESIDE=tiles.beside,
         **backward_strides(dout, q, k), **tile_constants(queries, keys, head_dim, first, tiles),
     )  # fmt: skip
+    return sums
 
 
 def aot_cases(shape: AotShape) -> list[AotCase]:

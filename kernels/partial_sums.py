@@ -5,6 +5,8 @@
 No atomics, so a sum has the same bits in every run.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -46,13 +48,20 @@ def partial_sums_kernel(
 
 def partial_sums(partials: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """Sums of float32 partials [programs, sums, D] over programs: up to three rows [D] in `dtype`."""
+    outputs = [
+        partials.new_empty(partials.shape[2:], dtype=dtype) for _ in range(partials.shape[1])
+    ]
+    sum_into(outputs, partials)
+    return outputs
+
+
+def sum_into(outputs: Sequence[Tensor], partials: Tensor) -> None:
+    """Sums of float32 partials [programs, sums, D] over programs, into up to three rows [D]."""
     programs, sums, width = partials.shape
-    outputs = [partials.new_empty((width,), dtype=dtype) for _ in range(sums)]
     partial_sums_kernel[(sums * cdiv(width, COLUMNS),)](
         partials, *outputs, *[None] * (3 - sums), programs,
         D=width, SUMS=sums, BLOCK_P=PROGRAMS_A_STEP, BLOCK_D=COLUMNS, num_warps=4,
     )  # fmt: skip
-    return outputs
 
 
 def aot_cases(shape: AotShape) -> list[AotCase]:

@@ -80,18 +80,19 @@ class _AttentionBranch(torch.autograd.Function):
         dim = heads * head_dim
         dresult = rows_of(dresult)
         dout = matmul(dresult, wproj).view(batch, tokens, heads, head_dim)
-        _, dpacked, out = packed_attention_backward(dout, None, packed, out, lse, head_dim**-0.5)
+        has_bias = ctx.bias_dtype is not None
+        _, dpacked, out, bias_sums = packed_attention_backward(
+            dout, None, packed, out, lse, head_dim**-0.5, want_sums=has_bias
+        )
         dproj = weight_gradient(dresult, rows_of(out.flatten(2)), ctx.weight_dtypes[1])
         dqkv = dpacked.view(-1, 3 * dim)
-        dq_bias = dv_bias = None
-        if ctx.bias_dtype is not None:
-            dq_bias, dv_bias = dqkv.view(-1, 3, dim)[:, ::2].sum(0, dtype=ctx.bias_dtype)
         dy = matmul(dqkv, wqkv).view(total.shape)
         pending, y = add_norm_backward(
             ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale
         )
         dwqkv = weight_gradient(dqkv, rows_of(y), ctx.weight_dtypes[0])
-        return *pending, dwqkv, dq_bias, dv_bias, dproj, None, None, None, None, None
+        biases = bias_sums.to(ctx.bias_dtype) if has_bias else (None, None)
+        return *pending, dwqkv, *biases, dproj, None, None, None, None, None
 
 
 def attention_branch(

@@ -58,13 +58,12 @@ class MaskedAttentionBranch(torch.autograd.Function):
         head_dim = q.shape[3]
         dresult = rows_of(dresult)
         dout = matmul(dresult, wproj).view(q.shape)
-        dq, dkv, out = packed_attention_backward(dout, q, kv, out, lse, head_dim**-0.5)
+        has_bias = ctx.bias_dtype is not None
+        dq, dkv, out, bias_sums = packed_attention_backward(
+            dout, q, kv, out, lse, head_dim**-0.5, want_sums=has_bias
+        )
         dproj = weight_gradient(dresult, rows_of(out.flatten(2)), ctx.weight_dtypes[1])
         dq, dkv = dq.view(-1, dim), dkv.view(-1, 2 * dim)
-        dq_bias = dv_bias = None
-        if ctx.bias_dtype is not None:
-            dq_bias = dq.sum(0, dtype=ctx.bias_dtype)
-            dv_bias = dkv[:, dim:].sum(0, dtype=ctx.bias_dtype)
         dy = matmul(dkv, wqkv[dim:]).view(total.shape)
         dy += masked_gather_backward(matmul(dq, wqkv[:dim]), mask, tokens)
         dtotal = masked_gather_backward(rows_of(drows), mask, tokens)
@@ -78,4 +77,5 @@ class MaskedAttentionBranch(torch.autograd.Function):
                 weight_gradient(dkv, rows_of(y), dtype),
             )
         )
-        return *pending, dwqkv, dq_bias, dv_bias, dproj, None, None, None, None, None, None
+        biases = bias_sums.to(ctx.bias_dtype) if has_bias else (None, None)
+        return *pending, dwqkv, *biases, dproj, None, None, None, None, None, None

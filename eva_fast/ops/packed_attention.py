@@ -12,7 +12,8 @@ raced, forward and backward together, when a shape is met first.
 
 An implementation gets q, k, v as views [B, Tq or T, H, d] with last stride 1, and returns out
 [B, Tq, H, d] and lse float32 [B, H, Tq], contiguous. The backward gets dout and views of the packed
-gradient to fill; out may be None, then it writes out to `again`.
+gradient to fill; out may be None, then it writes out to `again`. It returns None, or a function that
+gives the sums of dq and dv over all tokens, float32 [2, H d], where it has them at hand.
 
 On a CPU not even out need be kept: the backward forms the probabilities anyway, and one more small
 product gives out again for the projection's weight gradient.
@@ -91,21 +92,38 @@ def _(q, packed, scale, implementation="auto"):
 
 def _backward(
     dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor | None, lse: Tensor, scale: float,
-    implementation: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    implementation: str = "auto", want_sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dpacked = torch.empty(packed.shape, dtype=packed.dtype, device=packed.device)
     dq = (
         nothing(packed) if q is None else torch.empty_like(q, memory_format=torch.contiguous_format)
     )
     again = nothing(packed) if out is not None else dout.new_empty(dout.shape)
+    sums = None
     if dout.numel() == 0:
-        return dq, dpacked.zero_(), again
-    gradients = _split(None if q is None else dq, dpacked)
-    q, k, v = _split(q, packed)
-    chosen(BACKWARD, q, _sizes(q, k), implementation)(
-        dout, q, k, v, out, lse, scale, *gradients, again
-    )
-    return dq, dpacked, again
+        dpacked.zero_()
+    else:
+        gradients = _split(None if q is None else dq, dpacked)
+        q, k, v = _split(q, packed)
+        sums = chosen(BACKWARD, q, _sizes(q, k), implementation)(
+            dout, q, k, v, out, lse, scale, *gradients, again
+        )
+    if not want_sums:
+        total = nothing(lse)
+    elif sums is not None:
+        total = sums()
+    else:
+        total = _sums(dq, dpacked, lse.dtype)
+    return dq, dpacked, again, total
+
+
+def _sums(dq: Tensor, dpacked: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of dq and dv over all tokens, [2, H d]."""
+    parts, heads, dim = dpacked.shape[2:]
+    rows = dpacked.view(-1, parts, heads * dim)
+    if parts == 3:
+        return rows[:, ::2].sum(0, dtype=dtype)
+    return torch.stack([t.sum(0, dtype=dtype) for t in (dq.view(-1, heads * dim), rows[:, 1])])
 
 
 _backward_op = torch.library.custom_op("eva_fast::packed_attention_backward", mutates_args=())(
@@ -114,11 +132,13 @@ _backward_op = torch.library.custom_op("eva_fast::packed_attention_backward", mu
 
 
 @_backward_op.register_fake
-def _(dout, q, packed, out, lse, scale, implementation="auto"):
+def _(dout, q, packed, out, lse, scale, implementation="auto", want_sums=False):
+    width = dout.shape[-2] * dout.shape[-1]
     return (
         nothing(packed) if q is None else q.new_empty(q.shape),
         packed.new_empty(packed.shape),
         nothing(packed) if out is not None else dout.new_empty(dout.shape),
+        lse.new_empty((2, width) if want_sums else (0,)),
     )
 
 
@@ -134,15 +154,29 @@ def packed_attention_forward(
     return (_forward if direct(packed) else _forward_op)(q, packed, scale, implementation)
 
 
+class AttentionGradients(NamedTuple):
+    """What `packed_attention_backward` gives."""
+
+    dq: Tensor
+    """[B, Tq, H, d]; empty where q is a part of the packed tensor."""
+    dpacked: Tensor
+    out: Tensor
+    """[B, Tq, H, d]: as given, or computed again."""
+    sums: Tensor
+    """[2, H d], of lse's dtype: dq and dv summed over batch and tokens, the gradients of biases of q
+    and v; empty unless wanted."""
+
+
 def packed_attention_backward(
     dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor | None, lse: Tensor, scale: float,
-    implementation: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dq, dpacked, out) from dout [B, Tq, H, d]; dq is empty where q is None. out None: it was not
-    kept, and is computed again."""
+    implementation: str = "auto", want_sums: bool = False,
+) -> AttentionGradients:  # fmt: skip
+    """From dout [B, Tq, H, d]. out None: it was not kept, and is computed again."""
     run = _backward if direct(packed) else _backward_op
-    dq, dpacked, again = run(dense_last(dout), q, packed, out, lse, scale, implementation)
-    return dq, dpacked, again if out is None else out
+    dq, dpacked, again, sums = run(
+        dense_last(dout), q, packed, out, lse, scale, implementation, want_sums
+    )
+    return AttentionGradients(dq, dpacked, again if out is None else out, sums)
 
 
 def packed_attention(
@@ -243,7 +277,7 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd(ctx, dout, _dlse):
     q, packed, out, lse = ctx.saved_tensors
-    dq, dpacked, _ = packed_attention_backward(
+    dq, dpacked, *_ = packed_attention_backward(
         dout, q, packed, out, lse, ctx.scale, ctx.implementation
     )
     return None if q is None else dq, dpacked, None, None

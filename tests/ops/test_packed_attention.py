@@ -198,7 +198,9 @@ def test_opcheck(implementation):
         torch.library.opcheck(op.default, (*inputs, implementation))
         q, packed, scale = (t.detach() if torch.is_tensor(t) else t for t in inputs)
         out, lse = op(q, packed, scale, implementation)
-        torch.library.opcheck(backward.default, (out, q, packed, out, lse, scale, implementation))
+        arguments = out, q, packed, out, lse, scale, implementation
+        torch.library.opcheck(backward.default, (*arguments, False))
+        torch.library.opcheck(backward.default, (*arguments, True))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, indirect=True)
