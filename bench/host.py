@@ -26,7 +26,7 @@ import torch
 from bench.stub import build, device
 
 WIDTH, HEADS, HIDDEN, BATCH = 64, 2, 256, 2
-VARIANTS = ("tuned", "eva_fast")
+VARIANTS = ("tuned", "tuned half", "eva_fast")
 
 
 def steps(depth: int, attention: str = "flash") -> dict[str, Callable[[], object]]:

@@ -1,14 +1,16 @@
 """Triton kernel of `adamw`: see eva_fast/ops/adamw.py for the maths.
 
 One launch covers all tensors of a step: a table holds their addresses and sizes, a second one says
-which tensor and which chunk of it a program takes. Tables live on the device and are rebuilt only
-when an address changes. Tensors whose addresses and sizes are multiples of 16 bytes and elements go
-128 bits at a time; the others, if there are any, take a launch of their own.
+which tensor and which chunk of it a program takes. Tables live on the device; where gradients come at
+other addresses their column is written anew, all else only where a tensor moved. Tensors whose
+addresses and sizes are multiples of 16 bytes and elements go 128 bits at a time; the others, if there
+are any, take a launch of their own.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
 from eva_fast.kernels.launch import kernel, triton_op
+from eva_fast.ops.graphs import keep, on_device
 
 CHUNK = 16384  # elements a program
 BLOCK = 1024  # elements an iteration: 8 for each of 128 threads
@@ -100,37 +103,115 @@ def adamw_kernel(
             tl.store(p_copy + o, b_param.to(COPY_TYPE), mask=m)
 
 
-class _Tables:
-    """The tables of one launch, on the device."""
+class _Launch(NamedTuple):
+    """One launch: the tensors that share dtypes and alignment."""
 
-    def __init__(self, columns: list[tuple[int, ...]], decays: list[float], device: torch.device):
-        chunks = [(t, c) for t, row in enumerate(columns) for c in range(-(-row[-1] // CHUNK))]
-        pin = device.type == "cuda"
-        table = torch.tensor(columns, dtype=torch.int64).view(torch.int32)
-        self.programs = len(chunks)
-        self.table, self.chunks, self.decays = (
-            (t.pin_memory() if pin else t).to(device, non_blocking=True)
-            for t in (
-                table,
-                torch.tensor(chunks, dtype=torch.int32),
-                torch.tensor(decays, dtype=torch.float32),
-            )
-        )
+    programs: int
+    table: Tensor
+    chunks: Tensor
+    decays: Tensor
+    grad_type: torch.dtype
+    copy_type: torch.dtype | None
+    aligned: bool
 
 
 _KEPT = 8  # gradients come back at the same few addresses, step after step
-_cache: dict[Any, _Tables] = {}
-_captured: list[_Tables] = []  # a captured CUDA graph goes on reading its tables
 
 
-def _tables(columns: list[tuple[int, ...]], decays: list[float], device: torch.device) -> _Tables:
-    key = (device, tuple(columns), tuple(decays))
-    found = _cache.pop(key, None) or _Tables(columns, decays, device)
-    _cache[key] = found  # last used last
-    while len(_cache) > _KEPT:
-        del _cache[next(iter(_cache))]
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        _captured.append(found)
+class _Tensors:
+    """The tensors of a step, which stay where they are while gradients come and go: all of the tables
+    but a column."""
+
+    def __init__(
+        self, pointers: list[tuple[int, ...]], sizes: tuple[int, ...], types: list[tuple],
+        decays: tuple[float, ...], device: torch.device,
+    ):  # fmt: skip
+        self.device, self.sizes, self.decays = device, np.array(sizes), np.array(decays, np.float32)
+        self.rows = np.zeros((len(sizes), 7), np.int64)
+        for column, values in zip((PARAM, COPY, EXP_AVG, EXP_AVG_SQ, STEP), pointers, strict=True):
+            self.rows[:, column.value] = values or 0
+        self.rows[:, SIZE.value] = sizes
+        moved = [c.value for c in (PARAM, COPY, EXP_AVG, EXP_AVG_SQ, SIZE)]
+        self.aligned = (self.rows[:, moved] % ALIGNMENT == 0).all(1)
+        self.kinds = list(dict.fromkeys(types))
+        self.kind = np.array([self.kinds.index(t) for t in types])
+        self._fixed: dict[bytes, tuple[int, Tensor, Tensor]] = {}
+        self._launches: dict[tuple[int, ...], list[_Launch]] = {}
+
+    def launches(self, grads: tuple[int, ...]) -> list[_Launch]:
+        """For gradients at these addresses."""
+        found = self._launches.pop(grads, None)
+        if found is None:
+            found = self._make(np.array(grads))
+            keep(found)
+        if not _capturing(self.device):  # else they belong to that graph
+            self._launches[grads] = found  # last used last
+            while len(self._launches) > _KEPT:
+                del self._launches[next(iter(self._launches))]
+        return found
+
+    def _make(self, grads: np.ndarray) -> list[_Launch]:
+        self.rows[:, GRAD.value] = grads
+        aligned = self.aligned & (grads % ALIGNMENT == 0)
+        made = []
+        for number, (grad_type, copy_type) in enumerate(self.kinds):
+            for whole in (True, False):
+                among = np.flatnonzero((self.kind == number) & (aligned == whole))
+                programs, chunks, decays = self._fixed_tables(among)
+                if programs:
+                    table = on_device(
+                        torch.from_numpy(self.rows[among].view(np.int32)), self.device
+                    )
+                    made.append(
+                        _Launch(programs, table, chunks, decays, grad_type, copy_type, whole)
+                    )
+        return made
+
+    def _fixed_tables(self, among: np.ndarray) -> tuple[int, Tensor, Tensor]:
+        """(programs, chunks, decays) of these tensors: sizes alone say which chunks there are."""
+        key = among.tobytes()
+        if key in self._fixed:
+            keep(self._fixed[key])
+            return self._fixed[key]
+        counts = -(-self.sizes[among] // CHUNK)
+        tensor = np.repeat(np.arange(len(among)), counts)
+        first = np.repeat(np.cumsum(counts) - counts, counts)
+        chunks = np.stack((tensor, np.arange(len(tensor)) - first), 1).astype(np.int32)
+        made = (
+            len(chunks),
+            on_device(torch.from_numpy(chunks), self.device),
+            on_device(torch.from_numpy(self.decays[among]), self.device),
+        )
+        if _capturing(self.device):
+            keep(made)
+        else:
+            self._fixed[key] = made
+        return made
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+_known: dict[Any, _Tensors] = {}
+
+
+def _tensors(params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays) -> _Tensors:
+    pointers = [
+        tuple(map(Tensor.data_ptr, tensors))
+        for tensors in (params, copies, exp_avgs, exp_avg_sqs, steps)
+    ]
+    sizes = tuple(map(Tensor.numel, params))
+    copy_types = [copy.dtype for copy in copies] or [None] * len(params)
+    types = list(zip([grad.dtype for grad in grads], copy_types, strict=True))
+    device, decays = params[0].device, tuple(weight_decays)
+    key = (device, decays, sizes, *pointers, *types)
+    found = _known.pop(key, None)
+    if found is None:
+        found = _Tensors(pointers, sizes, types, decays, device)
+    _known[key] = found  # last used last
+    while len(_known) > _KEPT:
+        del _known[next(iter(_known))]
     return found
 
 
@@ -150,26 +231,16 @@ def _step(
     params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays, lr, beta1, beta2, eps,
     grad_scale,
 ):  # fmt: skip
-    groups: dict[Any, tuple[list[tuple[int, ...]], list[float]]] = {}
-    for i, p in enumerate(params):
-        copy = copies[i] if copies else None
-        tensors: tuple[Tensor | None, ...] = (p, copy, grads[i], exp_avgs[i], exp_avg_sqs[i])
-        row = tuple(t.data_ptr() if t is not None else 0 for t in tensors)
-        aligned = not any(value % ALIGNMENT for value in (*row, p.numel()))
-        key = (grads[i].dtype, copy.dtype if copy is not None else None, aligned)
-        columns, decays = groups.setdefault(key, ([], []))
-        columns.append((*row, steps[i].data_ptr(), p.numel()))
-        decays.append(weight_decays[i])
-    for (grad_dtype, copy_dtype, aligned), (columns, decays) in groups.items():
-        tables = _tables(columns, decays, params[0].device)
-        if tables.programs:
-            adamw_kernel[(tables.programs,)](
-                tables.table, tables.chunks, tables.decays, lr, grad_scale,
-                BETA1=beta1, BETA2=beta2, LOG_BETA1=_log(beta1), LOG_BETA2=_log(beta2), EPS=eps,
-                GRAD_TYPE=_TRITON_TYPES[grad_dtype],
-                COPY_TYPE=_TRITON_TYPES[copy_dtype] if copy_dtype is not None else None,
-                ALIGNED=aligned, CHUNK=CHUNK, BLOCK=BLOCK, num_warps=4,
-            )  # fmt: skip
+    tensors = _tensors(params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays)
+    for launch in tensors.launches(tuple(map(Tensor.data_ptr, grads))):
+        copy_type = launch.copy_type
+        adamw_kernel[(launch.programs,)](
+            launch.table, launch.chunks, launch.decays, lr, grad_scale,
+            BETA1=beta1, BETA2=beta2, LOG_BETA1=_log(beta1), LOG_BETA2=_log(beta2), EPS=eps,
+            GRAD_TYPE=_TRITON_TYPES[launch.grad_type],
+            COPY_TYPE=_TRITON_TYPES[copy_type] if copy_type is not None else None,
+            ALIGNED=launch.aligned, CHUNK=CHUNK, BLOCK=BLOCK, num_warps=4,
+        )  # fmt: skip
 
 
 def aot_cases(shape: AotShape) -> list[AotCase]:

@@ -76,7 +76,7 @@ def _adamw(
     grad_scale: Tensor | None,
 ) -> None:
     if params:
-        grads = [g.contiguous() for g in grads]
+        grads = [g if g.is_contiguous() else g.contiguous() for g in grads]
         chosen(OP, params[0])(
             params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays, lr,
             beta1, beta2, eps, grad_scale,
@@ -99,7 +99,7 @@ def adamw_unchecked(params, copies, grads, exp_avgs, exp_avg_sqs, *settings) -> 
         _adamw_op(params, copies, grads, exp_avgs, exp_avg_sqs, *settings)
         return
     _adamw(params, copies, grads, exp_avgs, exp_avg_sqs, *settings)
-    increment_version([*params, *copies, *exp_avgs, *exp_avg_sqs])  # as the dispatcher does
+    increment_version([*params, *copies])  # as the dispatcher does; moments are in no graph
 
 
 def adamw(

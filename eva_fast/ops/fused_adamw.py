@@ -84,8 +84,10 @@ class FusedAdamW(torch.optim.AdamW):
             group, steps = self.param_groups[call.group], call.steps
             lr = self._rate(group["lr"], steps[0].device)
             # a skipped step (scale not finite) does not count
-            taken = 1 if grad_scale is None else torch.isfinite(grad_scale).float()
-            torch._foreach_add_(steps, taken)
+            if grad_scale is None:
+                torch._foreach_add_(steps, 1)
+            else:  # one each: of a single tensor PyTorch reads the value on the host
+                torch._foreach_add_(steps, [torch.isfinite(grad_scale).float()] * len(steps))
             # a skipped step rounds nothing: a copy that is behind stays so for its reader to see
             noted = [pair for pair in call.noted if kept.is_current(*pair)]
             adamw_unchecked(*call.arguments(), lr, *group["betas"], group["eps"], grad_scale)
