@@ -3,11 +3,12 @@ nothing.
 
     python -m bench.host [--depth 12 40] [--rounds 9] [--steps 3]
 
-Both steps run as on an sm_90, every launch taken by `bench.stub`, which does nothing. Printed for
+All steps run as on an sm_90, every launch taken by `bench.stub`, which does nothing. Printed for
 each: milliseconds of processor time a step, of all threads (the host's share of a step on a GPU;
 unlike wall time it does not grow with what else the machine does), wall time, and what was
-launched. "eva_fast" is a run's step in bfloat16 with float32 masters, guard and sums; "tuned" is
-`bench.step`'s. Rounds take turns.
+launched. "eva_fast" is a run's step in bfloat16 with float32 masters, guard and sums, as it is and
+as a CUDA graph; "tuned" (float32 parameters, autocast) and "tuned half" are `bench.step`'s. Rounds
+take turns.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import torch
 from bench.stub import build, device
 
 WIDTH, HEADS, HIDDEN, BATCH = 64, 2, 256, 2
-VARIANTS = ("tuned", "tuned half", "eva_fast")
+VARIANTS = ("tuned", "tuned half", "eva_fast", "eva_fast captured")
 
 
 def steps(depth: int, attention: str = "flash") -> dict[str, Callable[[], object]]:
@@ -81,12 +82,12 @@ def measure(calls: dict[str, Callable[[], object]], rounds: int, repeats: int) -
 def _table(depth: int, found: dict[str, Any]) -> str:
     base = found["tuned"]["cpu_ms"]
     lines = [
-        f"{depth} blocks   {'processor ms':>13} {'least':>7} {'wall ms':>8} {'of tuned':>9} "
+        f"{f'{depth} blocks':<18} {'processor ms':>13} {'least':>7} {'wall ms':>8} {'of tuned':>9} "
         f"{'launches':>9} {'graphs':>7} {'host copies':>12} {'waits':>6}"
     ]
     for name, row in found.items():
         lines.append(
-            f"{name:<12} {row['cpu_ms']:12.1f} {row['least_cpu_ms']:7.1f} {row['wall_ms']:8.1f} "
+            f"{name:<18} {row['cpu_ms']:13.1f} {row['least_cpu_ms']:7.1f} {row['wall_ms']:8.1f} "
             f"{row['cpu_ms'] / base:9.2f} {row['launches']:9} {row['graph_launches']:7} "
             f"{row['host_copies']:12} {row['waits']:6}"
         )

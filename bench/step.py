@@ -17,17 +17,22 @@ from eva_fast.layers.inputs import normalise
 from eva_fast.model import EvaViT
 from eva_fast.objectives.eva import Eva
 from eva_fast.train import TrainState, TrainStep, make_optimizer
+from eva_fast.train.captured import CapturedStep
 from eva_fast.train.guard import Guard
 from eva_fast.train.step import Outcome
 from eva_fast.train.sums import Sums
 
 MODES = ("step",)
 OFFICIAL_CODE = "official code"
+CAPTURED = "eva_fast captured"
 
 
-def training_step(model: EvaViT, shape: Shape, target: torch.Tensor) -> Callable[[], Outcome]:
+def training_step(
+    model: EvaViT, shape: Shape, target: torch.Tensor, captured: bool = False
+) -> Callable[[], Outcome]:
     """The step of a run, guard and sums for the log included, on one batch of bytes. The target
-    stands for the teacher, which is timed by itself."""
+    stands for the teacher, which is timed by itself. captured: as a CUDA graph, from the first call
+    on."""
     device, dtype = torch.device(shape.device), shape.dtype
     state = TrainState(
         module=model, teacher=None, loader=None, device=device, sums=Sums((), device),
@@ -38,7 +43,14 @@ def training_step(model: EvaViT, shape: Shape, target: torch.Tensor) -> Callable
     number = torch.arange(shape.batch)
     views = torch.zeros_like(number)
     batch = Batch(images=shape.images(), mask=shape.mask(), ids=number, views=views)
-    return lambda: step(batch, rate=1e-3)
+    if not captured:
+        return lambda: step(batch, rate=1e-3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    graphed = CapturedStep(step, "on")
+    while graphed.captured is None:
+        graphed(batch, rate=0.0)
+    model.load_state_dict(before)
+    return lambda: graphed(batch, rate=1e-3)
 
 
 def _state(shape: Shape) -> dict[str, torch.Tensor]:
@@ -90,11 +102,11 @@ def make(
     as a loader hands them over; eva_fast gets bytes."""
     raw, indices, mask = shape.images(), shape.mask(), shape.bool_mask()
     target = shape.randn(shape.batch * shape.masked, shape.sizes.predict_dim, seed=9)
-    if name == "eva_fast":
+    if name in ("eva_fast", CAPTURED):
         with torch.device(shape.device):
             ours = EvaViT(shape.sizes, compute_dtype=shape.dtype, kernels="auto")
         ours.load_state_dict(state or ours.state_dict())
-        step = training_step(ours, shape, target)
+        step = training_step(ours, shape, target, captured=name == CAPTURED)
         return _variant(ours, step, lambda: ours.loss(raw, indices, target))
     how = PLAIN.get(name, PLAIN["reference"])
     kind = plain.TunedViT if how.tuned else plain.OfficialViT
@@ -139,6 +151,10 @@ def subject(shape: Shape, mode: str, kit: Kit) -> Case:
     """Every variant starts from the same weights and sees one batch again and again."""
     state = _state(shape)
     names = ["reference", "tuned", "eva_fast"]
+    if shape.device == "cuda":
+        names.append(CAPTURED)
+    else:
+        kit.missing[CAPTURED] = "needs a GPU"
     if kit.official is not None:
         names.append(OFFICIAL_CODE)
     if (obstacle := libraries.missing()) or shape.dtype == torch.float32:

@@ -66,6 +66,7 @@ class PretrainOptions(TypedDict, total=False):
     device: str
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     kernels: Literal["auto", "torch", "native", "triton"]
+    graph: Literal["auto", "on", "off"]
     grad_checkpointing: bool
     grad_checkpointing_share: float
     track: bool

@@ -32,7 +32,7 @@ def test_what_a_resumed_run_may_change():
     """Length, schedule, where and how fast it runs; never what is learned from what."""
     length = {"steps", "epochs", "accumulate"}
     schedule = {"lr", "min_lr", "warmup_lr", "warmup_epochs", "betas", "eps", "weight_decay"}
-    place = {"out", "resume", "init_from", "device", "kernels", "workers"}
+    place = {"out", "resume", "init_from", "device", "kernels", "graph", "workers"}
     place |= {"max_bad_share", "max_megapixels", "data_moved"}
     record = {"log_every", "picture_every", "track", "progress", "keep_checkpoints"}
     memory = {"grad_checkpointing", "grad_checkpointing_share"}

@@ -14,6 +14,7 @@ static void *handle(void) { return (void *)(last_handle += 16); }
 
 long stub_counts[STUB_KINDS];
 static cudaStream_t capturing;
+static __thread enum cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
 static int is_capturing;
 static unsigned long long capture_number;
 static long nodes;
@@ -28,9 +29,12 @@ void stub_did(int kind) {
   stub_counts[kind]++;
   if (is_capturing) nodes++;
 }
-static cudaError_t forbidden(int kind, const char *what) {
+/* What a capture forbids on its own stream, and on the default one unless the thread asked for the
+   relaxed mode, as PyTorch does around what it has to do beside a capture. */
+static cudaError_t forbidden(int kind, const char *what, cudaStream_t s) {
   stub_counts[kind]++;
   if (!is_capturing) return cudaSuccess;
+  if (s ? s != capturing : mode == cudaStreamCaptureModeRelaxed) return cudaSuccess;
   if (strlen(faults) + strlen(what) + 2 < sizeof faults) strcat(strcat(faults, what), "\n");
   return cudaErrorStreamCaptureUnsupported;
 }
@@ -73,9 +77,8 @@ cudaError_t cudaMalloc(void **p, size_t size) {
 }
 cudaError_t cudaFree(void *p) { return p ? release(p) : cudaSuccess; }
 cudaError_t cudaHostAlloc(void **p, size_t size, unsigned flags) {
-  cudaError_t error = forbidden(STUB_ALLOCATION, "page-locked memory was allocated");
   *p = reserve(size, 1);
-  return error;
+  return forbidden(STUB_ALLOCATION, "page-locked memory was allocated", NULL);
 }
 cudaError_t cudaFreeHost(void *p) { return release(p); }
 cudaError_t cudaHostRegister(void *p, size_t size, unsigned flags) { return cudaSuccess; }
@@ -90,20 +93,20 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void
 }
 
 /* Copies between host and device are done, so that indices and counters are what they should be. */
-static cudaError_t copy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind) {
+static cudaError_t copy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind, cudaStream_t s) {
   int host = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToHost;
   if (host) {
     memcpy(to, from, size);
-    return forbidden(STUB_COPY, kind == cudaMemcpyHostToDevice ? "a copy from the host" : "a copy to the host");
+    return forbidden(STUB_COPY, kind == cudaMemcpyHostToDevice ? "a copy from the host" : "a copy to the host", s);
   }
   stub_did(STUB_LAUNCH);
   return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind kind) {
-  return copy(to, from, n, kind);
+  return copy(to, from, n, kind, NULL);
 }
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcpyKind kind, cudaStream_t s) {
-  return copy(to, from, n, kind);
+  return copy(to, from, n, kind, s);
 }
 cudaError_t cudaMemset(void *p, int v, size_t n) { stub_did(STUB_LAUNCH); return cudaSuccess; }
 cudaError_t cudaMemsetAsync(void *p, int v, size_t n, cudaStream_t s) { stub_did(STUB_LAUNCH); return cudaSuccess; }
@@ -160,9 +163,9 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **f, unsigne
 }
 
 /* Streams and events. */
-cudaError_t cudaDeviceSynchronize(void) { return forbidden(STUB_SYNC, "the host waited for the device"); }
-cudaError_t cudaStreamSynchronize(cudaStream_t s) { return forbidden(STUB_SYNC, "the host waited for a stream"); }
-cudaError_t cudaEventSynchronize(cudaEvent_t e) { return forbidden(STUB_SYNC, "the host waited for an event"); }
+cudaError_t cudaDeviceSynchronize(void) { return forbidden(STUB_SYNC, "the host waited for the device", NULL); }
+cudaError_t cudaStreamSynchronize(cudaStream_t s) { return forbidden(STUB_SYNC, "the host waited for a stream", s); }
+cudaError_t cudaEventSynchronize(cudaEvent_t e) { return forbidden(STUB_SYNC, "the host waited for an event", NULL); }
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned f, int p) { *s = handle(); return cudaSuccess; }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned f) { *s = handle(); return cudaSuccess; }
 cudaError_t cudaStreamDestroy(cudaStream_t s) { return cudaSuccess; }
@@ -193,7 +196,11 @@ cudaError_t cudaStreamGetCaptureInfo(cudaStream_t s, enum cudaStreamCaptureStatu
   if (n) *n = 0;
   return cudaStreamIsCapturing(s, c);
 }
-cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *m) { return cudaSuccess; }
+cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *m) {
+  enum cudaStreamCaptureMode before = mode;
+  mode = *m, *m = before;
+  return cudaSuccess;
+}
 cudaError_t cudaGraphGetNodes(cudaGraph_t g, cudaGraphNode_t *n, size_t *count) { *count = nodes; return cudaSuccess; }
 cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long f) { *e = handle(); return cudaSuccess; }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) { stub_counts[STUB_GRAPH]++; return cudaSuccess; }

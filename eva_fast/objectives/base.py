@@ -38,6 +38,9 @@ class Objective:
     name = "objective"
     metrics: tuple[str, ...] = ()
     """Names of what `loss` measures beside the loss; `metrics.jsonl` holds their means."""
+    capturable = False
+    """Whether `loss` and `after_step` can be captured as a CUDA graph: they read the batch's fields on
+    the device alone, change tensors in place, and ask the host for nothing, not for a random number."""
 
     def sample(self, setting: Setting) -> list[Field]:
         """What one training sample consists of: the same for training, `start` and pictures.

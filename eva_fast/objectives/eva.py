@@ -30,6 +30,7 @@ class Eva(Objective):
     """Regression of masked features."""
 
     name = "eva"
+    capturable = True
 
     def sample(self, setting: Setting) -> list[Field]:
         options, patches = setting.config.objective, setting.sizes.num_patches

@@ -71,7 +71,8 @@ class FusedAdamW(torch.optim.AdamW):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         self.copies = dict(copies or {})
         self._key: Any = None
-        self._calls: list[_Call] = []
+        self.calls: list[_Call] = []
+        """What the last step ran; another list when something moved or changed its form."""
 
     @torch.no_grad()
     def step(self, closure=None, *, grad_scale: Tensor | None = None):  # type: ignore[override]
@@ -107,7 +108,7 @@ class FusedAdamW(torch.optim.AdamW):
         # its own and starts without copies.
         super().__setstate__(state)
         self.__dict__.setdefault("copies", {})
-        self._key, self._calls = None, []
+        self._key, self.calls = None, []
 
     def _ready_calls(self) -> list["_Call"]:
         """The calls of `adamw` that make up a step: gathered and checked when something changed, as
@@ -127,9 +128,9 @@ class FusedAdamW(torch.optim.AdamW):
             len(self.state),
         )
         if key != self._key:
-            self._calls = self._gather(key[0])
+            self.calls = self._gather(key[0])
             self._key = (*key[:3], len(self.state))
-        return self._calls
+        return self.calls
 
     def _gather(self, shares: list[int]) -> list["_Call"]:
         """shares: of each group, the first one with the same settings."""

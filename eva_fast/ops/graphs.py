@@ -38,7 +38,8 @@ class Graph:
             raise RuntimeError("a graph is being captured already")
         _open = self
         try:
-            with torch.cuda.graph(self._graph, stream=stream):
+            # thread_local: a loader's threads go on allocating and copying meanwhile
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 yield
         finally:
             _open = None

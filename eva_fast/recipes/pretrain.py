@@ -117,6 +117,7 @@ def _train(
     from eva_fast.objectives.request import answer, open_teacher
     from eva_fast.train import RunLength, TrainState, TrainStep, checkpoint, train
     from eva_fast.train.baseline import verdict
+    from eva_fast.train.captured import CapturedStep
     from eva_fast.train.examples import Examples
     from eva_fast.train.folder import (
         last_metrics,
@@ -174,8 +175,9 @@ def _train(
             track=config.run.track, progress=config.run.progress,
         ) as telemetry:  # fmt: skip
             stopped_by = train(
-                step, length, config, out, telemetry, picture=draw, on_step=start.until(on_step)
-            )
+                CapturedStep(step, config.run.graph), length, config, out, telemetry,
+                picture=draw, on_step=start.until(on_step),
+            )  # fmt: skip
         loader.close()
 
         metrics = last_metrics(out)

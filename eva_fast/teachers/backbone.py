@@ -58,6 +58,8 @@ class BackboneTeacher(Teacher):
         resized: (height, width) -> the same network for that input, where sizes are built in.
     """
 
+    capturable = True
+
     def __init__(
         self,
         name: str,

@@ -35,6 +35,8 @@ class Teacher(nn.Module):
         whiten: give features with mean 0 and deviation 1 a channel; needs `calibrate` first.
     """
 
+    capturable = False
+    """Whether `image_features` can be captured as a CUDA graph: it asks the host for nothing."""
     feature_mean: Tensor
     feature_std: Tensor
     is_whitened: Tensor

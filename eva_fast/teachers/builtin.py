@@ -87,6 +87,8 @@ def mobilenet() -> nn.Sequential:
 class BuiltinTeacher(Teacher):
     """MobileNetV2's features on `grid`: images are resized to 16 pixels a patch."""
 
+    capturable = True
+
     def __init__(self, grid: tuple[int, int] | None, whiten: bool = False) -> None:
         grid = grid or (NATIVE, NATIVE)
         size = (grid[0] * STRIDE, grid[1] * STRIDE)

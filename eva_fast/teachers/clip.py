@@ -166,6 +166,8 @@ class ClipTeacher(Teacher):
     the position embedding is interpolated where `grid` is not the native one.
     """
 
+    capturable = True
+
     def __init__(
         self,
         name: str,

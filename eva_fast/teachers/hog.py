@@ -30,6 +30,8 @@ class HogTeacher(Teacher):
     belongs to cell floor(2 * rows * y / H).
     """
 
+    capturable = True
+
     def __init__(self, grid: tuple[int, int], whiten: bool = False) -> None:
         # Mean 0 and std 1/255: `prepare` gives back pixels in 0..255.
         super().__init__(

@@ -182,6 +182,8 @@ class VitTeacher(Teacher):
     """A vision transformer as a teacher. The input is resized so that its own patches fall on `grid`
     (None: its native grid); positions are interpolated where `grid` is not the native one."""
 
+    capturable = True
+
     def __init__(
         self,
         name: str,

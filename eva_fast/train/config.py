@@ -86,6 +86,9 @@ class RunConfig:
     """Arithmetic of the student's blocks; auto is fp32 on a CPU and bf16 on a GPU."""
     kernels: Literal["auto", "torch", "native", "triton"] = option("auto", resume=True)
     """Fused kernels: auto measures once and takes the faster."""
+    graph: Literal["auto", "on", "off"] = option("auto", resume=True)
+    """The step as one CUDA graph, which the host never holds up, with the same numbers: auto where it
+    is measured to be faster; on is an error where it cannot be."""
     grad_checkpointing: bool = option(False, resume=True)
     """Keep the inputs of the student's blocks alone for the backward pass and compute the rest again
     there: less memory for about a third more arithmetic, the same numbers."""

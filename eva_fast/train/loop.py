@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eva_fast.train.baseline import LOSS, with_gain
+from eva_fast.train.captured import CapturedStep
 from eva_fast.train.guard import NonFiniteError
 from eva_fast.train.schedule import RunLength
 from eva_fast.train.state import TrainState
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    step: TrainStep,
+    step: TrainStep | CapturedStep,
     length: RunLength,
     config: "Config",
     out: Path,

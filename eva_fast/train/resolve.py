@@ -69,6 +69,10 @@ def check_run(config: "Config", device: torch.device) -> None:
             f"kernels={kernels!r} cannot be used: it {obstacle}, and the run is on {device}; 'auto' "
             "and 'torch' run everywhere, `eva-fast doctor` shows what is installed"
         )
+    if config.run.graph == "on" and device.type != "cuda":
+        raise UsageError(
+            f"graph='on' needs an NVIDIA GPU, and the run is on {device}: leave graph at 'auto'"
+        )
     if config.run.track:
         require_tensorboard()
 

@@ -5,7 +5,7 @@
     the objective's own update, moving average, mean of the targets, sums for the next log point
 
 Nothing in it waits for the device, and what never changes is made at set-up. All that it changes
-is written in place, so that a step can be captured as a CUDA graph.
+is written in place, so that a step can be captured as a CUDA graph (`eva_fast.train.captured`).
 """
 
 from typing import Any, NamedTuple
@@ -62,9 +62,15 @@ class TrainStep:
 
     def __call__(self, batch: Any, rate: float) -> Outcome:
         """Trains on `batch` with learning rate `rate`."""
-        state = self.state
-        for group in state.optimizer.param_groups:
+        for group in self.state.optimizer.param_groups:
             group["lr"] = rate
+        outcome = self.run(batch)
+        self.state.step += 1
+        return outcome
+
+    def run(self, batch: Any) -> Outcome:
+        """What the device does in a step, with the learning rate that the optimiser has."""
+        state = self.state
         loss, metrics = self._gradients(batch)
         norm = state.guard.unscale(gradient_norm(self._parameters))
         applied = state.guard.step(state.optimizer, loss, norm, self.clip_grad)
@@ -75,7 +81,6 @@ class TrainStep:
         if state.baseline is not None:
             state.baseline.update(applied)
         state.sums.add(applied, loss, norm, metrics)
-        state.step += 1
         return Outcome(loss, norm, applied)
 
     def _gradients(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:

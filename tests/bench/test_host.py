@@ -22,7 +22,10 @@ def test_both_steps_run_and_their_launches_are_counted():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["2"]
+    captured = rows.pop("eva_fast captured")
     assert set(rows) == {"tuned", "tuned half", "eva_fast"}
     for row in rows.values():
-        assert row["launches"] > 50 and row["graph_launches"] == 0
+        assert row["launches"] > 50 and row["graph_launches"] == 0 and row["waits"] == 0
         assert row["cpu_ms"] > 0 and row["wall_ms"] > 0
+    assert captured["graph_launches"] == 1 and captured["launches"] < 10
+    assert captured["waits"] == captured["host_copies"] == 0
