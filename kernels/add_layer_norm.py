@@ -53,9 +53,10 @@ def add_layer_norm_forward_kernel(
         b_total = (b_x + b_branch).to(p_total.dtype.element_ty)
         tl.store(p_total + row * D + o_d, b_total, mask=m_d)
         b_x = b_total.to(tl.float32)
-    mean = tl.sum(b_x, 0) / D
+    mean = tl.div_rn(tl.sum(b_x, 0), D * 1.0)
     b_centred = tl.where(m_d, b_x - mean, 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(b_centred * b_centred, 0) / D + eps)
+    variance = tl.div_rn(tl.sum(b_centred * b_centred, 0), D * 1.0)
+    rstd = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))  # one a row, so the exact ones cost nothing
     b_weight = tl.load(p_weight + o_d, mask=m_d, other=0.0).to(tl.float32)
     b_bias = tl.load(p_bias + o_d, mask=m_d, other=0.0).to(tl.float32)
     b_y = b_centred * rstd * b_weight + b_bias
@@ -144,8 +145,7 @@ def add_layer_norm_backward_kernel(
             b_along = tl.sum(tl.reshape(b_along, [TAIL, 2]), 1) + b_g_t * b_normed_t
             b_g = tl.sum(tl.reshape(b_g, [TAIL, 2]), 1) + b_g_t
         mean_g, along = tl.reduce((b_g, b_along), 0, add_pairs)
-        mean_g /= D
-        along /= D
+        mean_g, along = tl.div_rn(mean_g, D * 1.0), tl.div_rn(along, D * 1.0)
         b_dx = backward_piece(
             b_dy, b_normed, b_weight, b_bias, mean_g, along, rstd, scale, p_dresidual,
             p_dx, p_dbranch, p_y, row * s_dresidual, row * D, o_head, m_head,

@@ -43,9 +43,10 @@ def gather_norm_kernel(
     m_d = o_d < D
     p_row = p_x + row_offsets(row, p_mask, True, K, s_image, s_row, HAS_MASK)
     b_x = tl.load(p_row + o_d, mask=m_d, other=0.0).to(tl.float32)
-    mean = tl.sum(b_x, 0) / D
+    mean = tl.div_rn(tl.sum(b_x, 0), D * 1.0)
     b_x = tl.where(m_d, b_x - mean, 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(b_x * b_x, 0) / D + eps)
+    variance = tl.div_rn(tl.sum(b_x * b_x, 0), D * 1.0)
+    rstd = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))  # one a row, so the exact ones cost nothing
     tl.store(p_mean + row, mean)
     tl.store(p_rstd + row, rstd)
     if WRITE_Y:

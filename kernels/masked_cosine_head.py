@@ -73,8 +73,8 @@ def cosine_statistics_kernel(
     norm_p = tl.maximum(tl.sqrt_rn(b_pp), EPS)
     norm_t = tl.maximum(tl.sqrt_rn(b_tt), EPS)
     tl.store(p_statistics + o_m, tl.div_rn(b_pt, norm_p * norm_t), mask=m_m)
-    tl.store(p_statistics + M + o_m, 1.0 / norm_p, mask=m_m)
-    tl.store(p_statistics + 2 * M + o_m, 1.0 / norm_t, mask=m_m)
+    tl.store(p_statistics + M + o_m, tl.div_rn(1.0, norm_p), mask=m_m)
+    tl.store(p_statistics + 2 * M + o_m, tl.div_rn(1.0, norm_t), mask=m_m)
 
 
 @triton_op("masked_cosine_head", "fused")

@@ -30,8 +30,8 @@ def negative_cosine_forward_kernel(
     norm_t = tl.maximum(tl.sqrt_rn(tl.sum(b_t * b_t, 0)), EPS)
     # one division of the product of norms: two roundings fewer than by their inverses
     tl.store(p_statistics + row, tl.div_rn(tl.sum(b_p * b_t, 0), norm_p * norm_t))
-    tl.store(p_statistics + M + row, 1.0 / norm_p)
-    tl.store(p_statistics + 2 * M + row, 1.0 / norm_t)
+    tl.store(p_statistics + M + row, tl.div_rn(1.0, norm_p))
+    tl.store(p_statistics + 2 * M + row, tl.div_rn(1.0, norm_t))
 
 
 @kernel
@@ -51,7 +51,7 @@ def negative_cosine_backward_kernel(
     inverse_t = tl.load(p_statistics + 2 * M + row)
     # a row of norm below EPS is divided by the constant EPS: no part along p
     along = tl.where(inverse_p < 1.0 / EPS, cosine * inverse_p * inverse_p, 0.0)
-    b_dp = (b_p * along - b_t * (inverse_p * inverse_t)) * (tl.load(p_dloss) / M)
+    b_dp = (b_p * along - b_t * (inverse_p * inverse_t)) * tl.div_rn(tl.load(p_dloss), M * 1.0)
     tl.store(p_dp + row * C + o_c, b_dp.to(p_dp.dtype.element_ty), mask=m_c)
 
 
