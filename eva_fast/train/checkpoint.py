@@ -4,6 +4,9 @@ A checkpoint is written to `step_N.tmp`, its files are listed with size and CRC-
 `manifest.json`, everything is flushed to disk, and only then is the folder renamed to `step_N`.
 A process killed at any moment leaves a `.tmp` folder that is ignored; a damaged file does not match
 its manifest and an older checkpoint is taken.
+
+The library is imported where a checkpoint is written or read: it takes as long as the rest of torch,
+and a run's first step need not wait for it.
 """
 
 import json
@@ -15,9 +18,6 @@ import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
 
 from eva_fast.errors import RunError, UsageError
 
@@ -52,6 +52,8 @@ def _flush(path: Path) -> None:
 
 def _reason(error: BaseException) -> str:
     """What went wrong; without the traceback that DCP puts into its message."""
+    from torch.distributed.checkpoint import CheckpointException
+
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     return str(error) or type(error).__name__
@@ -67,6 +69,8 @@ def save(root: Path, step: int, tensors: dict[str, Any], state: dict[str, Any], 
     """Writes checkpoint `step`: `tensors` (nested dict of tensors) and `state` (JSON). Older
     checkpoints than the newest `keep` are removed afterwards. Returns its folder. RuntimeError if it
     cannot be written (a full disk, say)."""
+    from torch.distributed.checkpoint import CheckpointException
+
     final = root / f"step_{step:09d}"
     if final.is_dir() and fault_of(final) is None:
         return final
@@ -80,6 +84,8 @@ def save(root: Path, step: int, tensors: dict[str, Any], state: dict[str, Any], 
 
 
 def _write(final: Path, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+    import torch.distributed.checkpoint as dcp
+
     draft = final.with_suffix(".tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -133,14 +139,18 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def names_in(folder: Path) -> dict[str, Any]:
     """{name of a tensor, as "model.norm.bias": its size and dtype, as DCP describes them}."""
-    return dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    from torch.distributed.checkpoint import FileSystemReader
+
+    return FileSystemReader(folder).read_metadata().state_dict_metadata
 
 
 def load(folder: Path, tensors: dict[str, Any]) -> None:
     """Fills `tensors` (nested dict with tensors of the right shapes) in place. ValueError if the
     checkpoint does not hold them."""
+    import torch.distributed.checkpoint as dcp
+
     try:
         with _one_process():
             dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
-    except (CheckpointException, RuntimeError, KeyError, ValueError) as error:
+    except (dcp.CheckpointException, RuntimeError, KeyError, ValueError) as error:
         raise UsageError(f"checkpoint {folder} does not fit this run: {_reason(error)}") from None

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from eva_fast.layers import keep_copies
 from eva_fast.objectives.base import Objective
@@ -92,6 +91,8 @@ class TrainState:
         position in the data. The optimiser's settings stay those of this run, which may change
         them. data_moved: the names of the images may be others. ValueError if the checkpoint is of
         another module or other data."""
+        from torch.distributed.checkpoint.state_dict import set_state_dict
+
         tensors, state = self._tensors(), checkpoint.read_state(folder)
         if "random.cuda" not in checkpoint.names_in(folder):  # the run began on a CPU
             tensors["random"].pop("cuda", None)
@@ -131,6 +132,8 @@ class TrainState:
         self.step = state["step"]
 
     def _tensors(self) -> dict[str, Any]:
+        from torch.distributed.checkpoint.state_dict import get_state_dict
+
         model, optimizer = get_state_dict(self.module, self.optimizer)
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
