@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from eva_fast.data.decode.box import Box
 from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.data.decode.pillow import BadImage, decode
+from eva_fast.data.decode.resize import resize
 from eva_fast.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -71,24 +71,19 @@ class DeviceDecoder:
         except RuntimeError as error:
             logger.warning("a batch is decoded by the CPU: %s", " ".join(str(error).split())[:200])
             return self._by_cpu(images, deferred)
-        for d, picture in zip(deferred, pictures):
-            images[d.row] = self._crop(picture, d.box)
+        boxes = [d.box for d in deferred]
+        parts = [
+            picture[:, box.top : box.top + box.height, box.left : box.left + box.width]
+            for picture, box in zip(pictures, boxes)
+        ]
+        rows = torch.tensor([d.row for d in deferred]).to(images.device, non_blocking=True)
+        images[rows] = resize(parts, [box.flip for box in boxes], self.size)
         return {}
 
     def _decode(self, encoded: list[Tensor]) -> list[Tensor]:
         from torchvision.io import ImageReadMode, decode_jpeg
 
         return decode_jpeg(encoded, mode=ImageReadMode.RGB, device=self.device)
-
-    def _crop(self, picture: Tensor, box: Box) -> Tensor:
-        """Antialiased bicubic resize of the box of uint8 [3,H,W], mirrored as it says."""
-        part = picture[:, box.top : box.top + box.height, box.left : box.left + box.width]
-        size = (self.size, self.size)
-        crop = F.interpolate(
-            part.unsqueeze(0).float(), size, mode="bicubic", antialias=True, align_corners=False
-        )[0]
-        crop = crop.round_().clamp_(0, 255).to(torch.uint8)
-        return crop.flip(-1) if box.flip else crop
 
     def _by_cpu(self, images: Tensor, deferred: list[Deferred]) -> dict[int, str]:
         bad = {}

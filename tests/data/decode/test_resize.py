@@ -1,0 +1,49 @@
+"""Crops of many sizes at once, against PyTorch's resize of each alone."""
+
+import torch
+import torch.nn.functional as F
+
+from eva_fast.data.decode import resize as resizing
+from eva_fast.data.decode.resize import resize
+
+SIZES = [(50, 70), (24, 24), (9, 130), (200, 31), (24, 60), (7, 5)]
+
+
+def alone(part, flip, size):
+    options = dict(mode="bicubic", antialias=True, align_corners=False)
+    crop = F.interpolate(part[None].double(), (size, size), **options)[0]
+    return crop.flip(-1) if flip else crop
+
+
+def check(parts, flips, size):
+    found = resize(parts, flips, size)
+    assert found.shape == (len(parts), 3, size, size) and found.dtype == torch.uint8
+    for row, part, flip in zip(found, parts, flips):
+        # half a level of rounding, and what float32 leaves beside it
+        assert (row - alone(part, flip, size).clamp(0, 255)).abs().max() <= 0.501
+
+
+def pictures():
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in SIZES
+    ]
+
+
+def test_smaller_and_larger_pictures_mirrored_or_not():
+    check(pictures(), [False, True, True, False, False, True], 24)
+
+
+def test_parts_of_pictures():
+    wide = torch.randint(0, 256, (3, 90, 90), dtype=torch.uint8)
+    check([wide[:, 10:60, 20:75], wide[:, :30, 61:]], [True, False], 16)
+
+
+def test_pictures_that_do_not_share_a_block(monkeypatch):
+    monkeypatch.setattr(resizing, "ELEMENTS", 3 * 2 * 50 * 70)
+    check(pictures(), [False] * len(SIZES), 24)
+
+
+def test_one_picture_of_the_wanted_size_is_itself():
+    (part,) = (p for p in pictures() if p.shape[1:] == (24, 24))
+    assert torch.equal(resize([part], [False], 24)[0], part)
