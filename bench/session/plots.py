@@ -62,7 +62,7 @@ def _bars(plt: Any, rows: list[tuple[str, float]], label: str) -> Any:
     if not rows:
         return None
     figure, axes = plt.subplots(figsize=(7, 0.9 + 0.22 * len(rows)))
-    ours = ("eva_fast", "triton", "native")
+    ours = ("eva_fast", "eva_fast captured", "triton", "native")
     colors = ["#D55E00" if name.endswith(ours) else "#7f7f7f" for name, _ in rows]
     axes.barh(range(len(rows)), [value for _, value in rows], color=colors)
     axes.set_yticks(range(len(rows)))

@@ -101,8 +101,8 @@ def _ops(machine: dict, findings: Sequence[dict]) -> list[Row]:
 
 def _profiles(machine: dict, findings: Sequence[dict]) -> list[Row]:
     return [
-        (f"{f['model']} b{f['batch']}", f"{k['ms']:.3f}", f"{k['calls']:g}", f"{k['mean_us']:.1f}",
-         k["name"].replace("|", " "))
+        (f"{f['model']} b{f['batch']} {f['variant']}", f"{k['ms']:.3f}", f"{k['calls']:g}",
+         f"{k['mean_us']:.1f}", k["name"].replace("|", " "))
         for f in of_kind(findings, "profile") for k in f["top"]
     ]  # fmt: skip
 

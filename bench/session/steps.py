@@ -15,8 +15,15 @@ from bench.session.child import Bench
 from bench.shapes import Shape
 from eva_fast.plan.roofline import model_flops
 
+NARROW = ("tuned half", "compile blocks")
+"""The strongest plain variants that are quickly built."""
 FIRST = 3
 """Steps before a variant is timed: compiling, choosing kernels, growing pools."""
+
+
+def ours(bench: Bench) -> tuple[str, ...]:
+    """eva_fast as it is and, on a GPU, as a CUDA graph."""
+    return (OURS,) if bench.tiny else (OURS, step.CAPTURED)
 
 
 @dataclass(slots=True)

@@ -1,8 +1,7 @@
 """The smaller students, where the host may be the limit."""
 
-from bench.harness import OURS
 from bench.session.child import Bench
-from bench.session.steps import race
+from bench.session.steps import NARROW, ours, race
 
 SHAPES = (("b", 32), ("b", 256), ("l", 32), ("s", 128), ("ti", 128), ("l", 128))
 
@@ -12,6 +11,6 @@ def run(bench: Bench) -> None:
         if bench.left() < 0.1 * bench.seconds:
             bench.skip(f"ViT-{size} batch {batch}")
             continue
-        names = (OURS, "tuned half", "compile blocks")
+        names = (*ours(bench), *NARROW)
         race(bench, bench.shape(size, batch), names, bench.left() / 2, rounds=7)
         bench.free()

@@ -4,9 +4,9 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from bench import step
-from bench.harness import OURS
 from bench.kit import Kit
 from bench.session.child import Bench
+from bench.session.steps import ours
 
 STEPS = 2
 TOP = 60
@@ -15,8 +15,15 @@ GAP_US = 5.0
 
 
 def run(bench: Bench) -> None:
+    for variant in ours(bench):
+        with bench.attempt(f"profile of {variant}"):
+            _watch(bench, variant)
+        bench.free()
+
+
+def _watch(bench: Bench, variant: str) -> None:
     shape = bench.shape("g", 32)
-    call = step.make(OURS, shape, Kit("step", not bench.tiny, False)).call
+    call = step.make(variant, shape, Kit("step", not bench.tiny, False)).call
     for _ in range(3):
         call()
     activity = ProfilerActivity.CPU if bench.tiny else ProfilerActivity.CUDA
@@ -32,7 +39,7 @@ def run(bench: Bench) -> None:
         if str(e.device_type()).endswith(kind) and e.duration_ns() > 0
     ]
     found = summary(events, STEPS)
-    bench.notes.add("profile", model=shape.name, batch=shape.batch, variant=OURS, **found)
+    bench.notes.add("profile", model=shape.name, batch=shape.batch, variant=variant, **found)
 
 
 def summary(events: list[tuple[float, float, str]], steps: int) -> dict:
