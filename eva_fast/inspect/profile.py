@@ -52,6 +52,10 @@ class ProfileResult:
     images_per_second: float
     data_wait: float
     """Share of the time that the loop waited for the loader."""
+    host_seconds: float
+    """What a timed step took the host to make; on a CPU the step itself."""
+    device_seconds: float | None
+    """What the device's kernels took in a profiled step, one after the other; None on a CPU."""
     mfu: float
     """The student's arithmetic a second over the device's measured matrix product rate."""
     peak_flops: float
@@ -106,7 +110,8 @@ def profile(
     Args:
         config: as for `pretrain`; its length, checkpoints and pictures are ignored.
         steps: steps timed without a profiler.
-        warmup: steps before them: compiling, choosing kernels, filling the loader.
+        warmup: steps before them: compiling, choosing kernels, filling the loader; on a GPU at least
+            those after which the step is a CUDA graph or not.
         watched: steps under the profiler after them.
         out: folder for trace, memory picture and summary; by default runs/profile-TIME.
 
@@ -121,21 +126,26 @@ def profile(
     folder = _make_folder(out)
 
     from eva_fast.recipes.pretrain import run
+    from eva_fast.train.captured import SETTLED
     from eva_fast.train.resolve import device_and_dtype
 
     device, _ = device_and_dtype(config)
+    if device.type == "cuda" and config.run.graph != "off":
+        warmup = max(warmup, SETTLED)
     marks = _Marks(device, warmup, steps, watched)
     scratch = Path(tempfile.mkdtemp(prefix="eva-fast-profile-"))
     try:
         result = run(_shortened(config, warmup + steps + watched, scratch / "run"), on_step=marks)
-        waits = _waits(scratch / "run" / "metrics.jsonl", warmup, steps)
+        waits, host = _means(scratch / "run" / "metrics.jsonl", warmup, steps)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
     marks.profiler.export_chrome_trace(str(folder / TRACE))
     events = _memory_events(marks.profiler, device)
     drawn = _draw_memory(events, folder / MEMORY, device)
-    found = _summarise(config, result, marks, device, waits, folder, drawn, events, steps)
+    own = _device_seconds(marks.profiler, device, watched)
+    times = waits, host, own
+    found = _summarise(config, result, marks, device, times, folder, drawn, events, steps)
     data = {**asdict(found), "folder": None, "trace": TRACE, "memory": drawn and MEMORY}
     with atomic_write(folder / SUMMARY) as draft:
         draft.write_text(json.dumps(data, indent=1) + "\n")
@@ -171,11 +181,21 @@ def _shortened(config: Config, steps: int, folder: Path) -> Config:
     return replace(config, optim=optim, run=quiet)
 
 
-def _waits(metrics: Path, warmup: int, steps: int) -> float:
-    """Mean share of the timed steps spent waiting for data."""
+def _means(metrics: Path, warmup: int, steps: int) -> tuple[float, float]:
+    """Of the timed steps: mean share spent waiting for data, mean seconds that the host made them."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    shares = [line["data_wait"] for line in lines if warmup < line["step"] <= warmup + steps]
-    return sum(shares) / len(shares) if shares else 0.0
+    timed = [line for line in lines if warmup < line["step"] <= warmup + steps]
+    count = max(len(timed), 1)
+    return (
+        sum(line["data_wait"] for line in timed) / count,
+        sum(line["host_ms"] for line in timed) / 1e3 / count,
+    )
+
+
+def _device_seconds(profiler: Any, device: torch.device, watched: int) -> float | None:
+    if device.type != "cuda":
+        return None
+    return sum(e.self_device_time_total for e in profiler.key_averages()) / 1e6 / watched
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -201,7 +221,7 @@ def _summarise(
     result: Any,
     marks: _Marks,
     device: torch.device,
-    waits: float,
+    times: tuple[float, float, float | None],
     folder: Path,
     drawn: Path | None,
     events: list[tuple[int, int]],
@@ -210,7 +230,7 @@ def _summarise(
     from eva_fast.plan.counter import default_masked
     from eva_fast.plan.roofline import model_flops
 
-    batch = config.optim.batch_size
+    batch, (waits, host, own) = config.optim.batch_size, times
     model = result.model
     seconds = (marks.stopped - marks.started) / steps
     masked = config.objective.mask_count or default_masked(model.sizes)
@@ -224,6 +244,8 @@ def _summarise(
         step_seconds=seconds,
         images_per_second=batch / seconds,
         data_wait=waits,
+        host_seconds=host,
+        device_seconds=own,
         mfu=flops / seconds / peak,
         peak_flops=peak,
         peak_bytes=max((level for _, level in events), default=0),
@@ -300,9 +322,12 @@ def render(result: ProfileResult) -> Group:
         table.add_column(name, justify="right")
     for op in result.top:
         table.add_row(op.name, str(op.calls), f"{op.seconds * 1e3:.1f}", f"{op.share:.1%}")
+    own = result.device_seconds
+    device = "the same" if own is None else f"{own * 1e3:.1f} ms"
     lines = [
         f"{result.device}, batch {result.batch}, {result.steps} timed steps: "
         f"{result.step_seconds * 1e3:.1f} ms a step, {result.images_per_second:.1f} images/s",
+        f"host {result.host_seconds * 1e3:.1f} ms a step, device {device}",
         f"waiting for data {result.data_wait:.1%}; MFU {result.mfu:.1%} of a measured "
         f"{result.peak_flops / 1e12:.3g} TFLOP/s; peak {result.peak_bytes / 1e6:.0f} MB above "
         "the start of the profiled steps",

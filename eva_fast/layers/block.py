@@ -6,7 +6,7 @@ from eva_fast.layers.add_norm import LayerNorm
 from eva_fast.layers.attention import Attention
 from eva_fast.layers.mlp import Mlp
 from eva_fast.layers.recompute import run_branches
-from eva_fast.layers.stream import Stream, as_stream, drop_path_scale, leaving
+from eva_fast.layers.stream import Scales, Stream, as_stream, drop_path_scale, leaving
 
 LAYER_NORM_EPS = 1e-6
 
@@ -30,11 +30,19 @@ class Block(nn.Module):
         self.drop_path = drop_path
         self.recompute = False
 
-    def forward(self, stream: Stream | Tensor, tokens: Tensor | None = None) -> Stream:
+    def forward(
+        self, stream: Stream | Tensor, tokens: Tensor | None = None, scales: Scales | None = None
+    ) -> Stream:
         """[B, T, D], or a stream of it, to a stream of [B, T, D]. With `tokens`, int32 [B, K] rows
-        of x (CLS is row 0), only those come out, [B, K, D], with the values of the full block."""
+        of x (CLS is row 0), only those come out, [B, K, D], with the values of the full block.
+        scales: drop-path's factors, where they were drawn for all blocks; else they are drawn here."""
         stream = as_stream(stream)
-        scales = [drop_path_scale(self.drop_path, self.training, stream.x) for _ in range(2)]
+        if scales is None:
+            rate, training = self.drop_path, self.training
+            scales = (
+                drop_path_scale(rate, training, stream.x),
+                drop_path_scale(rate, training, stream.x),
+            )
         return leaving(self, run_branches(self, self._branches, tokens, *scales, *stream))
 
     def _branches(

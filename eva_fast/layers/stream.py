@@ -1,5 +1,7 @@
 """What flows through the blocks: a residual stream and a branch that is yet to be added to it."""
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -7,6 +9,10 @@ from torch import Tensor, nn
 
 from eva_fast.layers.sharding import is_sharded
 from eva_fast.ops.checks import statistics_dtype
+from eva_fast.ops.graphs import on_device
+
+Scales = tuple[Tensor | None, Tensor | None]
+"""Drop-path's factors of a block's attention and MLP, float32 [B] each; None: 1."""
 
 
 class Stream(NamedTuple):
@@ -51,6 +57,27 @@ def drop_path_scale(rate: float, training: bool, x: Tensor) -> Tensor | None:
         # bernoulli_ would make the rate a constant of the graph, and each block another graph
         return torch.rand_like(factors).lt(keep).to(factors.dtype) / keep
     return factors.bernoulli_(keep).div_(keep)
+
+
+def drop_path_scales(rates: Sequence[float], x: Tensor) -> list[Scales]:
+    """`drop_path_scale` of both branches of all blocks, [rates], by one draw: on a GPU a draw of a few
+    numbers costs as much as one of all."""
+    samples = x.shape[0]
+    keep = _keeps(tuple(rates), x.device)
+    shape = 2 * len(rates), -(-samples // 4) * 4  # rows of whole 16 bytes
+    draw = torch.rand(shape, device=x.device, dtype=torch.float32)
+    factors = draw.lt_(keep).div_(keep)[:, :samples].unbind(0)
+    return [
+        (factors[2 * i], factors[2 * i + 1]) if rate else (None, None)
+        for i, rate in enumerate(rates)
+    ]
+
+
+@functools.cache
+def _keeps(rates: tuple[float, ...], device: torch.device) -> Tensor:
+    """float32 [2 rates, 1]: what each branch keeps."""
+    shares = torch.tensor([[1 - rate] for rate in rates for _ in range(2)], dtype=torch.float32)
+    return on_device(shares, device)
 
 
 def leaving(unit: nn.Module, stream: Stream) -> Stream:

@@ -18,6 +18,7 @@ from eva_fast.layers import plain
 from eva_fast.layers.block import LAYER_NORM_EPS
 from eva_fast.layers.inputs import mask_indices
 from eva_fast.layers.recompute import spread
+from eva_fast.layers.stream import Scales, drop_path_scales
 from eva_fast.model.head import Head
 from eva_fast.model.init import init_weights
 from eva_fast.model.sizes import ModelSizes
@@ -58,6 +59,7 @@ class EvaViT(nn.Module):
         # One set of classes or the other, with the same arguments.
         kit: Any = plain if kernels == "torch" else layers
         head = plain.Head if kernels == "torch" else Head
+        self.fused = kernels != "torch"
         self.precision = kit.Precision(compute_dtype)
         dim, depth = sizes.embed_dim, sizes.depth
         self.patch_embed = kit.PatchEmbed(sizes.patch_size, dim)
@@ -135,9 +137,21 @@ class EvaViT(nn.Module):
         self._check_images(images)
         x = self.patch_embed(images, masked, self.mask_token, self.cls_token, self.pos_embed, dtype)
         *blocks, last = self.blocks
+        scales = self._drop_path_scales(x)
+        if scales is not None:
+            for block, own in zip(blocks, scales):
+                x = block(x, scales=own)
+            return last(x, rows, scales[-1])
         for block in blocks:
             x = block(x)
         return last(x, rows)
+
+    def _drop_path_scales(self, x: Tensor) -> list[Scales] | None:
+        """Of all blocks where one draw is worth it; None where each draws for itself."""
+        if not (self.training and self.fused and x.is_cuda) or torch.compiler.is_compiling():
+            return None
+        rates = [float(block.drop_path) for block in self.blocks]  # type: ignore[arg-type]
+        return drop_path_scales(rates, x) if any(rates) else None
 
     def load_official(self, state_dict: dict[str, Tensor]) -> None:
         """Loads a state dict in official naming; ValueError lists what is missing, unknown or of

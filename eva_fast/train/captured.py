@@ -31,6 +31,8 @@ WARM = 3
 """Eager steps before anything is timed or captured: kernels compile, attention is raced."""
 TIMED = 2
 """Steps of each way that "auto" times, waiting for the device around them."""
+SETTLED = WARM + 2 * TIMED + 1
+"""Steps after which nothing is captured or timed any more."""
 
 
 def obstacle(step: TrainStep) -> str | None:

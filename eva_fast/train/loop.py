@@ -55,7 +55,8 @@ def train(
             rate = length.rate(state.step, config.optim)
             with saver.on_error():
                 batch = next(batches)
-            step(batch, rate)
+            with clock.host():
+                step(batch, rate)
 
             telemetry.advance(state.step)
             if on_step is not None:
@@ -128,6 +129,15 @@ class _Clock:
         self.start = self.mark = time.monotonic()
         self.first_step = self.step = state.step
         self.waited = state.loader.wait_seconds
+        self.making = 0.0
+
+    @contextmanager
+    def host(self) -> Iterator[None]:
+        """Around what makes a step: nothing in it waits for the device, but where that is behind by
+        many launches the next one does."""
+        start = time.perf_counter()
+        yield
+        self.making += time.perf_counter() - start
 
     def read(self, rate: float) -> dict[str, Any]:
         """Reads the device. NonFiniteError if too many steps were skipped in a row."""
@@ -146,12 +156,13 @@ class _Clock:
             **means,
             "images_per_second": round(steps * self.batch_size / seconds, 2),
             "data_wait": round((waited - self.waited) / seconds, 4),
+            "host_ms": round(1e3 * self.making / max(steps, 1), 3),
             "seconds": round(now - self.start, 2),
             "seconds_left": round(per_step * (length.total - state.step), 1),
             "skipped_steps": skipped,
             "bad_images": state.loader.bad_count,
         }
-        self.mark, self.step, self.waited = now, state.step, waited
+        self.mark, self.step, self.waited, self.making = now, state.step, waited, 0.0
         return record
 
 

@@ -25,6 +25,7 @@ def test_figures(profiled):
     assert found.images_per_second == pytest.approx(4 / found.step_seconds)
     assert 0 <= found.data_wait <= 1
     assert 0 < found.mfu < 1
+    assert 0 < found.host_seconds <= found.step_seconds * 1.001 and found.device_seconds is None
     assert found.peak_bytes > 0
     assert sum(op.share for op in found.top) <= 1.0001
     assert any("mm" in op.name for op in found.top)
@@ -47,6 +48,7 @@ def test_files(profiled):
 def test_text(profiled):
     text = to_text(profiled[0])
     assert "images/s" in text and "MFU" in text and "waiting for data" in text
+    assert "ms a step, device the same" in text
 
 
 def test_refuses_bad_use(profiled):

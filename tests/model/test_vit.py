@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import eva_fast
-from eva_fast.layers.stream import drop_path_scale
+from eva_fast.layers.stream import drop_path_scale, drop_path_scales
 from eva_fast.model.init import STD
 
 SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden", "predict_dim")
@@ -142,6 +142,19 @@ def test_drop_path_grows_with_depth_and_scales():
     assert scale.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert scale.mean().item() == pytest.approx(1.0, abs=0.01)
     assert drop_path_scale(0.25, False, torch.empty(4, 1)) is None
+
+
+def test_one_draw_for_all_blocks():
+    torch.manual_seed(0)
+    none, first, last = drop_path_scales([0.0, 0.25, 0.5], torch.empty(50_001, 1))
+    assert none == (None, None)
+    for keep, (attn, mlp) in ((0.75, first), (0.5, last)):
+        assert not torch.equal(attn, mlp)
+        for scale in (attn, mlp):
+            assert scale.shape == (50_001,) and scale.dtype == torch.float32
+            assert scale.data_ptr() % 16 == 0 and scale.is_contiguous()
+            assert torch.equal(scale.unique(), torch.tensor([0.0, 1.0]) / keep)
+            assert scale.mean().item() == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,12 @@ def test_nothing_in_a_capture_waits_or_reads_the_host(seen):
 
 @on_stub
 def test_two_captures_launch_the_same_with_the_same_arguments(seen):
-    """Whatever the batch and the learning rate: no number of the host is in the graph."""
+    """Whatever the batch and the learning rate: no number of the host is in the graph. Each of the two
+    micro-batches draws once for all blocks."""
     assert seen["launches"][0] == seen["launches"][1] > 300
     assert seen["differences"] == []
     kinds = seen["kinds"]
-    assert kinds["adamw_kernel"] >= 2 and kinds["aten.bernoulli_.float"] > 0, kinds
+    assert kinds["adamw_kernel"] >= 2 and kinds["aten.rand.default"] == 2, kinds
     assert kinds["attention_forward_kernel"] > 0 and kinds["add_layer_norm_backward_kernel"] > 0
 
 

@@ -46,7 +46,14 @@ def test_a_run_to_its_end(tmp_path):
     assert steps(tmp_path) == [9]
     first, *_, last = lines(tmp_path)
     assert last["loss"] < first["loss"] and last["epoch"] == 1.8
-    assert {"grad_norm", "largest", "lr", "images_per_second", "data_wait"} <= last.keys()
+    assert {
+        "grad_norm",
+        "largest",
+        "lr",
+        "images_per_second",
+        "data_wait",
+        "host_ms",
+    } <= last.keys()
 
 
 def test_rates_follow_the_schedule(tmp_path):
