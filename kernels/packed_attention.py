@@ -154,7 +154,7 @@ def attention_forward_kernel(
 def forward_options(queries: int, keys: int, head_dim: int, dtype_bytes: int) -> list[Tiles]:
     """Tiles of the forward kernel, the usual ones first."""
     if dtype_bytes == 4:  # full fp32 products, not by tensor cores: larger tiles spill
-        return [Tiles(32, 32, 8, 2)]
+        return [Tiles(32, 16, 8, 2)]
     block_m = 64 if queries > 33 else 32
     block_n = 64 if keys > 33 and head_dim <= 128 else 32
     usual = Tiles(block_m, block_n, 4, 2)
