@@ -25,7 +25,7 @@ _BENCHES = (
 def stages(gpu: bool) -> list[Stage]:
     """Smoke, tests, then what is measured. gpu: whether there is one; without, a few tests run."""
     return [
-        Stage(name="smoke", seconds=90, least=10, command=module("smoke")),
+        Stage(name="smoke", seconds=90, least=10, command=module("smoke"), whole=True),
         Stage(name="tests", seconds=140, least=15, command=_tests(gpu)),
         *(
             Stage(name=name, seconds=seconds, least=least, command=module(name))

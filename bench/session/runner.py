@@ -30,10 +30,17 @@ class Stage:
 
     name: str
     seconds: float
-    """Its limit where the budget is `FULL_BUDGET`; a larger budget gives more, in proportion."""
+    """Its limit where the budget is `FULL_BUDGET`; others give more or less, in proportion."""
     least: float
     """With less time left it is not begun."""
     command: Callable[[float, Path], Sequence[str]]
+    whole: bool = False
+    """A smaller budget does not shorten it."""
+
+    def limit(self, budget: float) -> float:
+        """Seconds of a budget."""
+        share = self.seconds * budget / FULL_BUDGET
+        return max(share, self.seconds if self.whole else self.least)
 
 
 def run(
@@ -55,7 +62,6 @@ def run(
     (out / FILE).unlink(missing_ok=True)
     notes, outcomes = Notes(out, "session"), []
     notes.add("session", budget=budget, stages=[s.name for s in stages])
-    scale = max(1.0, budget / FULL_BUDGET)
     with _ended_by_signals():
         for stage in stages:
             left = budget - RESERVE - GRACE - (time.monotonic() - begun)
@@ -63,7 +69,7 @@ def run(
                 outcome = {"name": stage.name, "outcome": "not begun", "seconds": 0.0}
             else:
                 try:
-                    outcome = _run(stage, min(stage.seconds * scale, left), out)
+                    outcome = _run(stage, min(stage.limit(budget), left), out)
                 except KeyboardInterrupt:
                     _try(report, out, say)
                     raise

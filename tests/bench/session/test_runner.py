@@ -19,7 +19,7 @@ def stage(name, code="", seconds=30.0, least=0.0):
     def command(limit, out):
         return [sys.executable, "-c", NOTE + code, str(limit), str(out), name]
 
-    return Stage(name=name, seconds=seconds, least=least, command=command)
+    return Stage(name=name, seconds=seconds, least=least, command=command, whole=True)
 
 
 FATES = {
@@ -106,3 +106,9 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path):
     with (tmp_path / notes.FILE).open("a") as file:
         file.write('{"stage": "a", "kind": "cut')
     assert notes.read(tmp_path) == [{"stage": "a", "kind": "whole", "value": [1, 2]}]
+
+
+def test_a_smaller_budget_shortens_stages_but_those_that_must_be_whole():
+    given = dict(name="a", seconds=60.0, least=20.0, command=lambda limit, out: [])
+    assert [Stage(**given).limit(b) for b in (1200, 600, 300, 60)] == [120, 60, 30, 20]
+    assert [Stage(**given, whole=True).limit(b) for b in (1200, 300)] == [120, 60]
