@@ -64,7 +64,7 @@ class PretrainOptions(TypedDict, total=False):
     log_every: int
     picture_every: int | None
     device: str
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"]
     kernels: Literal["auto", "torch", "native", "triton"]
     graph: Literal["auto", "on", "off"]
     grad_checkpointing: bool

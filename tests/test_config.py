@@ -111,7 +111,7 @@ def test_numbers_that_yaml_reads_as_text(tmp_path):
         (dict(betas=(0.9, 1.0)), "betas must be in"),
         (dict(drop_path=1.0), "drop_path must be in"),
         (dict(workers=-1), "workers must be 0"),
-        (dict(precision="fp8"), "precision must be one of auto, fp32, bf16, fp16"),
+        (dict(precision="fp4"), "precision must be one of auto, fp32, bf16, fp16, fp8"),
         (dict(device="tpu"), "device must be auto, cpu or cuda"),
         (dict(resume="yes", out="x"), "resume must be one of never, auto"),
         (dict(log_every=0), "log_every must be at least 1"),

@@ -64,7 +64,7 @@ config: Config = eva_fast.config.Config.from_yaml("c.yaml", out="runs", lr=1e-3)
 WRONG = {
     "eva_fast.pretrain(stesp=3)": 'Unexpected keyword argument "stesp"',
     "eva_fast.pretrain(steps='3')": 'Argument "steps"',
-    "eva_fast.pretrain(precision='fp8')": 'Argument "precision"',
+    "eva_fast.pretrain(precision='fp4')": 'Argument "precision"',
     "eva_fast.pretrain(out=3)": 'Argument "out"',
     "eva_fast.config.Config.from_yaml('c.yaml', learning_rate=1.0)": '"learning_rate"',
 }

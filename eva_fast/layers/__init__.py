@@ -1,6 +1,8 @@
 """Layers of vision transformers whose `forward` is the fused path, and the same in plain PyTorch.
 
     stream       what flows through the blocks: a residual and a branch that is yet to be added
+    products     the products of a branch, in the compute dtype or in 8 bits
+    fp8          the 8-bit weights of blocks
     linear       a weight and its copy in the compute dtype
     add_norm     the pending addition and the norm, the start of every branch
     attention    norm, qkv, attention, projection       masked_tail: of some tokens only
@@ -18,6 +20,7 @@ They use `eva_fast.ops` alone. Parameters have the names of the official code.
 from eva_fast.layers.add_norm import LayerNorm
 from eva_fast.layers.attention import Attention
 from eva_fast.layers.block import Block
+from eva_fast.layers.fp8 import use_fp8
 from eva_fast.layers.linear import Linear, drop_copies, keep_copies
 from eva_fast.layers.mlp import Mlp
 from eva_fast.layers.patch_embed import PatchEmbed
@@ -37,4 +40,5 @@ __all__ = [
     "Stream",
     "drop_copies",
     "keep_copies",
+    "use_fp8",
 ]

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from eva_fast.layers.add_norm import add_norm, add_norm_backward, own_view, rows_of
 from eva_fast.layers.linear import KeepsCopies, Linear, Matrix, can_keep, refreshed
 from eva_fast.layers.masked_tail import MaskedAttentionBranch
+from eva_fast.layers.products import back, held, hold, prepared, times, weight_gradient
 from eva_fast.layers.stream import Stream, leaving
 from eva_fast.ops import copies
-from eva_fast.ops.linear import matmul, weight_gradient
 from eva_fast.ops.packed_attention import (
     packed_attention_backward,
     packed_attention_forward,
@@ -59,38 +59,41 @@ class _AttentionBranch(torch.autograd.Function):
             ctx, x, branch, branch_bias, scale, norm_weight, norm_bias, eps
         )
         batch, tokens, dim = total.shape
-        qkv = matmul(rows_of(y), qkv_used.t(), packed_bias)
+        qkv, y_scale = times(rows_of(y), qkv_used, packed_bias)
         packed = qkv.view(batch, tokens, 3, num_heads, dim // num_heads)
         out, lse = packed_attention_forward(None, packed, (dim // num_heads) ** -0.5)
-        result = matmul(rows_of(out.flatten(2)), proj_used.t())
+        result, out_scale = times(rows_of(out.flatten(2)), proj_used)
         kept = None if recomputes_output(packed) else out
         ctx.save_for_backward(
-            total, mean, rstd, packed, kept, lse, scale, norm_weight, norm_bias, qkv_used, proj_used
-        )
+            total, mean, rstd, packed, kept, lse, scale, norm_weight, norm_bias, y_scale, out_scale,
+            *hold(ctx, qkv_used, proj_used),
+        )  # fmt: skip
         ctx.weight_dtypes = qkv_weight.dtype, proj_weight.dtype
         ctx.bias_dtype = None if q_bias is None else q_bias.dtype
         return total, own_view(result, batch, tokens, dim)
 
     @staticmethod
     def backward(ctx, dtotal, dresult):
-        total, mean, rstd, packed, out, lse, scale, norm_weight, norm_bias, wqkv, wproj = (
-            ctx.saved_tensors
-        )
+        (
+            total, mean, rstd, packed, out, lse, scale, norm_weight, norm_bias, y_scale, out_scale,
+            *weights,
+        ) = ctx.saved_tensors  # fmt: skip
+        wqkv, wproj = held(ctx, *weights)
         batch, tokens, _, heads, head_dim = packed.shape
         dim = heads * head_dim
-        dresult = rows_of(dresult)
-        dout = matmul(dresult, wproj).view(batch, tokens, heads, head_dim)
+        dresult = prepared(rows_of(dresult), wproj)
+        dout = back(dresult, wproj, packed.dtype).view(batch, tokens, heads, head_dim)
         has_bias = ctx.bias_dtype is not None
         _, dpacked, out, bias_sums = packed_attention_backward(
             dout, None, packed, out, lse, head_dim**-0.5, want_sums=has_bias
         )
-        dproj = weight_gradient(dresult, rows_of(out.flatten(2)), ctx.weight_dtypes[1])
-        dqkv = dpacked.view(-1, 3 * dim)
-        dy = matmul(dqkv, wqkv).view(total.shape)
+        dproj = weight_gradient(dresult, rows_of(out.flatten(2)), ctx.weight_dtypes[1], out_scale)
+        dqkv = prepared(dpacked.view(-1, 3 * dim), wqkv)
+        dy = back(dqkv, wqkv, packed.dtype).view(total.shape)
         pending, y = add_norm_backward(
             ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale
         )
-        dwqkv = weight_gradient(dqkv, rows_of(y), ctx.weight_dtypes[0])
+        dwqkv = weight_gradient(dqkv, rows_of(y), ctx.weight_dtypes[0], y_scale)
         biases = bias_sums.to(ctx.bias_dtype) if has_bias else (None, None)
         return *pending, dwqkv, *biases, dproj, None, None, None, None, None
 
@@ -142,11 +145,11 @@ class Attention(KeepsCopies, nn.Module):
         weights = AttentionWeights(
             norm_weight=norm.weight,
             norm_bias=norm.bias,
-            qkv=self.qkv.matrix(dtype),
+            qkv=self.qkv.operand(dtype),
             q_bias=self.q_bias,
             v_bias=self.v_bias,
             packed_bias=self._packed_bias(dtype),
-            proj=self.proj.matrix(dtype),
+            proj=self.proj.operand(dtype),
             proj_bias=self.proj.bias,
             num_heads=self.num_heads,
             eps=norm.eps,

@@ -10,7 +10,7 @@ Under torch.compile, for sharded parameters and for parameters that were swapped
 the kept copies are left alone and the weight is rounded in the call.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +18,18 @@ from torch import Tensor, nn
 from eva_fast.layers.sharding import is_sharded
 from eva_fast.ops import copies
 from eva_fast.ops.linear import linear
+from eva_fast.ops.quantise_fp8 import Quantised
+
+if TYPE_CHECKING:
+    from eva_fast.layers.fp8 import EightBits
 
 
 class Matrix(NamedTuple):
     """A weight [N, K] and what the products read: itself, or its copy in the compute dtype."""
 
     weight: Tensor
-    copy: Tensor | None = None
-
-    @property
-    def used(self) -> Tensor:
-        return self.weight if self.copy is None else self.copy
+    copy: Any = None
+    """A tensor or, in the branches of blocks, `Quantised`; None: the weight itself."""
 
 
 class KeepsCopies:
@@ -80,9 +81,31 @@ class RoundedWeight(KeepsCopies):
 class Linear(RoundedWeight, nn.Linear):
     """torch's Linear by the project's products: x [..., K] in any floating dtype -> [..., N]."""
 
+    eight_bits: "EightBits | None" = None
+    """Set by `eva_fast.layers.fp8.use_fp8`."""
+
     def forward(self, x: Tensor) -> Tensor:
         weight, copy = self.matrix(x.dtype)
         return linear(x, weight, self.bias, copy)
+
+    def operand(self, dtype: torch.dtype) -> Matrix:
+        """The weight as the branch of a block reads it: in 8 bits where it has them."""
+        if self.eight_bits is None or dtype != torch.bfloat16:
+            return self.matrix(dtype)
+        found: Quantised = self.eight_bits.of(self.weight)
+        return Matrix(self.weight, found)
+
+    def keep_copies(self, dtype: torch.dtype) -> dict[Tensor, Tensor]:
+        if self.eight_bits is None or dtype != torch.bfloat16:
+            return super().keep_copies(dtype)
+        self.drop_copies()
+        self.eight_bits.keep = can_keep(self.weight)
+        return {}
+
+    def drop_copies(self) -> None:
+        super().drop_copies()
+        if self.eight_bits is not None:
+            self.eight_bits.forget()
 
 
 def refreshed(kept: Tensor, parameter: Tensor) -> bool:

@@ -8,7 +8,7 @@ patches.
 import torch
 
 from eva_fast.layers.add_norm import add_norm, add_norm_backward, own_view, rows_of
-from eva_fast.ops.linear import matmul, weight_gradient
+from eva_fast.layers.products import back, held, hold, part, prepared, times, weight_gradient
 from eva_fast.ops.masked_gather import masked_gather_backward, masked_gather_forward
 from eva_fast.ops.packed_attention import (
     packed_attention_backward,
@@ -33,16 +33,17 @@ class MaskedAttentionBranch(torch.autograd.Function):
         batch, tokens, dim = total.shape
         head_dim = dim // num_heads
         bias_q, bias_kv = (None, None) if packed_bias is None else packed_bias.split((dim, 2 * dim))
-        q = matmul(masked_gather_forward(y, mask), qkv_used[:dim].t(), bias_q)
+        kv, y_scale = times(rows_of(y), part(qkv_used, dim, 3 * dim), bias_kv)
+        asking = masked_gather_forward(y, mask)
+        q, _ = times(asking, part(qkv_used, 0, dim), bias_q, y_scale)
         q = q.view(batch, -1, num_heads, head_dim)
-        kv = matmul(rows_of(y), qkv_used[dim:].t(), bias_kv)
         kv = kv.view(batch, tokens, 2, num_heads, head_dim)
         out, lse = packed_attention_forward(q, kv, head_dim**-0.5)
-        result = matmul(rows_of(out.flatten(2)), proj_used.t())
+        result, out_scale = times(rows_of(out.flatten(2)), proj_used)
         kept = None if recomputes_output(kv) else out
         ctx.save_for_backward(
-            total, mean, rstd, q, kv, kept, lse, scale, norm_weight, norm_bias, qkv_used, proj_used,
-            mask,
+            total, mean, rstd, q, kv, kept, lse, scale, norm_weight, norm_bias, mask, y_scale,
+            out_scale, *hold(ctx, qkv_used, proj_used),
         )  # fmt: skip
         ctx.weight_dtypes = qkv_weight.dtype, proj_weight.dtype
         ctx.bias_dtype = None if q_bias is None else q_bias.dtype
@@ -51,21 +52,24 @@ class MaskedAttentionBranch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, drows, dresult):
-        total, mean, rstd, q, kv, out, lse, scale, norm_weight, norm_bias, wqkv, wproj, mask = (
-            ctx.saved_tensors
-        )
+        (
+            total, mean, rstd, q, kv, out, lse, scale, norm_weight, norm_bias, mask, y_scale,
+            out_scale, *weights,
+        ) = ctx.saved_tensors  # fmt: skip
+        wqkv, wproj = held(ctx, *weights)
         tokens, dim = total.shape[1:]
         head_dim = q.shape[3]
-        dresult = rows_of(dresult)
-        dout = matmul(dresult, wproj).view(q.shape)
+        dresult = prepared(rows_of(dresult), wproj)
+        dout = back(dresult, wproj, q.dtype).view(q.shape)
         has_bias = ctx.bias_dtype is not None
         dq, dkv, out, bias_sums = packed_attention_backward(
             dout, q, kv, out, lse, head_dim**-0.5, want_sums=has_bias
         )
-        dproj = weight_gradient(dresult, rows_of(out.flatten(2)), ctx.weight_dtypes[1])
-        dq, dkv = dq.view(-1, dim), dkv.view(-1, 2 * dim)
-        dy = matmul(dkv, wqkv[dim:]).view(total.shape)
-        dy += masked_gather_backward(matmul(dq, wqkv[:dim]), mask, tokens)
+        dproj = weight_gradient(dresult, rows_of(out.flatten(2)), ctx.weight_dtypes[1], out_scale)
+        w_q, w_kv = part(wqkv, 0, dim), part(wqkv, dim, 3 * dim)
+        dq, dkv = prepared(dq.view(-1, dim), w_q), prepared(dkv.view(-1, 2 * dim), w_kv)
+        dy = back(dkv, w_kv, q.dtype).view(total.shape)
+        dy += masked_gather_backward(back(dq, w_q, q.dtype), mask, tokens)
         dtotal = masked_gather_backward(rows_of(drows), mask, tokens)
         pending, y = add_norm_backward(
             ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale
@@ -73,8 +77,8 @@ class MaskedAttentionBranch(torch.autograd.Function):
         dtype = ctx.weight_dtypes[0]
         dwqkv = torch.cat(
             (
-                weight_gradient(dq, masked_gather_forward(y, mask), dtype),
-                weight_gradient(dkv, rows_of(y), dtype),
+                weight_gradient(dq, masked_gather_forward(y, mask), dtype, y_scale),
+                weight_gradient(dkv, rows_of(y), dtype, y_scale),
             )
         )
         biases = bias_sums.to(ctx.bias_dtype) if has_bias else (None, None)

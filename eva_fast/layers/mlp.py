@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from eva_fast.layers.add_norm import add_norm, add_norm_backward, own_view, rows_of
 from eva_fast.layers.linear import Linear, Matrix
+from eva_fast.layers.products import back, held, hold, prepared, times, weight_gradient
 from eva_fast.layers.stream import Stream, leaving
 from eva_fast.ops.bias_gelu import bias_gelu_backward, bias_gelu_forward
-from eva_fast.ops.linear import matmul, weight_gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +47,42 @@ class _MlpBranch(torch.autograd.Function):
         total, y, mean, rstd = add_norm(
             ctx, x, branch, branch_bias, scale, norm_weight, norm_bias, eps
         )
-        h = matmul(rows_of(y), fc1_used.t())
-        result = matmul(bias_gelu_forward(h, fc1_bias, kind), fc2_used.t())
+        h, y_scale = times(rows_of(y), fc1_used)
+        result, g_scale = times(bias_gelu_forward(h, fc1_bias, kind), fc2_used)
         ctx.save_for_backward(
-            total, mean, rstd, h, fc1_bias, scale, norm_weight, norm_bias, fc1_used, fc2_used
-        )
+            total, mean, rstd, h, fc1_bias, scale, norm_weight, norm_bias, y_scale, g_scale,
+            *hold(ctx, fc1_used, fc2_used),
+        )  # fmt: skip
         ctx.weight_dtypes = fc1_weight.dtype, fc2_weight.dtype
         ctx.kind = kind
         return total, own_view(result, *total.shape)
 
     @staticmethod
     def backward(ctx, dtotal, dresult):
-        total, mean, rstd, h, fc1_bias, scale, norm_weight, norm_bias, w1, w2 = ctx.saved_tensors
-        dresult = rows_of(dresult)
-        dg = matmul(dresult, w2)
+        (
+            total,
+            mean,
+            rstd,
+            h,
+            fc1_bias,
+            scale,
+            norm_weight,
+            norm_bias,
+            y_scale,
+            g_scale,
+            *weights,
+        ) = ctx.saved_tensors
+        w1, w2 = held(ctx, *weights)
+        dresult = prepared(rows_of(dresult), w2)
+        dg = back(dresult, w2, h.dtype)
         dh, g, dfc1_bias = bias_gelu_backward(dg, h, fc1_bias, ctx.kind, want_g=True)
-        dw2 = weight_gradient(dresult, g, ctx.weight_dtypes[1])
-        dy = matmul(dh, w1).view(total.shape)
+        dw2 = weight_gradient(dresult, g, ctx.weight_dtypes[1], g_scale)
+        dh = prepared(dh, w1)
+        dy = back(dh, w1, h.dtype).view(total.shape)
         pending, y = add_norm_backward(
             ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale
         )
-        dw1 = weight_gradient(dh, rows_of(y), ctx.weight_dtypes[0])
+        dw1 = weight_gradient(dh, rows_of(y), ctx.weight_dtypes[0], y_scale)
         return *pending, dw1, dfc1_bias, dw2, None, None, None, None
 
 
@@ -98,9 +113,9 @@ class Mlp(nn.Module):
         weights = MlpWeights(
             norm_weight=norm.weight,
             norm_bias=norm.bias,
-            fc1=self.fc1.matrix(dtype),
+            fc1=self.fc1.operand(dtype),
             fc1_bias=self.fc1.bias,
-            fc2=self.fc2.matrix(dtype),
+            fc2=self.fc2.operand(dtype),
             fc2_bias=self.fc2.bias,
             eps=norm.eps,
         )

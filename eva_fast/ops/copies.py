@@ -7,6 +7,7 @@ holds: PyTorch counts the in-place changes of a tensor (`Tensor._version`), and 
 copy notes that count.
 
     write(copy, parameter)           rounds the parameter into the copy and notes it
+    mark(copy, parameter)            notes a first time: something else wrote the copy
     note(copy, parameter)            only notes: an op wrote the copy already
     is_current(copy, parameter)      whether the copy holds this parameter as it is now
 
@@ -36,9 +37,14 @@ class _Source:
 def write(copy: Tensor, parameter: Tensor) -> Tensor:
     """Rounds `parameter` into `copy`, of the same shape, and returns it."""
     copy.copy_(parameter)
+    mark(copy, parameter)
+    return copy
+
+
+def mark(copy: Tensor, parameter: Tensor) -> None:
+    """Notes that `copy`, whoever wrote it first, holds `parameter` as it is now."""
     storage = StorageWeakRef(parameter.untyped_storage())
     copy.source = _Source(weakref.ref(parameter), storage, parameter._version)  # type: ignore[attr-defined]
-    return copy
 
 
 def note(copy: Tensor, parameter: Tensor) -> None:

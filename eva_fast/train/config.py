@@ -82,8 +82,9 @@ class RunConfig:
     """Steps between pictures; one is always made at the end."""
     device: str = option("auto", resume=True)
     """cpu, cuda, or auto."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the student's blocks; auto is fp32 on a CPU and bf16 on a GPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto"
+    """Arithmetic of the student's blocks; auto is fp32 on a CPU and bf16 on a GPU. fp8: bf16 with the
+    matrix products of the blocks in 8 bits, on NVIDIA GPUs from Hopper on; device="cpu" emulates it."""
     kernels: Literal["auto", "torch", "native", "triton"] = option("auto", resume=True)
     """Fused kernels: auto measures once and takes the faster."""
     graph: Literal["auto", "on", "off"] = option("auto", resume=True)

@@ -18,6 +18,7 @@ from eva_fast.model import sizes_of
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.request import check_sample
 from eva_fast.objectives.setting import SIZE_OPTIONS, Setting
+from eva_fast.ops.fp8_gemm import has_fp8
 from eva_fast.ops.registry import family_obstacle
 from eva_fast.train.telemetry import require_tensorboard
 
@@ -50,7 +51,29 @@ def device_and_dtype(config: "Config") -> tuple[torch.device, torch.dtype]:
     precision = config.run.precision
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
+    if precision == "fp8":
+        _check_fp8(config, device)
+        precision = "bf16"  # of all but the products of the blocks
     return device, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _check_fp8(config: "Config", device: torch.device) -> None:
+    """ValueError where 8-bit products do not run, or only slowly and nobody asked for that."""
+    if config.run.kernels == "torch":
+        raise UsageError(
+            "precision='fp8' is of the fused layers, and kernels='torch' asks for plain ones: leave "
+            "kernels at 'auto', or use precision='bf16'"
+        )
+    if device.type == "cpu" and config.run.device != "cpu":
+        raise UsageError(
+            "precision='fp8' needs an NVIDIA GPU from Hopper on, and torch sees none: use "
+            "precision='bf16'; device='cpu' emulates fp8, slower than any other precision"
+        )
+    if device.type == "cuda" and not has_fp8(device.index or 0):
+        raise UsageError(
+            f"precision='fp8' needs an NVIDIA GPU from Hopper on (compute capability 8.9), and this is "
+            f"{torch.cuda.get_device_name(device)}: use precision='bf16'"
+        )
 
 
 def check_run(config: "Config", device: torch.device) -> None:

@@ -49,7 +49,10 @@ def test_right_values(words, name, value):
         (["--min_lr=x"], "--min_lr must be a number, got 'x'"),
         (["--betas", "0.9"], "--betas must be two numbers, got '0.9'"),
         (["--betas", "0.9", "x"], "--betas must be two numbers, got '0.9 x'"),
-        (["--precision", "fp8"], "--precision must be one of auto, fp32, bf16, fp16, got 'fp8'"),
+        (
+            ["--precision", "fp4"],
+            "--precision must be one of auto, fp32, bf16, fp16, fp8, got 'fp4'",
+        ),
         (["--lr"], "--lr needs a number behind it"),
         (["--lr", "--steps", "3"], "--lr needs a number behind it"),
         (["--no-lr"], "unknown option --no-lr; did you mean"),
