@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import eva_fast
+from eva_fast.config import Config
+from eva_fast.recipes.pretrain import run
+from eva_fast.train.captured import WARM
 
 pytestmark = [
     pytest.mark.gpu,
@@ -61,22 +63,23 @@ def test_the_loss_falls_as_on_the_cpu(tmp_path, precision, kernels, tolerance):
     torch.testing.assert_close(on_gpu, on_cpu, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_no_step_waits_for_the_device(tmp_path, workers):
+@pytest.mark.parametrize(("workers", "graph"), [(0, "off"), (2, "off"), (2, "on")])
+def test_no_step_waits_for_the_device(tmp_path, workers, graph):
     """Between the log points any call that synchronises raises."""
-    done = 0
+    # compiling, capturing and the last log point may wait
+    first = 3 if graph == "off" else WARM + 1
 
-    def count(*_):
-        nonlocal done
-        done += 1
-        watched = 3 <= done < TINY["steps"] - 1  # compiling and the last log point may wait
+    seen = []
+
+    def watch(done):
+        seen.append(done)
+        watched = first <= done < TINY["steps"] - 1
         torch.cuda.set_sync_debug_mode("error" if watched else "default")
 
-    hook = register_optimizer_step_post_hook(count)
     options = {**TINY, "workers": workers, "log_every": 1000, "picture_every": None}
+    options |= {"ema": 0.99, "graph": graph, "data": Noise(), "out": tmp_path / "run"}
     try:
-        eva_fast.pretrain(Noise(), out=tmp_path / "run", device="cuda", ema=0.99, **options)
+        run(Config.from_options({**options, "device": "cuda"}), on_step=watch)
     finally:
-        hook.remove()
         torch.cuda.set_sync_debug_mode("default")
-    assert done >= TINY["steps"]
+    assert seen == list(range(1, TINY["steps"] + 1))
