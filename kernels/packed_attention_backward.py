@@ -50,7 +50,9 @@ def _launch(dout, q, k, v, out, lse, scale, dq, dk, dv) -> tuple[Tensor, Tensor]
     shape, device = sizes_of(q, k), q.device
     sizes = queries, k.shape[1], head_dim, q.element_size()
     run = functools.partial(launch_dq, dout, q, k, v, out, lse, delta, scale, dq)
-    sums_q = run(fastest("attention_dq", shape, device, lambda: dq_options(*sizes), run))
+    sums_q = run(
+        fastest("attention_dq", shape, device, lambda: dq_options(*sizes, capability(device)), run)
+    )
     run = functools.partial(launch_dkv, dout, q, k, v, lse, delta, scale, dk, dv)
     options = lambda: dkv_options(*sizes, capability(device))  # noqa: E731
     return sums_q, run(fastest("attention_dkv", shape, device, options, run))

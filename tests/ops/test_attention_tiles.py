@@ -58,7 +58,7 @@ def test_forward(inputs, chosen):
 
 @pytest.mark.interpreted
 @interpreter
-@pytest.mark.parametrize("chosen", sets(dq_options))
+@pytest.mark.parametrize("chosen", sets(dq_options, 90))
 def test_dq(inputs, chosen):
     (q, k, v, dout), (out, lse), (dq, *_) = inputs
     found, delta = torch.empty_like(q), torch.empty(lse.shape)
