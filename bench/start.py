@@ -17,11 +17,9 @@ from pathlib import Path
 
 _CODE = """
 import logging, os, sys
-from eva_fast.cli.flags import Command
-from eva_fast.cli.main import COMMANDS
-from eva_fast.cli.reading import Words
+from eva_fast.cli.main import read
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-config = Words(Command.of("pretrain", COMMANDS["pretrain"]), sys.argv[1:]).arguments()["config"]
+config = read(["pretrain", *sys.argv[1:]]).arguments()["config"]
 from eva_fast.recipes.pretrain import run
 run(config, on_step=lambda step: os._exit(0))
 """

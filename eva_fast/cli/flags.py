@@ -14,15 +14,36 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal, NamedTuple, Union
 
 from eva_fast.cli.words import POSITIONAL
 from eva_fast.config import Config
 from eva_fast.keywords import option_help
-from eva_fast.options import TextOrObject
 
 REQUIRED = inspect.Parameter.empty
 OWN = "Options"
+PLACES = "What it takes"
+
+
+class Form(NamedTuple):
+    """How a kind of value is shown, what it is in words, and how a word becomes one: ValueError or
+    KeyError where it is none."""
+
+    metavar: str
+    takes: str
+    read: Callable[[str], Any]
+
+
+PAIR = tuple[float, float]
+TRUTH = {"true": True, "yes": True, "false": False, "no": False}
+FORMS: dict[Any, Form] = {
+    int: Form("N", "a whole number", int),
+    float: Form("X", "a number", float),
+    bool: Form("", "true or false", lambda word: TRUTH[word.lower()]),
+    Path: Form("PATH", "a path", Path),
+    PAIR: Form("X X", "two numbers", float),
+    tuple[Path, ...]: Form("PATH ...", "paths", Path),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +52,7 @@ class Flag:
 
     name: str
     kind: Any
-    """int, float, str, bool, Path, a Literal, tuple[float, float], tuple[Path, ...], any of them with
-    None, or `TextOrObject`."""
+    """One of `FORMS`, a Literal, any of them with None, or what is text."""
     default: Any
     help: str
     group: str = OWN
@@ -59,25 +79,26 @@ class Flag:
         return self.plain_kind is bool
 
     @property
-    def takes(self) -> str:
-        """What is to stand behind the flag, in words."""
-        kind = self.plain_kind
-        if typing.get_origin(kind) is Literal:
-            return f"one of {', '.join(kind.__args__)}"
-        return {
-            int: "a whole number", float: "a number", bool: "true or false", str: "text",
-            Path: "a path", tuple[float, float]: "two numbers", tuple[Path, ...]: "paths",
-        }.get(kind, "text")  # fmt: skip
+    def several(self) -> bool:
+        return typing.get_origin(self.plain_kind) is tuple
 
     @property
-    def metavar(self) -> str:
+    def form(self) -> "Form":
         kind = self.plain_kind
         if typing.get_origin(kind) is Literal:
-            return "{" + ",".join(kind.__args__) + "}"
-        return {
-            int: "N", float: "X", bool: "", Path: "PATH", tuple[float, float]: "X X",
-            tuple[Path, ...]: "PATH ...",
-        }.get(kind, "TEXT")  # fmt: skip
+            names = kind.__args__
+            takes = f"one of {', '.join(names)}"
+            return Form("{" + ",".join(names) + "}", takes, {n: n for n in names}.__getitem__)
+        return FORMS.get(kind, Form("TEXT", "text", str))
+
+    @property
+    def shown(self) -> str:
+        """As help has it."""
+        if self.positional:
+            return self.name.upper()
+        if self.switch:
+            return self.flag if self.default is False else f"{self.flag}, --no-{self.flag[2:]}"
+        return f"{self.flag} {self.form.metavar}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +122,10 @@ class Command:
             if kind is Config:
                 flags = [*_of_config(), *flags]
                 continue
-            positional = POSITIONAL in getattr(kind, "__metadata__", ())
-            kind = kind.__origin__ if positional else kind
-            flags.append(Flag(name, kind, parameter.default, helps[name], positional=positional))
+            at = POSITIONAL in getattr(kind, "__metadata__", ())
+            kind = kind.__origin__ if at else kind
+            group = PLACES if at else OWN
+            flags.append(Flag(name, kind, parameter.default, helps[name], group, positional=at))
         return cls(words, run, about, tuple(flags))
 
     @property
@@ -131,8 +153,3 @@ def _docstring(run: Callable[..., None]) -> tuple[str, dict[str, str]]:
     about, _, args = inspect.cleandoc(run.__doc__ or "").partition("\nArgs:\n")
     entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", args, re.MULTILINE)
     return " ".join(about.split()), {name: " ".join(text.split()) for name, text in entries}
-
-
-def is_text(flag: Flag) -> bool:
-    """Whether any word is a right value."""
-    return flag.plain_kind in (str, Path) or flag.kind is TextOrObject

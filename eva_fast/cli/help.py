@@ -1,92 +1,47 @@
-"""What `--help` prints: commands with their first sentence, options in groups with their defaults."""
+"""How `--help` looks: flags with one spelling, their defaults, commands with their first sentence."""
 
+import argparse
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
-
-from rich.console import Console
-from rich.text import Text
 
 from eva_fast.cli.flags import REQUIRED, Command, Flag
 
-INDENT = 24
-WIDEST = 100
+NAMES = 14
 
 
-def print_commands(commands: Iterable[Command], about: str) -> None:
-    """The page of `eva-fast --help`."""
-    console = _console()
-    console.print(Text("usage: eva-fast COMMAND [options]\n"))
-    console.print(Text(f"{about}\n"))
-    console.print(Text("Commands:", style="bold"))
-    for command in commands:
-        _entry(console, command.words, _first_sentence(command.about), 14)
-    console.print(
-        Text("\n`eva-fast COMMAND --help` shows a command's options, --version the version.")
-    )
+class Page(argparse.HelpFormatter):
+    """Of a flag's spellings one; what has several lines keeps them."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        flag: Flag | None = getattr(action, "flag", None)
+        return super()._format_action_invocation(action) if flag is None else flag.shown
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" not in text:
+            return super()._fill_text(text, width, indent)
+        hang = indent + " " * NAMES
+        lines = text.splitlines()
+        return "\n".join(
+            textwrap.fill(t, width, initial_indent=indent, subsequent_indent=hang) for t in lines
+        )
 
 
-def print_options(command: Command) -> None:
-    """The page of a command."""
-    console = _console()
-    places = "".join(f" {f.name.upper()}" for f in command.flags if f.positional)
-    console.print(Text(f"usage: eva-fast {command.words}{places} [options]\n"))
-    for line in textwrap.wrap(command.about, _width(console)):
-        console.print(Text(line))
-    groups: dict[str, list[Flag]] = {}
-    for flag in command.flags:
-        groups.setdefault("What it takes" if flag.positional else flag.group, []).append(flag)
-    for title, flags in groups.items():
-        console.print(Text(f"\n{title}:", style="bold"))
-        for flag in flags:
-            _entry(console, _left(flag), f"{flag.help}{_default(flag)}", INDENT)
+def listed(commands: Iterable[Command]) -> str:
+    """A line for each command: its whole name and the first sentence about it."""
+    firsts = {command.words: command.about.partition(". ")[0].rstrip(".") for command in commands}
+    return "".join(f"{words:<{NAMES}}{first}.\n" for words, first in firsts.items())
 
 
-def _left(flag: Flag) -> str:
-    if flag.positional:
-        return flag.name.upper()
-    if flag.switch:
-        return flag.flag if flag.default is False else f"{flag.flag}, --no-{flag.flag[2:]}"
-    return f"{flag.flag} {flag.metavar}"
-
-
-def _default(flag: Flag) -> str:
-    """The default in brackets, where there is one that the help has not said."""
-    if flag.default is REQUIRED:
-        return "" if flag.positional else " (required)"
-    if flag.default is None or flag.default is False or flag.default == ():
-        return ""
-    return f" (default: {_shown(flag.default)})"
+def described(flag: Flag) -> str:
+    """A flag's help, with the default in brackets where there is one that the help has not said."""
+    unsaid = flag.default is False or flag.default in (None, (), REQUIRED)
+    shown = "" if unsaid else f" (default: {_shown(flag.default)})"
+    return f"{flag.help}{shown}".replace("%", "%%")
 
 
 def _shown(value: Any) -> str:
     if value is True:
         return "on"
-    if isinstance(value, float):
-        return f"{value:.4g}"
+    value = f"{value:.4g}" if isinstance(value, float) else value
     return " ".join(map(_shown, value)) if isinstance(value, tuple) else str(value)
-
-
-def _first_sentence(text: str) -> str:
-    return text.partition(". ")[0].rstrip(".") + "."
-
-
-def _entry(console: Console, left: str, text: str, indent: int) -> None:
-    """A name at the left and its text beside it, or below it where the name is long."""
-    lines: Sequence[str] = textwrap.wrap(text, _width(console) - indent) or [""]
-    head = f"  {left}"
-    if len(head) + 2 > indent:
-        console.print(Text(head, style="cyan"))
-    else:
-        console.print(Text(head.ljust(indent), style="cyan") + Text(lines[0]))
-        lines = lines[1:]
-    for line in lines:
-        console.print(Text(" " * indent + line))
-
-
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
-
-
-def _width(console: Console) -> int:
-    return max(60, min(console.width, WIDEST))

@@ -1,40 +1,23 @@
-"""From the words of a command line to the arguments of a command's function.
+"""What a command line has said: the command, and the arguments of its function."""
 
-Flags are found with - or _ between their words, `--flag value` or `--flag=value`, the last wins. What
-is wrong is one UsageError with the flag as it was typed.
-"""
-
+import argparse
 import difflib
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from eva_fast.cli.flags import REQUIRED, Command, Flag, is_text
+from eva_fast.cli.flags import REQUIRED, Command
+from eva_fast.cli.parser import Parser
 from eva_fast.config import Config
 from eva_fast.errors import UsageError
 
-TRUTH = {"true": True, "yes": True, "false": False, "no": False}
 
+class Said(NamedTuple):
+    """A command, {name: value} of what was said of its flags, and {name: flag as typed}."""
 
-class Words:
-    """The words of one command, read once from left to right.
-
-    `values` {name: value} of what was said, `typed` {name: flag as typed}."""
-
-    def __init__(self, command: Command, words: Sequence[str]):
-        self.command = command
-        self.values: dict[str, Any] = {}
-        self.typed: dict[str, str] = {}
-        self._flags = {flag.flag: flag for flag in command.flags if not flag.positional}
-        self._places = [flag for flag in command.flags if flag.positional]
-        self._rest = list(words)
-        while self._rest:
-            self._read(self._rest.pop(0))
-        for flag in command.flags:
-            if flag.default is REQUIRED and flag.name not in self.values:
-                what = flag.name.upper() if flag.positional else f"{flag.flag} {flag.metavar}"
-                raise UsageError(f"eva-fast {command.words} needs {what}: {flag.help}")
+    command: Command
+    values: dict[str, Any]
+    typed: dict[str, str]
 
     def arguments(self) -> dict[str, Any]:
         """What the command's function is called with; a configuration is put together of its options
@@ -51,88 +34,50 @@ class Words:
     def as_typed(self, message: str) -> str:
         """A message about options, with the flags that were typed in place of their names, and with
         `name=value` as it is written on the command line."""
-        for flag in self.command.flags:
-            if not flag.of_config:
-                continue
-            where = rf"\b{flag.name}\b" if "_" in flag.name else rf"^{flag.name}\b"
-            shown = self.typed.get(flag.name)
+        for name, flag in ((f.name, f.flag) for f in self.command.flags if f.of_config):
             value = r"'?([\w/]*(?:\.\w+)*)'?"
-            message = re.sub(rf"(?<!-)\b{flag.name}={value}", rf"{flag.flag} \1", message)
-            if shown is not None:
-                message = re.sub(rf"(?<![-\w]){where}(?!=)", shown, message)
+            message = re.sub(rf"(?<!-)\b{name}={value}", rf"{flag} \1", message)
+            if name in self.typed:
+                where = rf"\b{name}\b" if "_" in name else rf"^{name}\b"
+                message = re.sub(rf"(?<![-\w]){where}(?!=)", self.typed[name], message)
         return re.sub(r" +(?=[,;.]|$)", "", message)
 
-    def _read(self, word: str) -> None:
-        if not word.startswith("--"):
-            if not self._places:
-                raise UsageError(self._unexpected(word))
-            flag = self._places.pop(0)
-            self.values[flag.name] = word
-            return
-        name, given, value = word.partition("=")
-        spelt = name.replace("_", "-")
-        found = self._flags.get(spelt)
-        negated = self._flags.get("--" + spelt.removeprefix("--no-"))
-        if found is None and negated is not None and negated.switch and not given:
-            self.values[negated.name], self.typed[negated.name] = False, name
-            return
-        if found is None:
-            raise UsageError(self._unknown(name, spelt))
-        self.typed[found.name] = name
-        self.values[found.name] = self._value(found, name, [value] if given else None)
 
-    def _value(self, flag: Flag, typed: str, given: list[str] | None) -> Any:
-        """The value behind a flag. given: the one behind its =; otherwise the next words."""
-        if flag.switch and given is None:
-            follows = self._rest[:1]
-            stated = follows and (follows[0].lower() in TRUTH or follows[0].lower() == "none")
-            return parse(flag, typed, [self._rest.pop(0)]) if stated else True
-        if given is None:
-            given = self._take(flag)
-        if not given:
-            raise UsageError(f"{typed} needs {flag.takes} behind it")
-        return parse(flag, typed, given)
+def read(parser: Parser, names: Sequence[str], argv: Sequence[str]) -> Said:
+    """Reads the words of a command line, or says what is wrong with them in one UsageError.
 
-    def _take(self, flag: Flag) -> list[str]:
-        count = {"two numbers": 2, "paths": len(self._rest)}.get(flag.takes, 1)
-        taken: list[str] = []
-        while self._rest and len(taken) < count and not self._rest[0].startswith("--"):
-            taken.append(self._rest.pop(0))
-            if taken[-1].lower() == "none" or "," in taken[0]:
-                break
-        return taken
-
-    def _unknown(self, name: str, spelt: str) -> str:
-        near = difflib.get_close_matches(spelt, self._flags, n=1)
-        hint = f"did you mean {near[0]}?" if near else self._where()
-        return f"unknown option {name}; {hint}"
-
-    def _unexpected(self, word: str) -> str:
-        return f"{word!r} stands where an option is expected; {self._where()}"
-
-    def _where(self) -> str:
-        return f"`eva-fast {self.command.words} --help` shows what there is"
-
-
-def parse(flag: Flag, typed: str, words: list[str]) -> Any:
-    """The value that words are for a flag; UsageError where they are none."""
-    kind, word = flag.plain_kind, words[0]
-    if flag.optional and word.lower() == "none":
-        return None
+    names: the commands' words, to say which there are."""
     try:
-        if is_text(flag):
-            return Path(word) if kind is Path else word
-        if kind is bool:
-            return TRUTH[word.lower()]
-        if kind in (int, float):
-            return kind(word)
-        if kind == tuple[Path, ...]:
-            return tuple(map(Path, words))
-        if kind == tuple[float, float]:
-            low, high = word.split(",") if len(words) == 1 else words
-            return float(low), float(high)
-        if word in kind.__args__:
-            return word
-    except (ValueError, KeyError):
-        pass
-    raise UsageError(f"{typed} must be {flag.takes}, got {' '.join(words)!r}")
+        found, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError:  # only parsers that choose a command raise it
+        raise UsageError(_unknown_command(names, argv)) from None
+    values = vars(found)
+    if "command" not in values or argv[0].startswith("-"):
+        raise UsageError(_unknown_command(names, argv))
+    said = Said(values.pop("command"), values, values.pop("typed", {}))
+    if rest:
+        raise UsageError(_unknown_word(said.command, rest[0]))
+    for flag in said.command.flags:
+        if flag.default is REQUIRED and flag.name not in values:
+            raise UsageError(f"eva-fast {said.command.words} needs {flag.shown}: {flag.help}")
+    return said
+
+
+def _unknown_command(names: Sequence[str], argv: Sequence[str]) -> str:
+    if not argv:
+        return f"which command? There are {', '.join(names)}; `eva-fast --help` says more"
+    grouped = any(name.startswith(f"{argv[0]} ") for name in names)
+    words = " ".join(argv[: 1 + grouped])
+    near = difflib.get_close_matches(words, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+    return f"unknown command {words!r}; {hint}"
+
+
+def _unknown_word(command: Command, word: str) -> str:
+    hint = f"`eva-fast {command.words} --help` shows what there is"
+    if not word.startswith("-"):
+        return f"{word!r} stands where an option is expected; {hint}"
+    name = word.partition("=")[0]
+    flags = [flag.flag for flag in command.flags if not flag.positional]
+    near = difflib.get_close_matches(name.replace("_", "-"), flags, n=1)
+    return f"unknown option {name}; {f'did you mean {near[0]}?' if near else hint}"

@@ -9,7 +9,9 @@ from eva_fast.version import __version__
 
 
 def page(capsys, *words):
-    cli.main(list(words))
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(words))
+    assert not end.value.code
     return capsys.readouterr().out
 
 

@@ -4,17 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from eva_fast.cli.flags import Command
-from eva_fast.cli.main import COMMANDS
-from eva_fast.cli.reading import Words
+from eva_fast.cli.main import read
 from eva_fast.config import Config
 from eva_fast.errors import UsageError
 
-PRETRAIN = Command.of("pretrain", COMMANDS["pretrain"])
-
 
 def config(*words):
-    return Words(PRETRAIN, words).arguments()["config"]
+    return read(["pretrain", *words]).arguments()["config"]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +50,13 @@ def test_right_values(words, name, value):
             "--precision must be one of auto, fp32, bf16, fp16, fp8, got 'fp4'",
         ),
         (["--lr"], "--lr needs a number behind it"),
+        (["--batch_size"], "--batch_size needs a whole number behind it"),
         (["--lr", "--steps", "3"], "--lr needs a number behind it"),
+        (["--betas"], "--betas needs two numbers behind it"),
+        (["--betas", "1", "2", "3"], "--betas must be two numbers, got '1 2 3'"),
+        (["--track", "maybe"], "--track must be true or false, got 'maybe'"),
+        (["--no-track", "yes"], "--no-track takes no value, got 'yes'"),
+        (["--batch", "3"], "unknown option --batch; did you mean"),
         (["--no-lr"], "unknown option --no-lr; did you mean"),
         (["--xyzzy"], "unknown option --xyzzy; `eva-fast pretrain --help` shows what there is"),
         (["photos"], "'photos' stands where an option is expected"),
@@ -78,7 +80,7 @@ def test_wrong_values(words, message):
     ],
 )
 def test_messages_have_the_flag_as_typed(typed, message, shown):
-    assert Words(PRETRAIN, [typed, "1"]).as_typed(message) == shown
+    assert read(["pretrain", typed, "1"]).as_typed(message) == shown
 
 
 def test_a_file_gives_what_flags_do_not(tmp_path):
@@ -89,10 +91,9 @@ def test_a_file_gives_what_flags_do_not(tmp_path):
 
 
 def test_words_of_their_own_and_lists():
-    check = Command.of("data check", COMMANDS["data check"])
-    assert Words(check, ["--json", "photos"]).arguments() == {"json": True, "data": "photos"}
+    said = read(["data", "check", "--json", "photos"])
+    assert said.arguments() == {"json": True, "data": "photos"}
     with pytest.raises(UsageError, match="eva-fast data check needs DATA"):
-        Words(check, ["--json"])
-    report = Command.of("bench report", COMMANDS["bench report"])
-    said = Words(report, ["--results", "a.json", "b.json", "--out", "c"]).arguments()
-    assert said == {"results": (Path("a.json"), Path("b.json")), "out": Path("c")}
+        read(["data", "check", "--json"])
+    said = read(["bench", "report", "--results", "a.json", "b.json", "--out", "c"])
+    assert said.arguments() == {"results": (Path("a.json"), Path("b.json")), "out": Path("c")}

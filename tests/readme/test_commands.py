@@ -6,9 +6,7 @@ import shlex
 
 import pytest
 
-from eva_fast.cli.flags import Command
-from eva_fast.cli.main import COMMANDS
-from eva_fast.cli.reading import Words
+from eva_fast.cli.main import read
 from eva_fast.config import Config
 from tests.readme.commands import README, SMALL, Block, blocks, made_small
 
@@ -18,10 +16,7 @@ OURS = [command for command in TYPED if re.match(r"(\S*/)?eva-fast\b", command)]
 
 def arguments(command):
     """What the command's function would be called with."""
-    words = shlex.split(command)[1:]
-    length = 2 if " ".join(words[:2]) in COMMANDS else 1
-    name = " ".join(words[:length])
-    return Words(Command.of(name, COMMANDS[name]), words[length:]).arguments()
+    return read(shlex.split(command)[1:]).arguments()
 
 
 def test_commands_are_taken_from_blocks_at_their_ands_without_comments():
