@@ -26,7 +26,8 @@ class EightBits:
 
     What is written while a CUDA graph is captured has its value only when that runs: it is read by
     that capture alone, and what was written before is not read in one. So a captured step quantises
-    the weights that its replay finds."""
+    the weights that its replay finds. Replays change a parameter uncounted: from a capture on, whoever
+    reads the weight outside has it quantised anew."""
 
     def __init__(self) -> None:
         self.keep = False
@@ -45,6 +46,8 @@ class EightBits:
         capturing = weight.is_cuda and torch.cuda.is_current_stream_capturing()
         if self._kept is not None:
             found, captured = self._kept
+            if captured and not capturing:
+                return _quantised(weight)
             if captured == capturing and copies.is_current(found.rows, weight):
                 return found
             self._kept = None  # the memory goes before more is taken

@@ -100,6 +100,8 @@ class Linear(RoundedWeight, nn.Linear):
             return super().keep_copies(dtype)
         self.drop_copies()
         self.eight_bits.keep = can_keep(self.weight)
+        if self.eight_bits.keep:
+            self.eight_bits.of(self.weight)
         return {}
 
     def drop_copies(self) -> None:

@@ -8,7 +8,7 @@ from eva_fast.model.sizes import ModelSizes
 from eva_fast.plan.counter import StepCount, count_step_at
 from eva_fast.plan.memory import block_bytes, estimate
 from eva_fast.plan.network import exposed_seconds
-from eva_fast.plan.rates import Device
+from eva_fast.plan.rates import Device, wide
 from eva_fast.plan.result import Option
 from eva_fast.plan.roofline import (
     Prediction,
@@ -57,7 +57,7 @@ class Costs:
             recomputed=again,
             sharding=self.sharding,
             gpus=self.gpus,
-            teacher=self.teacher.parameters * self.dtype.itemsize,
+            teacher=self.teacher.parameters * wide(self.dtype).itemsize,
             ema=self.ema,
         )
         prediction, wire, exposed = self._time(count, passes)
@@ -84,14 +84,21 @@ class Costs:
         backward = sum(part_seconds(count, device, "backward").values())
         parts = {k: passes * v for k, v in one.parts.items()}
         view = self.teacher.operators((micro, self.sizes.img_size), self.masked, device.kind)
-        parts["teacher"] += passes * sum(operator_seconds(op, device, name) for op in view)
+        usual = str(wide(self.dtype)).removeprefix("torch.")
+        parts["teacher"] += passes * sum(operator_seconds(op, device, usual) for op in view)
         parameters = parameter_count(self.sizes)
         spread = self.gpus if self.sharding != "none" else 1
         parts["optimizer"] += optimizer_seconds(
             self.formulation, parameters // spread, device, name
         )
         wire, exposed = exposed_seconds(
-            parameters, self.dtype.itemsize, self.gpus, device, self.sharding, backward, passes
+            parameters,
+            wide(self.dtype).itemsize,
+            self.gpus,
+            device,
+            self.sharding,
+            backward,
+            passes,
         )
         parts["communication"] = exposed
         host = passes * (one.host_seconds + device.host_seconds * len(view))

@@ -27,8 +27,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from eva_fast.errors import UsageError
 from eva_fast.model.sizes import ModelSizes
+from eva_fast.ops.fp8_gemm import FORMATS
 from eva_fast.plan import formulas
 from eva_fast.plan.flash import FlashAttention
+from eva_fast.plan.rates import FP8
 from eva_fast.plan.students import FORMULATIONS, build, check_formulation
 
 aten = torch.ops.aten
@@ -166,7 +168,7 @@ class Recorder(TorchDispatchMode):
             label,
             formulas.flops(func, args, kwargs, out),
             size,
-            str(results[0].dtype).removeprefix("torch."),
+            str(_arithmetic(results + tensors)).removeprefix("torch."),
             sum(t.numel() for t in results),
         )
 
@@ -175,6 +177,11 @@ class Recorder(TorchDispatchMode):
         self.operators.append(
             Operator(self.phase, name, part, flops, size, kernels, dtype, elements)
         )
+
+
+def _arithmetic(tensors: list[Tensor]) -> torch.dtype:
+    """What an operator on these computes in: that of its first result, but 8-bit products give 16."""
+    return FP8 if any(t.dtype in FORMATS for t in tensors) else tensors[0].dtype
 
 
 @contextmanager
@@ -219,7 +226,7 @@ def count_step(
         sizes: shapes of the model.
         batch: images on one device.
         masked: masked patches an image; EVA-01's share when None.
-        dtype: dtype of weights and activations.
+        dtype: dtype of weights and activations; float8_e4m3fn: of the blocks' products, beside bfloat16.
         device: "cuda" or "cpu": whose flash attention and kernels.
         backward: False counts the forward alone, without keeping anything for a backward.
         recompute: share of the blocks that are checkpointed; what they compute again is of the

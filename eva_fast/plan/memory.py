@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from eva_fast.errors import UsageError
 from eva_fast.model.sizes import ModelSizes
 from eva_fast.plan.counter import StepCount, count_step_at
-from eva_fast.plan.rates import Device
+from eva_fast.plan.rates import Device, wide
 from eva_fast.plan.roofline import parameter_count
 
 SHARDING = ("none", "optimizer", "full")
@@ -71,7 +71,7 @@ def estimate(
     if sharding not in SHARDING:
         raise UsageError(f"unknown sharding {sharding!r}: one of {', '.join(SHARDING)}")
     parameters = parameter_count(count.sizes)
-    item = count.dtype.itemsize
+    item = wide(count.dtype).itemsize  # 8-bit weights are kept by rows and by columns
     states = gpus if sharding != "none" else 1
     whole = gpus if sharding == "full" else 1
     gathered = 0

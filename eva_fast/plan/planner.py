@@ -15,13 +15,13 @@ from eva_fast.plan.costs import Costs
 from eva_fast.plan.counter import default_masked
 from eva_fast.plan.devices import device as find_device
 from eva_fast.plan.memory import SHARDING
-from eva_fast.plan.rates import Device
+from eva_fast.plan.rates import FP8, Device, wide
 from eva_fast.plan.result import Option, Plan
 from eva_fast.plan.students import check_formulation
 from eva_fast.plan.teachers import planned_teacher
 from eva_fast.train import RunLength
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": FP8}
 
 
 def plan(
@@ -81,7 +81,7 @@ def plan_run(
     sizes = sizes_of(
         config.model.model, **{name: getattr(config.model, name) for name in SIZE_OPTIONS}
     )
-    teacher = planned_teacher(config.teacher.teacher, sizes.grid, DTYPES[precision])
+    teacher = planned_teacher(config.teacher.teacher, sizes.grid, wide(DTYPES[precision]))
     sizes = replace(sizes, predict_dim=teacher.dim)
     costs = Costs(
         device=found, sizes=sizes, masked=_masked(config, sizes), gpus=gpus, batch=batch,

@@ -4,6 +4,16 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from math import exp, log
 
+import torch
+
+FP8 = torch.float8_e4m3fn
+"""Stands for a step whose blocks multiply in 8 bits, in either format, and do all else in bfloat16."""
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What a step keeps and moves its tensors in: `dtype`, or bfloat16 beside 8-bit products."""
+    return torch.bfloat16 if dtype == FP8 else dtype
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -34,7 +44,8 @@ class Device:
     """cuda or cpu."""
     memory_bytes: int
     peak_flops: dict[str, float]
-    """Dense peak a second by dtype: fp16 and bf16 on tensor cores, fp32 without (strict float32)."""
+    """Dense peak a second by dtype: fp8 (where there is any), fp16 and bf16 on tensor cores, fp32
+    without (strict float32)."""
     gemm: dict[str, Rate]
     """FLOP/s that a library matrix product of so many FLOPs reaches, by dtype."""
     attention: dict[str, Rate]

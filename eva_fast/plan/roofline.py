@@ -61,7 +61,7 @@ def operator_seconds(op: Operator, device: Device, dtype: str) -> float:
         rates = device.attention if op.flash else device.gemm
         if op.name == "bmm" and device.batched:
             rates = device.batched
-        arithmetic = op.flops / rates.get(op.dtype, rates[dtype]).at(op.flops)
+        arithmetic = op.flops / (rates.get(op.dtype) or rates[dtype]).at(op.flops)
     special = next((r for word, r in device.special.items() if word in op.name), None)
     if special:
         arithmetic = max(arithmetic, op.elements / special.at(op.elements))
@@ -88,7 +88,10 @@ def predict_step(
     ValueError when the device has no rate for the step's dtype."""
     dtype = str(count.dtype).removeprefix("torch.")
     if dtype not in device.gemm:
-        raise UsageError(f"no {dtype} rate for {device.title}: it has {', '.join(device.gemm)}")
+        names = ", ".join(name.removesuffix("_e4m3fn") for name in device.gemm)
+        raise UsageError(
+            f"no {dtype.removesuffix('_e4m3fn')} rate for {device.title}: it has {names}"
+        )
     parts = part_seconds(count, device)
     for part, seconds in (extra or {}).items():
         parts[part] += seconds
@@ -106,8 +109,9 @@ def predict_step(
 
 # Bytes a parameter that clipping and AdamW move: (float32 training, 16-bit with float32 masters).
 # One pass reads gradient, master and both moments and writes the last three (and the 16-bit copy);
-# the norm reads the gradients once more. PyTorch's fused AdamW is one such pass plus a clipping
-# pass; the unfused one passes over its operands some ten times.
+# the norm reads the gradients once more. With fp8 no 16-bit copy is written; the masters are read for
+# their scale and again to be quantised, by rows and by columns. PyTorch's fused AdamW is one such pass
+# plus a clipping pass; the unfused one passes over its operands some ten times.
 OPTIMIZER_BYTES = {
     "official": (28 + 4 + 8 + 60, 26 + 4 + 8 + 60 + 6),
     "tuned": (28 + 4 + 8, 26 + 4 + 8 + 6),
@@ -118,7 +122,10 @@ OPTIMIZER_BYTES = {
 def optimizer_seconds(formulation: str, parameters: int, device: Device, dtype: str) -> float:
     """Predicted seconds to clip and update that many parameters on one device."""
     single, mixed = OPTIMIZER_BYTES[formulation]
-    moved = parameters * (single if dtype == "float32" else mixed)
+    each = single if dtype == "float32" else mixed
+    if dtype == "float8_e4m3fn":
+        each += 4 + 4 + 1 + 1 - 2
+    moved = parameters * each
     return moved / device.resident.at(moved)
 
 

@@ -11,11 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 from eva_fast.baselines import OfficialViT, TunedViT
 from eva_fast.errors import UsageError
-from eva_fast.layers import keep_copies
+from eva_fast.layers import keep_copies, use_fp8
 from eva_fast.layers.recompute import spread
 from eva_fast.model import EvaViT
 from eva_fast.model.sizes import ModelSizes
 from eva_fast.plan.flash import FlashAttention
+from eva_fast.plan.rates import FP8, wide
 
 FORMULATIONS = ("official", "tuned", "eva_fast")
 
@@ -47,13 +48,17 @@ def build(
 
     `device` ("cuda" or "cpu") chooses the kernels that eva_fast would run there; `recompute` is the
     share of its blocks that are checkpointed."""
-    side = sizes.img_size
+    side, eight_bits, dtype = sizes.img_size, dtype == FP8, wide(dtype)
+    if eight_bits and formulation != "eva_fast":
+        raise UsageError(f"fp8 is counted for eva_fast alone, not for {formulation}")
     with torch.device("meta"):
         target = torch.empty(batch * masked, sizes.predict_dim, dtype=dtype)
         mask = torch.empty(batch, sizes.num_patches, dtype=torch.bool)
         if formulation == "eva_fast":
             kernels = "triton" if device == "cuda" else "native"
             model = EvaViT(sizes, kernels=kernels).to(dtype)
+            if eight_bits:
+                use_fp8(model)
             keep_copies(model, dtype)  # as a run does, whose optimiser writes them
             model.set_grad_checkpointing(recompute > 0, recompute or 1.0)
             raw = torch.empty(batch, 3, side, side, dtype=torch.uint8)

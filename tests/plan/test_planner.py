@@ -170,6 +170,11 @@ def test_checkpointing_saves_memory_and_costs_time():
         (dict(gpus=3), "not a multiple of 3 GPUs"),
         (dict(model="resnet50"), "unknown model 'resnet50'"),
         (dict(precision="int8"), "precision must be one of"),
+        (
+            dict(hardware="a100", precision="fp8", formulation="eva_fast"),
+            "no float8 rate for A100 SXM 80 GB",
+        ),
+        (dict(formulation="tuned", precision="fp8"), "counted for eva_fast alone"),
         (dict(sharding="zero3"), "unknown sharding 'zero3'"),
         (dict(formulation="jax"), "unknown formulation 'jax'"),
         (dict(epochs=0), "must be above 0"),
@@ -252,3 +257,36 @@ def test_an_average_of_the_weights_takes_memory():
     plain, averaged = plan(**_EVA), plan(ema=0.999, **_EVA)
     extra = averaged.asked.memory.total - plain.asked.memory.total
     assert extra == averaged.asked.memory.ema == 4 * parameter_count(GIANT)
+
+
+def test_fp8_is_bfloat16_with_other_products():
+    """The blocks' products at half the bytes of their operands and twice the peak; all else the same
+    operators, and quantising beside them."""
+    sizes = ModelSizes(
+        img_size=64,
+        patch_size=16,
+        embed_dim=96,
+        depth=3,
+        num_heads=3,
+        mlp_hidden=160,
+        predict_dim=40,
+    )
+    plain, eight = (
+        count_step("eva_fast", sizes, 16, dtype=dtype)
+        for dtype in (torch.bfloat16, torch.float8_e4m3fn)
+    )
+    assert plain.flops == eight.flops  # rows are multiples of 16
+    assert eight.saved_bytes == plain.saved_bytes + 3 * 4 * 4  # the scales of activations
+    products = [op for op in eight.operators if op.name == "eva_fast::fp8_gemm"]
+    # 4 Linears forward and twice back; of the last qkv, q apart from k and v
+    assert len(products) == 3 * (4 * 2 + 5) and {op.dtype for op in products} == {"float8_e4m3fn"}
+    rest = [
+        [op.name for op in count.operators if op.part not in ("gemm", "quantise")]
+        for count in (plain, eight)
+    ]
+    assert rest[0] == rest[1]
+    tokens, width, hidden = 16 * 17, 96, 160
+    fc1 = next(op for op in products if op.flops == 2 * tokens * width * hidden)
+    assert fc1.bytes == tokens * width + width * hidden + 2 * tokens * hidden + 2 * 4
+    y = next(op for op in eight.operators if op.part == "quantise")
+    assert y.bytes == 2 * 2 * tokens * width + tokens * width + 4  # read twice, written once
