@@ -85,7 +85,7 @@ def draw(measured: dict[str, Any], path: Path) -> Path:
     axes.set_ylabel("accuracy, %")
     axes.set_xlim(left=0)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, ncols=2, frameon=False)
+    axes.legend(fontsize=8, ncols=2, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     figure.savefig(path, bbox_inches="tight", dpi=150, metadata={"Software": None})
     plt.close(figure)
     return path
