@@ -1,5 +1,6 @@
 """What a run says at its end: where things are, and what to do next, as commands to paste."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,12 +44,14 @@ def next_commands(config: Config, result: "PretrainResult") -> dict[str, str]:
         found["how good its features are, beside untrained ones, pixels and the teacher:"] = (
             _command("eval", out)
         )
-    if config.data.data == BUILTIN:
+    if config.data.is_builtin:
         found["train on your own images, any folder of them in place of FOLDER:"] = _command(
             "pretrain", "--data", "FOLDER", "--out", _beside(out, "images")
         )
     if teacher in (BUILTIN, "hog"):
-        data = "FOLDER" if config.data.data == BUILTIN else str(config.data.data)
+        given = config.data.data
+        typed = isinstance(given, str | os.PathLike) and given != BUILTIN
+        data = os.fspath(given) if typed else "FOLDER"  # a list or dataset has no place in a shell
         found["with your own teacher, a CLIP file for example:"] = _command(
             "pretrain", "--data", data, "--teacher", "ViT-L-14.pt",
             "--model", "eva_s_patch14_224", "--out", _beside(out, "teacher"),
@@ -63,7 +66,9 @@ def _go_on(out: Path) -> str:
 
 
 def _beside(out: Path, what: str) -> Path:
-    return out.with_name(f"{out.name}-{what}")
+    if out.name in ("", ".."):
+        out = out.resolve()
+    return Path(f"{out}-{what}")
 
 
 def _command(*words: object) -> str:

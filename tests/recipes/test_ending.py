@@ -2,7 +2,10 @@
 
 import logging
 import shlex
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import eva_fast
@@ -83,3 +86,19 @@ def test_python_hears_the_same_in_its_log_and_what_was_waited_for(tmp_path, capl
     assert all(part in said[places[1]] for part in ("imports ", "kernels ", "calibration "))
     kernels = [line for line in said if "gemm" in line]
     assert len(kernels) <= 1  # each measurement is told once
+
+
+@pytest.mark.parametrize("out", [".", "..", "/"])
+def test_a_run_in_the_folder_at_hand(finished, monkeypatch, tmp_path, out):
+    monkeypatch.chdir(tmp_path)
+    result = replace(finished[1], out=Path(out))
+    for command in next_commands(finished[0], result).values():
+        folder = shlex.split(command)[-1]
+        assert folder == out or Path(folder).name not in ("", ".", "..")
+
+
+@pytest.mark.parametrize("data", [["a.jpg", "b.jpg"], np.array(["a.jpg", "b.jpg"]), [("a", 0.5)]])
+def test_data_that_no_shell_can_give(finished, data):
+    config = Config.from_options({**TINY, "teacher": "hog", "data": data})
+    (command,) = (c for c in next_commands(config, finished[1]).values() if "--teacher" in c)
+    assert shlex.split(command)[2:4] == ["--data", "FOLDER"]
