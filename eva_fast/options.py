@@ -56,6 +56,8 @@ def plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, tuple | list):
         return [plain(v) for v in value]
+    if getattr(value, "ndim", None) == 0:  # a number of NumPy's or torch's
+        return value.tolist()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     kind = value if isinstance(value, type) else type(value)

@@ -27,10 +27,18 @@ def as_before(source: Source, config: "Config", out: Path, found: Path) -> Sourc
         source = restored(source, names, out / "bad_images.jsonl")
         _check_count(loader["feed"].get("images"), source, out)
     other = config.changed(saved["options"]).get("data")
-    if other is None or config.data.data_moved:
+    contents = loader.get("contents") or {}
+    if config.data.data_moved:
+        return source
+    if other is None:
+        if contents and source.names == names and not same_contents(source, contents):
+            log.warning(
+                "images have other bytes than when %s began, under the same names: it goes on with "
+                "those that are there now", out,
+            )  # fmt: skip
         return source
     then, now = other
-    reason = _difference(source, names, loader.get("contents") or {})
+    reason = _difference(source, names, contents)
     if reason is None:
         log.info("the data %s is that of %s: the same names, the same bytes", now, then)
         return source

@@ -122,6 +122,68 @@ def test_bad_files_are_deleted_between(tmp_path, kind):
         _go_on(data(), tmp_path / "tidied", steps=5, **options)
 
 
+@pytest.mark.parametrize("kind", ["folder", "list", "mix"])
+@pytest.mark.parametrize("kept", [False, True], ids=["without bad files", "with them"])
+def test_data_moves_after_bad_files_are_deleted(tmp_path, kind, kept):
+    """Copied elsewhere without what could not be read, as with it: the same weights."""
+    options = dict(max_bad_share=0.9, batch_size=12)
+
+    def data(root):
+        paths = sorted((root / "data").glob("*.png"))
+        (root / "list.txt").write_text("".join(f"data/{path.name}\n" for path in paths))
+        folder, other = f"{root}/data", f"{root}/other"
+        return {"folder": folder, "list": f"{root}/list.txt", "mix": f"{other},{folder}"}[kind]
+
+    old = tmp_path / "old"
+    _damage(_pictures(old / "data"))
+    _pictures(old / "other", 5, seed=1)
+    for out in ("moved", "left"):
+        _train(data(old), tmp_path / out, **options)
+    shutil.copytree(old, tmp_path / "elsewhere/new")
+    _go_on(data(old), tmp_path / "left", **options)
+    shutil.rmtree(old)
+    if not kept:
+        for name in ("p00.png", "p05.png", "p11.png"):
+            (tmp_path / "elsewhere/new/data" / name).unlink()
+    _go_on(data(tmp_path / "elsewhere/new"), tmp_path / "moved", **options)
+    assert _weights(tmp_path / "moved") == _weights(tmp_path / "left")
+
+
+@pytest.mark.parametrize("kind", ["list", "paths"])
+def test_bad_files_are_taken_out_of_a_list(tmp_path, kind):
+    folder = _pictures(tmp_path / "data")
+    _damage(folder)
+    options = dict(max_bad_share=0.9, batch_size=12)
+
+    def data(*without):
+        paths = [path for path in sorted(folder.glob("*.png")) if path.name not in without]
+        (tmp_path / "list.txt").write_text("".join(f"./data/{path.name}\n" for path in paths))
+        return str(tmp_path / "list.txt") if kind == "list" else list(map(str, paths))
+
+    for out in ("tidied", "left"):
+        _train(data(), tmp_path / out, **options)
+    _go_on(data(), tmp_path / "left", **options)
+    _go_on(data("p00.png", "p05.png", "p11.png"), tmp_path / "tidied", **options)
+    assert _weights(tmp_path / "tidied") == _weights(tmp_path / "left")
+    with pytest.raises(ValueError, match="the data holds 8 now"):
+        _go_on(
+            data("p00.png", "p05.png", "p11.png", "p03.png"),
+            tmp_path / "tidied",
+            steps=5,
+            **options,
+        )
+
+
+def test_other_bytes_under_the_same_names_are_told(tmp_path, caplog):
+    data = str(_pictures(tmp_path / "data"))
+    _train(data, tmp_path / "r")
+    _go_on(data, tmp_path / "r", steps=3)
+    assert "other bytes" not in caplog.text
+    _pictures(tmp_path / "data", seed=1)
+    _go_on(data, tmp_path / "r")
+    assert "other bytes than when" in caplog.text
+
+
 def test_other_files_deleted_are_noticed(tmp_path):
     folder = _pictures(tmp_path / "data")
     _damage(folder)

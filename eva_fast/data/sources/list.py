@@ -52,7 +52,8 @@ def _without_mark(line: bytes, file: Path) -> bytes:
 
 
 def open_list(file: Path) -> FileSource:
-    """The images a text file names: a path a line, relative to the file's folder or absolute.
+    """The images a text file names: a path a line, relative to the file's folder, absolute, or
+    from a home folder (~).
 
     Blank lines are skipped, as is the byte order mark that some editors put in front of UTF-8; and
     lines that start with #, which are counted, unless a file is called so. Lists of up to 20,000 paths
@@ -76,6 +77,8 @@ def open_list(file: Path) -> FileSource:
                 if line.startswith(b"#") and not (file.parent / os.fsdecode(line)).is_file():
                     left_out.add(COMMENT, os.fsdecode(line))
                     continue
+                if line.startswith(b"~") and not (file.parent / os.fsdecode(line)).is_file():
+                    line = os.path.expanduser(line)
                 here, _, name = line.rpartition(b"/")
                 here = here or (b"/" if line.startswith(b"/") else b"")
                 if here != folder:

@@ -23,6 +23,7 @@ KINDS = """data can be
   a folder of images, nested or flat           /data/images
   a text file with a path a line               /data/list.txt
   tar shards, with braces or *                 '/data/shard-{000000..000123}.tar'
+  images or folders, with braces or *          '/data/2024-*', '/data/*.jpg'
   shards read as streams                       's3://bucket/{00..99}.tar', 'pipe:cat shard-{0..9}.tar'
   the drawings that come with eva_fast         builtin
   a list or iterator of images' paths          sorted(Path("/data").rglob("*.jpg"))
@@ -68,7 +69,7 @@ def _open_list(items: list[Any], split: str) -> Source:
     if items and all(map(_is_image_path, items)):
         return PathSource(items)
     pairs = [item if _is_weighted(item) else (item, None) for item in items]
-    return _mix([(open_source(data, split), weight) for data, weight in pairs])
+    return _mix([(open_source(data, split), None if w is None else float(w)) for data, w in pairs])
 
 
 def _paths(data: Any) -> list[Any] | None:
@@ -94,8 +95,9 @@ def _is_weighted(item: Any) -> bool:
     return (
         isinstance(item, (tuple, list))
         and len(item) == 2
-        and isinstance(item[1], (int, float))
-        and not isinstance(item[1], bool)
+        and not isinstance(item[1], (str, bool))
+        and hasattr(item[1], "__float__")
+        and np.ndim(item[1]) == 0  # NumPy's and torch's numbers too
     )
 
 
@@ -133,7 +135,7 @@ def _open_text(text: str, split: str) -> Source:
     if _URL.match(text):
         return open_shards(names)
     if names != [text] or re.search(r"[*?\[]", text):
-        return open_shards(_glob(names))
+        return _open_found(_glob(names), split)
     raise MissingFileError(f"{text} does not exist; {KINDS}")
 
 
@@ -161,6 +163,15 @@ def _open_folder(path: Path) -> Source:
             f"be meant: '{path}/*.tar' reads the shards, a text file of paths the images"
         )
     return require_images(images)
+
+
+def _open_found(names: list[str], split: str) -> Source:
+    """What braces or a pattern name: images, folders of them, or tar shards."""
+    if all(map(_is_image_path, names)):
+        return PathSource(names)
+    if all(map(os.path.isdir, names)):
+        return _mix([(_open_path(Path(name), split), None) for name in names])
+    return open_shards(names)
 
 
 def _glob(names: list[str]) -> list[str]:

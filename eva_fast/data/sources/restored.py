@@ -4,7 +4,7 @@ import bisect
 import errno
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from eva_fast.data.sources.base import Item, Source
@@ -70,19 +70,30 @@ def _restored(source: Source, names: list[str], start: int, bad: dict[int, str])
     (then,), (now,) = names, source.names
     if now == then or not isinstance(source, FileSource | PathSource):
         return source
-    end = start + count_of(then)
-    gone = {
-        number - start: path
-        for number, path in bad.items()
-        if start <= number < end and not os.path.exists(path)
-    }
-    if not gone:
-        return source
-    within = f"{source.root}{os.sep}"
-    for keys in ([path.removeprefix(within) for path in gone.values()], list(gone.values())):
-        if completes(now, map(os.fsencode, keys), then):
-            return RestoredSource(source, gone, [then])
+    bad = {n - start: path for n, path in bad.items() if start <= n < start + count_of(then)}
+    for names_of_bad in _namings(bad):
+        gone = {
+            n: name
+            for n, name in names_of_bad.items()
+            if not os.path.exists(os.path.join(source.root, name))
+        }
+        for missing in (gone, names_of_bad):  # deleted, or no longer in a list while the file stays
+            if missing and completes(now, map(os.fsencode, missing.values()), then):
+                paths = {n: os.path.join(source.root, name) for n, name in missing.items()}
+                return RestoredSource(source, paths, [then])
     return source
+
+
+def _namings(bad: Mapping[int, str]) -> Iterator[dict[int, str]]:
+    """What the images on record may be called in a fingerprint: their paths as they are, or relative
+    to one of the folders that all of them lay in, wherever that folder is now."""
+    yield dict(bad)
+    names = dict(bad)
+    while names and len({name.partition(os.sep)[:2] for name in names.values()}) == 1:
+        names = {number: name.partition(os.sep)[2] for number, name in names.items()}
+        if not all(names.values()):
+            break
+        yield dict(names)
 
 
 def _recorded(path: Path) -> dict[int, str]:

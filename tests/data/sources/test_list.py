@@ -77,3 +77,14 @@ def test_the_home_folder(tmp_path, monkeypatch, data, count):
     write_shard(tmp_path / "b" / "s.tar", range(3))
     (tmp_path / "a" / "list.txt").write_text("00002.jpg\n")
     assert len(open_source(data)) == count
+
+
+def test_a_home_folder_in_a_list(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_folder(tmp_path / "a", 2)
+    write_folder(tmp_path / "lists/~", 1)  # a folder that is called so is meant, where there is one
+    (tmp_path / "lists/l.txt").write_text("~/a/00001.jpg\n~/00000.jpg\n")
+    source = open_source(tmp_path / "lists/l.txt")
+    assert [source.name(i) for i in range(2)] == [
+        str(tmp_path / "a/00001.jpg"), str(tmp_path / "lists/~/00000.jpg"),
+    ]  # fmt: skip

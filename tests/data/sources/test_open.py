@@ -3,9 +3,12 @@
 import os
 import re
 import time
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from eva_fast.data import open_source
 from eva_fast.data.sources.builtin import FOLDER
@@ -96,6 +99,29 @@ def test_lists_and_weights(tmp_path):
         assert isinstance(source, MixedSource)
         assert [(p.start, p.length, p.draws) for p in source.parts()] == [(0, 6, 7), (6, 4, 3)]
     assert len(open_source(f"{a},builtin")) == 6 + 1603
+
+
+@pytest.mark.parametrize("number", [np.float32, np.int64, np.array, torch.tensor, Fraction])
+def test_weights_as_other_libraries_give_them(tmp_path, number):
+    a, b = write_folder(tmp_path / "a", 6), write_folder(tmp_path / "b", 4)
+    parts = open_source([(a, number(7)), (b, number(3))]).parts()
+    assert [(part.length, part.draws) for part in parts] == [(6, 7), (4, 3)]
+
+
+def test_a_pattern_of_images_or_of_folders(tmp_path):
+    for name in "abc":
+        write_folder(tmp_path / name, 3)
+    for data, count in (
+        (f"{tmp_path}/a/*.jpg", 3),
+        (f"{tmp_path}/[ab]", 6),
+        (f"{tmp_path}/{{a,c}}", 6),
+    ):
+        source = open_source(data)
+        assert len(source) == count and source.read(2) == encoded(2)
+    assert len(open_source(f"{tmp_path}/[ab]:0.5,{tmp_path}/c:0.5")) == 9
+    (tmp_path / "a/note.txt").touch()
+    with pytest.raises(ValueError, match="not a whole tar file"):
+        open_source(f"{tmp_path}/a/*")
 
 
 def test_a_mix_within_a_mix_keeps_its_weights(tmp_path):
