@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -99,7 +100,8 @@ def test_few_lanes_of_the_norm_backward_idle(width):
 
 
 def test_every_kernel_declares_its_cases():
-    """A kernel file without cases would pass unseen."""
+    """A kernel file without cases would pass unseen. Functions that are never launched themselves are
+    compiled as parts of those that call them."""
     import pkgutil
     from pathlib import Path
 
@@ -108,7 +110,8 @@ def test_every_kernel_declares_its_cases():
     declared = {name for name, _ in aot.cases(VIT_G)}
     for module in pkgutil.iter_modules(eva_fast.kernels.__path__):
         source = Path(module.module_finder.path) / f"{module.name}.py"  # type: ignore[union-attr]
-        if "@triton.jit" in source.read_text():
+        text = source.read_text()
+        if "@triton.jit" in text and re.search(r"_kernel\[", text):
             assert module.name in declared, module.name
 
 
