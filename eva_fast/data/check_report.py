@@ -13,29 +13,31 @@ from eva_fast.data.sources.left_out import printable
 def render(result: dict[str, Any]) -> Group:
     """What `check` returned, for rich's `Console.print`."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("images", f"{result['images']:,} ({result['checked']:,} of them read)")
+
+    def row(name: str, value: str) -> None:
+        table.add_row(name, Text(value))  # as it is: [brackets] in names are no markup
+
+    row("images", f"{result['images']:,} ({result['checked']:,} of them read)")
     if result["bytes"]:
         total = filesize.decimal(result["total_bytes_estimate"])
-        table.add_row("bytes an image", f"{_spread(result['bytes'])}; about {total} in all")
-    table.add_row(
-        "width, height", f"{_spread(result['width'])}; {_spread(result['height'])} pixels"
-    )
-    table.add_row("formats", _counts(result["formats"]))
-    table.add_row("modes", _counts(result["modes"]))
+        row("bytes an image", f"{_spread(result['bytes'])}; about {total} in all")
+    row("width, height", f"{_spread(result['width'])}; {_spread(result['height'])} pixels")
+    row("formats", _counts(result["formats"]))
+    row("modes", _counts(result["modes"]))
     if result["labels"]:
-        table.add_row("classes", f"{len(result['labels'])}: {_counts(result['labels'])}")
+        row("classes", f"{len(result['labels'])}: {_counts(result['labels'])}")
     if result["left_out"]:
-        table.add_row("left out", _counts(result["left_out"]))
-    table.add_row("smaller than the crop", f"{result['smaller_than_crop']:,}")
+        row("left out", _counts(result["left_out"]))
+    row("smaller than the crop", f"{result['smaller_than_crop']:,}")
     share = result["unreadable_count"] / result["checked"]
-    table.add_row("unreadable", f"{result['unreadable_count']:,} ({share:.2%})")
+    row("unreadable", f"{result['unreadable_count']:,} ({share:.2%})")
     rate = result["images_per_second_per_core"]
-    table.add_row("speed", f"{rate:,.0f} images/s a core (decode, crop, mask; reading not counted)")
+    row("speed", f"{rate:,.0f} images/s a core (decode, crop, mask; reading not counted)")
     if result["cores_needed"]:
         wanted = result["gpu_images_per_second"]
-        table.add_row("cores needed", f"{result['cores_needed']} for {wanted:,.0f} images/s")
+        row("cores needed", f"{result['cores_needed']} for {wanted:,.0f} images/s")
     if result["contact_sheet"]:
-        table.add_row("contact sheet", result["contact_sheet"])
+        row("contact sheet", result["contact_sheet"])
     bad = [
         Text(f"  {printable(item['name'])}: {printable(item['reason'])}", style="yellow")
         for item in result["unreadable"]

@@ -85,6 +85,13 @@ def test_names_that_are_not_unicode_can_be_shown(tmp_path):
     assert "caf\\udce9.jpg: not an image" in text and text.encode()
 
 
+def test_brackets_in_names_are_shown(tmp_path):
+    for name in ("my [bold] pictures", "[red]"):
+        write_folder(tmp_path / name, 2)
+    text = told(check(tmp_path))
+    assert "my [bold] pictures 2" in text and "[red] 2" in text
+
+
 def test_nothing_readable_is_reported(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
     result = check(tmp_path, contact_sheet=tmp_path / "s.png")
