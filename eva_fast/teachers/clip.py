@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from eva_fast.errors import UsageError
 from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD
-from eva_fast.layers.patch_embed import patch_rows
-from eva_fast.ops.patchify import patchify
-from eva_fast.teachers.base import Teacher, select_patches
+from eva_fast.teachers.base import select_patches
 from eva_fast.teachers.clip_fused import tower_features
+from eva_fast.teachers.tower import TowerTeacher
 from eva_fast.weights.resize import resize_positions
 
 
@@ -159,14 +158,11 @@ class ClipTower(nn.Module):
         return x if self.proj is None else x @ self.proj
 
 
-class ClipTeacher(Teacher):
-    """A CLIP image tower as a teacher.
+class ClipTeacher(TowerTeacher):
+    """A CLIP image tower as a teacher; the position embedding is interpolated where `grid` is not the
+    native one."""
 
-    The input is resized so that the tower's own patches fall on `grid` (None: its native grid), and
-    the position embedding is interpolated where `grid` is not the native one.
-    """
-
-    capturable = True
+    tower: ClipTower
 
     def __init__(
         self,
@@ -176,24 +172,14 @@ class ClipTeacher(Teacher):
         grid: tuple[int, int] | None = None,
         whiten: bool = False,
     ) -> None:
-        grid = grid or config.grid
-        size = (grid[0] * config.patch_size, grid[1] * config.patch_size)
-        super().__init__(
-            name, config.dim or config.width, grid, size, config.mean, config.std, whiten
-        )
+        super().__init__(name, config.dim or config.width, config, grid, whiten)
         state = {key: value.float() for key, value in state.items()}
         state["positional_embedding"] = resize_positions(
-            state["positional_embedding"], config.grid, grid
+            state["positional_embedding"], config.grid, self.grid
         )
         with torch.device("meta"):
-            self.tower = ClipTower(config, grid)
+            self.tower = ClipTower(config, self.grid)
         self.tower.load_state_dict(state, assign=True)
 
     def image_features(self, images: Tensor, index: Tensor | None) -> Tensor:
-        config = self.tower.config
-        patch = config.patch_size
-        if images.dtype == torch.uint8 and tuple(images.shape[-2:]) == self.input_size:
-            rows = patchify(images, patch, config.mean, config.std, self.compute_dtype)
-        else:
-            rows = patch_rows(self.prepare(images), patch, self.compute_dtype)
-        return tower_features(self.tower, rows, index)
+        return tower_features(self.tower, self.rows(images), index)

@@ -22,12 +22,11 @@ from eva_fast.layers.attention import AttentionWeights, attention_branch
 from eva_fast.layers.inputs import take_rows
 from eva_fast.layers.linear import Matrix
 from eva_fast.layers.mlp import MlpWeights, mlp_branch
-from eva_fast.layers.patch_embed import patch_rows
 from eva_fast.layers.stream import Stream
 from eva_fast.ops.add_layer_norm import add_layer_norm
 from eva_fast.ops.linear import linear
-from eva_fast.ops.patchify import patchify
-from eva_fast.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Teacher
+from eva_fast.teachers.base import IMAGENET_MEAN, IMAGENET_STD
+from eva_fast.teachers.tower import TowerTeacher
 from eva_fast.weights.resize import resize_positions
 
 PREFIX = ("cls_token", "reg_token")
@@ -178,11 +177,11 @@ class VitTower(nn.Module):
         return add_layer_norm(*stream, self.norm.weight, self.norm.bias, self.norm.eps)[1]
 
 
-class VitTeacher(Teacher):
-    """A vision transformer as a teacher. The input is resized so that its own patches fall on `grid`
-    (None: its native grid); positions are interpolated where `grid` is not the native one."""
+class VitTeacher(TowerTeacher):
+    """A vision transformer as a teacher; positions are interpolated where `grid` is not the native
+    one."""
 
-    capturable = True
+    tower: VitTower
 
     def __init__(
         self,
@@ -192,21 +191,13 @@ class VitTeacher(Teacher):
         grid: tuple[int, int] | None = None,
         whiten: bool = False,
     ) -> None:
-        grid = grid or config.grid
-        size = (grid[0] * config.patch_size, grid[1] * config.patch_size)
-        super().__init__(name, config.width, grid, size, config.mean, config.std, whiten)
+        super().__init__(name, config.width, config, grid, whiten)
         with torch.device("meta"):
-            self.tower = VitTower(config, grid)
-        self.tower.load_state_dict(folded(state, config, grid), assign=True)
+            self.tower = VitTower(config, self.grid)
+        self.tower.load_state_dict(folded(state, config, self.grid), assign=True)
 
     def image_features(self, images: Tensor, index: Tensor | None) -> Tensor:
-        config = self.tower.config
-        patch = config.patch_size
-        if images.dtype == torch.uint8 and tuple(images.shape[-2:]) == self.input_size:
-            rows = patchify(images, patch, config.mean, config.std, self.compute_dtype)
-        else:
-            rows = patch_rows(self.prepare(images), patch, self.compute_dtype)
-        return self.tower(rows, index)
+        return self.tower(self.rows(images), index)
 
 
 def folded(
