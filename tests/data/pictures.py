@@ -19,6 +19,13 @@ def encoded(number: int, size: tuple[int, int] = (40, 32), form: str = "JPEG") -
     return buffer.getvalue()
 
 
+def save(image: Image.Image, kind: str, **options) -> bytes:
+    """The picture as a file of that kind."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
 def write_folder(folder: Path, count: int, classes: int = 1, start: int = 0) -> Path:
     """`count` JPEGs below `folder`, spread over `classes` folders, or flat for one class."""
     for number in range(start, start + count):

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from bench.photos import encode, photographs
-from eva_fast import native
 from eva_fast.data import BadImage, Cropper
 from eva_fast.data.check import check
 from eva_fast.data.decode import jpeg
 from eva_fast.data.decode.container import content
 from eva_fast.data.decode.pillow import decode
+from tests.data.pictures import save
 
 BIG = 80 << 20  # unpacked, more than all texts that Pillow takes
 
@@ -25,20 +25,6 @@ def photo():
     image = photographs()[0].crop((100, 50, 260, 170))
     image.info.clear()
     return image
-
-
-@pytest.fixture(params=["native", "pillow"])
-def path(request, monkeypatch):
-    if request.param == "pillow":
-        monkeypatch.setattr(jpeg, "library", lambda: None)
-    elif not native.available():
-        pytest.skip("the native library is not built")
-
-
-def save(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def chunk(name, body):

@@ -9,11 +9,11 @@ import torch
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from bench.photos import encode, photographs
-from eva_fast import native
+from bench.photos import encode
 from eva_fast.data import Cropper, ImageField
 from eva_fast.data.decode import jpeg
 from eva_fast.data.decode.orientation import orientation, turn
+from tests.data.pictures import save
 
 TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}  # EXIF's number of each struct's integer
 WHOLE = dict(scale=(1, 1), ratio=(1.0, 1.5), flip=0.0)
@@ -34,12 +34,6 @@ def xmp(value):
     return b'<x:xmpmeta><rdf:Description xmlns:tiff="t" ' + value + b"/></x:xmpmeta>"
 
 
-def save(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def with_xmp(image, kind, packet, **options):
     if kind == "PNG":
         texts = PngInfo()
@@ -52,19 +46,6 @@ def with_xmp(image, kind, packet, **options):
         good = save(image, kind, quality=95, **options)
         return good[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + good[2:]
     return save(image, kind, xmp=packet, lossless=True, **options)
-
-
-@pytest.fixture(scope="module")
-def photo():
-    return photographs()[0].crop((100, 50, 260, 170))
-
-
-@pytest.fixture(params=["native", "pillow"])
-def path(request, monkeypatch):
-    if request.param == "pillow":
-        monkeypatch.setattr(jpeg, "library", lambda: None)
-    elif not native.available():
-        pytest.skip("the native library is not built")
 
 
 def upright(photo, value):

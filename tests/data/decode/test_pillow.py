@@ -15,26 +15,7 @@ from eva_fast import native
 from eva_fast.data import Cropper
 from eva_fast.data.decode import jpeg
 from eva_fast.data.decode.pillow import BadImage, check_size, decode, to_rgb
-from tests.data.pictures import check
-
-
-@pytest.fixture(scope="module")
-def photo():
-    return photographs()[0].crop((100, 50, 260, 170))
-
-
-@pytest.fixture(params=["native", "pillow"])
-def path(request, monkeypatch):
-    if request.param == "pillow":
-        monkeypatch.setattr(jpeg, "library", lambda: None)
-    elif not native.available():
-        pytest.skip("the native library is not built")
-
-
-def save(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
+from tests.data.pictures import check, save
 
 
 def pixels(data):
