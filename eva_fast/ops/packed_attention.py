@@ -25,10 +25,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
 from eva_fast.ops.attention_libraries import LIBRARIES, Library
-from eva_fast.ops.checks import check, dense_last, nothing, statistics_dtype
+from eva_fast.ops.attention_parts import (
+    backward_flops,
+    check_operands,
+    column_sums,
+    empty_outputs,
+    forward_flops,
+    sizes_of,
+    split,
+)
+from eva_fast.ops.checks import dense_last, nothing, statistics_dtype
 from eva_fast.ops.choose import chosen
 from eva_fast.ops.direct import direct
 from eva_fast.ops.registry import Case, Runs, Trial, define
@@ -47,39 +55,22 @@ class AttentionShape(NamedTuple):
     head_dim: int
 
 
-def _split(q: Tensor | None, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    parts = packed.unbind(2)
-    return parts if q is None else (q, *parts)  # type: ignore[return-value]
-
-
 def reference(q: Tensor | None, packed: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """`packed_attention` in plain, differentiable PyTorch, scores and softmax in float32."""
     compute = statistics_dtype(packed)
-    q, k, v = (t.to(compute).transpose(1, 2) for t in _split(q, packed))
+    q, k, v = (t.to(compute).transpose(1, 2) for t in split(q, packed))
     scores = q @ k.transpose(-2, -1) * scale
     out = (scores.softmax(-1) @ v).transpose(1, 2).to(packed.dtype)
     return out.contiguous(), scores.logsumexp(-1)
-
-
-def _sizes(q: Tensor, k: Tensor) -> tuple[int, ...]:
-    """As `AttentionShape` names them."""
-    batch, queries, heads, dim = q.shape
-    return batch, queries, k.shape[1], heads, dim
-
-
-def _empty_outputs(q: Tensor | None, packed: Tensor) -> tuple[Tensor, Tensor]:
-    batch, tokens, heads, dim = packed.select(2, 0).shape if q is None else q.shape
-    out = packed.new_empty((batch, tokens, heads, dim))
-    return out, packed.new_empty((batch, heads, tokens), dtype=statistics_dtype(packed))
 
 
 def _forward(
     q: Tensor | None, packed: Tensor, scale: float, implementation: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     if packed.numel() == 0 or (q is not None and q.numel() == 0):
-        return _empty_outputs(q, packed)
-    q, k, v = _split(q, packed)
-    return chosen(OP, q, _sizes(q, k), implementation)(q, k, v, scale)
+        return empty_outputs(q, packed)
+    q, k, v = split(q, packed)
+    return chosen(OP, q, sizes_of(q, k), implementation)(q, k, v, scale)
 
 
 _forward_op = torch.library.custom_op("eva_fast::packed_attention", mutates_args=())(_forward)
@@ -87,7 +78,7 @@ _forward_op = torch.library.custom_op("eva_fast::packed_attention", mutates_args
 
 @_forward_op.register_fake
 def _(q, packed, scale, implementation="auto"):
-    return _empty_outputs(q, packed)
+    return empty_outputs(q, packed)
 
 
 def _backward(
@@ -103,9 +94,9 @@ def _backward(
     if dout.numel() == 0:
         dpacked.zero_()
     else:
-        gradients = _split(None if q is None else dq, dpacked)
-        q, k, v = _split(q, packed)
-        sums = chosen(BACKWARD, q, _sizes(q, k), implementation)(
+        gradients = split(None if q is None else dq, dpacked)
+        q, k, v = split(q, packed)
+        sums = chosen(BACKWARD, q, sizes_of(q, k), implementation)(
             dout, q, k, v, out, lse, scale, *gradients, again
         )
     if not want_sums:
@@ -113,17 +104,8 @@ def _backward(
     elif sums is not None:
         total = sums()
     else:
-        total = _sums(dq, dpacked, lse.dtype)
+        total = column_sums(dq, dpacked, lse.dtype)
     return dq, dpacked, again, total
-
-
-def _sums(dq: Tensor, dpacked: Tensor, dtype: torch.dtype) -> Tensor:
-    """Of dq and dv over all tokens, [2, H d]."""
-    parts, heads, dim = dpacked.shape[2:]
-    rows = dpacked.view(-1, parts, heads * dim)
-    if parts == 3:
-        return rows[:, ::2].sum(0, dtype=dtype)
-    return torch.stack([t.sum(0, dtype=dtype) for t in (dq.view(-1, heads * dim), rows[:, 1])])
 
 
 _backward_op = torch.library.custom_op("eva_fast::packed_attention_backward", mutates_args=())(
@@ -188,27 +170,8 @@ def packed_attention(
     float16, last stride 1. implementation: the one to run, by name, or "auto" for the chosen one.
     Raises ValueError naming what does not fit.
     """
-    check(_NAME, "packed", packed, shape=(None, None, 3 if q is None else 2, None, None))
-    if q is not None:
-        batch, _, _, heads, dim = packed.shape
-        check(_NAME, "q", q, shape=(batch, None, heads, dim), dtypes=(packed.dtype,), like=packed)
+    check_operands(_NAME, q, packed)
     return _forward_op(q, packed, scale, implementation)
-
-
-def _flops(q, packed, *_, **__) -> int:
-    q_shape, kv = _head_shapes(q, packed)
-    return sdpa_flop_count(q_shape, kv, kv)
-
-
-def _backward_flops(dout, q, packed, *_, **__) -> int:
-    q_shape, kv = _head_shapes(q, packed)
-    return sdpa_backward_flop_count(q_shape, q_shape, kv, kv)
-
-
-def _head_shapes(q, packed):
-    batch, tokens, _, heads, dim = packed.shape
-    queries = tokens if q is None else q.shape[1]
-    return (batch, heads, queries, dim), (batch, heads, tokens, dim)
 
 
 def _label(case: Case) -> str:
@@ -249,11 +212,11 @@ OP = define(
     _NAME,
     part="attention",
     reference=reference,
-    flops=_flops,
+    flops=forward_flops,
     trial=Trial(device_type="cuda", label=_label, runs=_trial_runs),
 )
 BACKWARD = define(
-    f"{_NAME}_backward", part="attention", flops=_backward_flops, kernels=3, backward_of=OP
+    f"{_NAME}_backward", part="attention", flops=backward_flops, kernels=3, backward_of=OP
 )
 for _library in LIBRARIES:
     for _op, _function in ((OP, _library.forward), (BACKWARD, _backward_of(_library))):
