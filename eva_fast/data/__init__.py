@@ -26,6 +26,8 @@ _HOME = {
     "ItemField": "eva_fast.data.samples.fields",
     "ImageField": "eva_fast.data.samples.image",
     "BlockMaskField": "eva_fast.data.samples.mask",
+    "UniformMaskField": "eva_fast.data.samples.uniform_mask",
+    "uniform_mask_fields": "eva_fast.data.samples.uniform_mask",
     "LabelField": "eva_fast.data.samples.label",
     "TextField": "eva_fast.data.samples.caption",
     "CaptionField": "eva_fast.data.samples.caption",
