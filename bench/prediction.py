@@ -18,9 +18,9 @@ from eva_fast.plan.devices import Device
 from eva_fast.plan.roofline import (
     Prediction,
     optimizer_seconds,
-    parameter_count,
     predict_step,
 )
+from eva_fast.plan.students import parameter_count
 
 FORMULATIONS = {"official": "reference", "tuned": "tuned", "eva_fast": "eva_fast"}
 

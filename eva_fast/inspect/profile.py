@@ -227,15 +227,14 @@ def _summarise(
     events: list[tuple[int, int]],
     steps: int,
 ) -> ProfileResult:
-    from eva_fast.plan.counter import default_masked
-    from eva_fast.plan.roofline import model_flops
+    from eva_fast.plan.run import PlannedRun
+    from eva_fast.train.resolve import setting_of
 
     batch, (waits, host, own) = config.optim.batch_size, times
-    model = result.model
     seconds = (marks.stopped - marks.started) / steps
-    masked = config.objective.mask_count or default_masked(model.sizes)
-    peak = measured_peak(device, model.compute_dtype)
-    flops = model_flops(model.sizes, batch, masked)
+    dtype = setting_of(config).compute_dtype
+    peak = measured_peak(device, dtype)
+    flops = PlannedRun.of(config, dtype, device.type).count(batch).needed_flops
     return ProfileResult(
         folder=folder,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

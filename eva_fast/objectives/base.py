@@ -42,6 +42,9 @@ class Objective:
     """Whether `loss` and `after_step` can be captured as a CUDA graph: they read the batch's fields on
     the device alone, change tensors in place, and ask the host for nothing, not for a random number."""
 
+    baselines: tuple[str, ...] = ()
+    """Other formulations of the same step that `eva_fast.baselines` has, for plans to count."""
+
     def sample(self, setting: Setting) -> list[Field]:
         """What one training sample consists of: the same for training, `start` and pictures.
         ValueError for options that do not fit together."""

@@ -31,6 +31,7 @@ class Eva(Objective):
 
     name = "eva"
     capturable = True
+    baselines = ("official", "tuned")
 
     def sample(self, setting: Setting) -> list[Field]:
         options, patches = setting.config.objective, setting.sizes.num_patches

@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eva_fast.plan.counter import StepCount, count_step
+    from eva_fast.plan.count import StepCount
+    from eva_fast.plan.counter import count_step
     from eva_fast.plan.devices import DEVICES, device
     from eva_fast.plan.planner import plan
     from eva_fast.plan.rates import Device
@@ -18,7 +19,7 @@ _HOME = {
     "device": "devices",
     "Plan": "result",
     "plan": "planner",
-    "StepCount": "counter",
+    "StepCount": "count",
     "count_step": "counter",
     "Prediction": "roofline",
     "predict_step": "roofline",

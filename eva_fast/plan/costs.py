@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from eva_fast.model.sizes import ModelSizes
-from eva_fast.plan.counter import StepCount, count_step_at
+from eva_fast.plan.count import StepCount
+from eva_fast.plan.counter import count_step_at
 from eva_fast.plan.memory import block_bytes, estimate
 from eva_fast.plan.network import exposed_seconds
 from eva_fast.plan.rates import Device, wide
@@ -14,11 +14,11 @@ from eva_fast.plan.roofline import (
     Prediction,
     operator_seconds,
     optimizer_seconds,
-    parameter_count,
     part_seconds,
     predict_step,
 )
-from eva_fast.plan.teachers import PlannedTeacher
+from eva_fast.plan.run import PlannedRun
+from eva_fast.plan.students import OURS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,22 +26,21 @@ class Costs:
     """The fixed part of a plan."""
 
     device: Device
-    sizes: ModelSizes
-    masked: int
+    run: PlannedRun
     gpus: int
     batch: int
     formulation: str
-    dtype: torch.dtype
     sharding: str
-    teacher: PlannedTeacher
     share: float
     """Of the blocks, checkpointed where an option checkpoints."""
     ema: bool
 
     def count(self, micro: int, recompute: float = 0.0) -> StepCount:
         """One pass of `micro` images."""
+        if self.formulation == OURS:
+            return self.run.count(micro, recompute)
         return count_step_at(
-            self.formulation, self.sizes, micro, recompute=recompute, **self._options
+            self.formulation, self.run.sizes, micro, recompute=recompute, **self._options
         )
 
     def option(self, micro: int, checkpointing: bool) -> Option:
@@ -50,14 +49,14 @@ class Costs:
         passes = self.batch // self.gpus // micro
         again = 0
         if checkpointing:
-            again = block_bytes(self.formulation, self.sizes, micro, **self._options)
+            again = self._block_bytes(micro)
         memory = estimate(
             count,
             self.device,
             recomputed=again,
             sharding=self.sharding,
             gpus=self.gpus,
-            teacher=self.teacher.parameters * wide(self.dtype).itemsize,
+            teacher=self.run.teacher.bytes if self.run.teacher else 0,
             ema=self.ema,
         )
         prediction, wire, exposed = self._time(count, passes)
@@ -74,8 +73,17 @@ class Costs:
         )
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.run.dtype
+
+    @property
     def _options(self) -> dict:
-        return {"masked": self.masked, "dtype": self.dtype, "device": self.device.kind}
+        return {"masked": self.run.masked, "dtype": self.dtype, "device": self.device.kind}
+
+    def _block_bytes(self, micro: int) -> int:
+        if self.formulation == OURS:
+            return self.run.block_bytes(micro)
+        return block_bytes(self.formulation, self.run.sizes, micro, **self._options)
 
     def _time(self, count: StepCount, passes: int) -> tuple[Prediction, float, float]:
         device, micro = self.device, count.batch
@@ -83,10 +91,10 @@ class Costs:
         one = predict_step(count, device)
         backward = sum(part_seconds(count, device, "backward").values())
         parts = {k: passes * v for k, v in one.parts.items()}
-        view = self.teacher.operators((micro, self.sizes.img_size), self.masked, device.kind)
+        view = self.run.teacher_operators(micro)
         usual = str(wide(self.dtype)).removeprefix("torch.")
         parts["teacher"] += passes * sum(operator_seconds(op, device, usual) for op in view)
-        parameters = parameter_count(self.sizes)
+        parameters = count.parameters
         spread = self.gpus if self.sharding != "none" else 1
         parts["optimizer"] += optimizer_seconds(
             self.formulation, parameters // spread, device, name

@@ -16,9 +16,8 @@ Conventions, the same for every formulation:
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 
 import torch
 import torch.utils._pytree as pytree
@@ -29,9 +28,16 @@ from eva_fast.errors import UsageError
 from eva_fast.model.sizes import ModelSizes
 from eva_fast.ops.fp8_gemm import FORMATS
 from eva_fast.plan import formulas
+from eva_fast.plan.count import Operator, StepCount, at_batch
 from eva_fast.plan.flash import FlashAttention
 from eva_fast.plan.rates import FP8
-from eva_fast.plan.students import FORMULATIONS, build, check_formulation
+from eva_fast.plan.students import (
+    FORMULATIONS,
+    build,
+    check_formulation,
+    model_flops,
+    parameter_count,
+)
 
 aten = torch.ops.aten
 
@@ -40,81 +46,6 @@ FREE = frozenset(
     {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
     | {"_reshape_alias", "detach", "alias", "lift_fresh"}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """One operator at one shape. Bytes and FLOPs are of one call."""
-
-    phase: str
-    """forward, backward or optimizer."""
-    name: str
-    """The dispatcher's name, `mm` or `eva_fast::add_layer_norm`."""
-    part: str
-    """The share of the step it belongs to: see `formulas.part_of`."""
-    flops: int
-    bytes: int
-    kernels: int
-    """Device kernels it runs as, where known; else 1."""
-    dtype: str = ""
-    """Of the first result: what the arithmetic is done in."""
-    elements: int = 0
-    """Elements that its results have."""
-
-    @property
-    def flash(self) -> bool:
-        """Whether this is attention as one operator."""
-        return self.part == "attention" and bool(self.flops) and self.name != "bmm"
-
-
-@dataclass(frozen=True, slots=True)
-class StepCount:
-    """What one step of a formulation does, operator by operator in the order they run."""
-
-    formulation: str
-    sizes: ModelSizes
-    batch: int
-    masked: int
-    """Masked patches an image."""
-    dtype: torch.dtype
-    operators: tuple[Operator, ...]
-    saved_bytes: int = 0
-
-    def total(self, what: str, **chosen: str) -> int:
-        """Sum of `flops`, `bytes` or `kernels`, or number of `launches`, over the operators whose
-        fields equal `chosen` (phase, part, name)."""
-        return sum(
-            1 if what == "launches" else getattr(op, what)
-            for op in self.operators
-            if all(getattr(op, k) == v for k, v in chosen.items())
-        )
-
-    @property
-    def flops(self) -> int:
-        return self.total("flops")
-
-    @property
-    def bytes(self) -> int:
-        return self.total("bytes")
-
-    @property
-    def launches(self) -> int:
-        return self.total("launches")
-
-    def summary(self) -> dict:
-        """The figures an image, and launches a step, as plain numbers."""
-        scale = 1 / self.batch
-        return {
-            "formulation": self.formulation,
-            "batch": self.batch,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "tflop_per_image": self.flops * scale / 1e12,
-            "gb_touched_per_image": self.bytes * scale / 1e9,
-            "gemm_gb_per_image": self.total("bytes", part="gemm") * scale / 1e9,
-            "mb_saved_per_image": self.saved_bytes * scale / 1e6,
-            "launches": self.launches,
-            "kernels": self.total("kernels"),
-        }
 
 
 class Recorder(TorchDispatchMode):
@@ -185,9 +116,12 @@ def _arithmetic(tensors: list[Tensor]) -> torch.dtype:
 
 
 @contextmanager
-def _saved_storages(model: torch.nn.Module) -> Iterator[dict[int, int]]:
-    """Bytes of each storage autograd keeps while inside, parameters and buffers left out."""
-    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+def saved_storages(
+    model: torch.nn.Module, copies: Iterable[Tensor] = ()
+) -> Iterator[dict[int, int]]:
+    """Bytes of each storage autograd keeps while inside, parameters, their copies and buffers left
+    out."""
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers(), *copies)}
     saved: dict[int, int] = {}
     alive = []  # holding the storages keeps their addresses from being used again
 
@@ -245,7 +179,7 @@ def count_step(
     kept = 0
     with FlashAttention(device), recorder:
         if backward:
-            with _saved_storages(student.model) as saved:
+            with saved_storages(student.model) as saved:
                 loss = student.loss()
             kept = sum(saved.values())
             recorder.phase = "backward"
@@ -253,37 +187,18 @@ def count_step(
         else:
             with torch.no_grad():
                 student.loss()
-    return StepCount(formulation, sizes, batch, masked, dtype, tuple(recorder.operators), kept)
+    return StepCount(
+        formulation, sizes, batch, masked, dtype, tuple(recorder.operators), kept,
+        parameter_count(sizes), model_flops(sizes, batch, masked),
+    )  # fmt: skip
 
 
 def count_step_at(formulation: str, sizes: ModelSizes, batch: int, **options) -> StepCount:
     """`count_step` for many batch sizes: counts at 2 and 3 images, and continues each operator
     along the line through both, which is exact because every size is affine in the batch."""
-    two, three = (count_step(formulation, sizes, b, **options) for b in (2, 3))
     if batch < 1:
         raise UsageError(f"batch must be at least 1 image, got {batch}")
-    operators = along(two.operators, three.operators, batch)
-    saved = two.saved_bytes + (batch - 2) * (three.saved_bytes - two.saved_bytes)
-    return StepCount(formulation, sizes, batch, two.masked, two.dtype, operators, saved)
-
-
-def along(
-    two: tuple[Operator, ...], three: tuple[Operator, ...], batch: int
-) -> tuple[Operator, ...]:
-    """The operators of `batch` images from those of 2 and of 3."""
-
-    def line(a: int, b: int) -> int:
-        return a + (batch - 2) * (b - a)
-
-    return tuple(
-        replace(
-            a,
-            flops=line(a.flops, b.flops),
-            bytes=line(a.bytes, b.bytes),
-            elements=line(a.elements, b.elements),
-        )
-        for a, b in zip(two, three, strict=True)
-    )
+    return at_batch(batch, *(count_step(formulation, sizes, b, **options) for b in (2, 3)))
 
 
 def compare(sizes: ModelSizes, batch: int, **options) -> list[dict]:

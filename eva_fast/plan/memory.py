@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 
 from eva_fast.errors import UsageError
 from eva_fast.model.sizes import ModelSizes
-from eva_fast.plan.counter import StepCount, count_step_at
+from eva_fast.plan.count import StepCount
+from eva_fast.plan.counter import count_step_at
 from eva_fast.plan.rates import Device, wide
-from eva_fast.plan.roofline import parameter_count
 
 SHARDING = ("none", "optimizer", "full")
 
@@ -70,7 +70,7 @@ def estimate(
     block that is computed again. teacher: bytes of its weights. ema: whether weights are averaged."""
     if sharding not in SHARDING:
         raise UsageError(f"unknown sharding {sharding!r}: one of {', '.join(SHARDING)}")
-    parameters = parameter_count(count.sizes)
+    parameters = count.parameters
     item = wide(count.dtype).itemsize  # 8-bit weights are kept by rows and by columns
     states = gpus if sharding != "none" else 1
     whole = gpus if sharding == "full" else 1

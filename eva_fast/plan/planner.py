@@ -9,16 +9,13 @@ import torch
 from eva_fast.config import Config, DataConfig
 from eva_fast.errors import UsageError
 from eva_fast.keywords import RunOptions, Unpack
-from eva_fast.model.sizes import ModelSizes, sizes_of
-from eva_fast.objectives.setting import SIZE_OPTIONS
 from eva_fast.plan.costs import Costs
-from eva_fast.plan.counter import default_masked
 from eva_fast.plan.devices import device as find_device
 from eva_fast.plan.memory import SHARDING
-from eva_fast.plan.rates import FP8, Device, wide
+from eva_fast.plan.rates import FP8, Device
 from eva_fast.plan.result import Option, Plan
-from eva_fast.plan.students import check_formulation
-from eva_fast.plan.teachers import planned_teacher
+from eva_fast.plan.run import PlannedRun
+from eva_fast.plan.students import OURS, check_formulation
 from eva_fast.train import RunLength
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": FP8}
@@ -78,14 +75,14 @@ def plan_run(
     images = float(_count_images(config) if images is None else images)
     if images <= 0:
         raise UsageError(f"images must be above 0, got {images:g}")
-    sizes = sizes_of(
-        config.model.model, **{name: getattr(config.model, name) for name in SIZE_OPTIONS}
-    )
-    teacher = planned_teacher(config.teacher.teacher, sizes.grid, wide(DTYPES[precision]))
-    sizes = replace(sizes, predict_dim=teacher.dim)
+    run = PlannedRun.of(config, DTYPES[precision], found.kind)
+    if formulation not in (OURS, *run.objective.baselines):
+        raise UsageError(
+            f"formulation {formulation!r} is none of the objective {run.objective.name!r}: there are "
+            f"{', '.join((OURS, *run.objective.baselines))}"
+        )
     costs = Costs(
-        device=found, sizes=sizes, masked=_masked(config, sizes), gpus=gpus, batch=batch,
-        formulation=formulation, dtype=DTYPES[precision], sharding=sharding, teacher=teacher,
+        device=found, run=run, gpus=gpus, batch=batch, formulation=formulation, sharding=sharding,
         share=config.run.grad_checkpointing_share, ema=config.optim.ema > 0,
     )  # fmt: skip
     share = batch // gpus
@@ -105,8 +102,9 @@ def plan_run(
         raise _too_large(config.model.model, found, options)
     return Plan(
         model=config.model.model,
-        teacher=teacher.name,
-        sizes=sizes,
+        objective=run.objective.name,
+        teacher=run.teacher.name if run.teacher else "none",
+        sizes=run.sizes,
         device=found,
         gpus=gpus,
         batch=batch,
@@ -133,8 +131,6 @@ def _checked(
         raise UsageError(f"batch_size {config.optim.batch_size} is not a multiple of {gpus} GPUs")
     if sharding not in SHARDING:
         raise UsageError(f"unknown sharding {sharding!r}: one of {', '.join(SHARDING)}")
-    if config.objective.objective != "eva":
-        raise UsageError("a plan counts objective='eva' alone")
     return hardware or ("cpu" if config.run.device == "cpu" else "h100")
 
 
@@ -149,11 +145,6 @@ def _count_images(config: Config) -> int:
     from eva_fast.data import open_source
 
     return len(open_source(config.data.data))
-
-
-def _masked(config: Config, sizes: ModelSizes) -> int:
-    given = config.objective.mask_count
-    return default_masked(sizes) if given is None else given
 
 
 def _epochs(config: Config, images: float) -> float:

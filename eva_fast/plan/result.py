@@ -3,10 +3,10 @@
 from dataclasses import asdict, dataclass
 
 from eva_fast.model.sizes import ModelSizes
-from eva_fast.plan.counter import StepCount
+from eva_fast.plan.count import StepCount
 from eva_fast.plan.memory import Memory
 from eva_fast.plan.rates import Device
-from eva_fast.plan.roofline import Prediction, parameter_count
+from eva_fast.plan.roofline import Prediction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +62,7 @@ class Plan:
     fits, None when none does."""
 
     model: str
+    objective: str
     teacher: str
     sizes: ModelSizes
     device: Device
@@ -98,6 +99,7 @@ class Plan:
         best = self.best
         return {
             "model": self.model,
+            "objective": self.objective,
             "teacher": self.teacher,
             "sizes": asdict(self.sizes),
             "device": self.device.title,
@@ -108,7 +110,7 @@ class Plan:
             "sharding": self.sharding,
             "beyond_pretrain": self.beyond_pretrain,
             "fits": best is not None,
-            "counted": {"parameters": parameter_count(self.sizes), **self.count.summary()},
+            "counted": {"parameters": self.count.parameters, **self.count.summary()},
             "predicted": None
             if best is None
             else {

@@ -8,8 +8,7 @@ data-sheet peaks or measured rates, and the efficiencies written down in `device
 from dataclasses import dataclass
 
 from eva_fast.errors import UsageError
-from eva_fast.model.sizes import ModelSizes
-from eva_fast.plan.counter import Operator, StepCount
+from eva_fast.plan.count import Operator, StepCount
 from eva_fast.plan.formulas import PARTS
 from eva_fast.plan.rates import Device
 
@@ -102,7 +101,7 @@ def predict_step(
         seconds=max(sum(parts.values()), host),
         parts=parts,
         host_seconds=host,
-        model_flops=model_flops(count.sizes, count.batch, count.masked),
+        model_flops=count.needed_flops,
         peak_flops=device.peak_flops[dtype],
     )
 
@@ -127,23 +126,3 @@ def optimizer_seconds(formulation: str, parameters: int, device: Device, dtype: 
         each += 4 + 4 + 1 + 1 - 2
     moved = parameters * each
     return moved / device.resident.at(moved)
-
-
-def parameter_count(sizes: ModelSizes) -> int:
-    """Parameters of the student with its head, in official naming (k has no bias)."""
-    d, h, n = sizes.embed_dim, sizes.mlp_hidden, sizes.num_patches
-    block = 4 * d * d + 3 * d + 2 * d * h + h + d + 4 * d
-    embed = 3 * sizes.patch_size**2 * d + d + 2 * d + (n + 1) * d
-    return sizes.depth * block + embed + 2 * d + (d + 1) * sizes.predict_dim
-
-
-def model_flops(sizes: ModelSizes, batch: int, masked: int) -> int:
-    """Arithmetic the step needs: every token through every block, forward and twice that for the
-    backward, nothing recomputed, no gradient of the images. What MFU counts, for all
-    formulations alike, so that images/s and MFU always rank them the same."""
-    d, n = sizes.embed_dim, sizes.num_patches
-    tokens = n + 1
-    block = 2 * tokens * (4 * d * d + 2 * d * sizes.mlp_hidden) + 4 * tokens * tokens * d
-    embed = 2 * n * 3 * sizes.patch_size**2 * d
-    head = 2 * masked * d * sizes.predict_dim
-    return batch * (3 * (sizes.depth * block + head) + 2 * embed)

@@ -1,4 +1,4 @@
-"""The formulations a step can be counted and timed in, built on meta tensors for any size."""
+"""The formulations that EVA's step can be counted and timed in, built on meta tensors for any size."""
 
 import contextlib
 import functools
@@ -18,7 +18,8 @@ from eva_fast.model.sizes import ModelSizes
 from eva_fast.plan.flash import FlashAttention
 from eva_fast.plan.rates import FP8, wide
 
-FORMULATIONS = ("official", "tuned", "eva_fast")
+OURS = "eva_fast"
+FORMULATIONS = ("official", "tuned", OURS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,12 @@ def build(
     `device` ("cuda" or "cpu") chooses the kernels that eva_fast would run there; `recompute` is the
     share of its blocks that are checkpointed."""
     side, eight_bits, dtype = sizes.img_size, dtype == FP8, wide(dtype)
-    if eight_bits and formulation != "eva_fast":
+    if eight_bits and formulation != OURS:
         raise UsageError(f"fp8 is counted for eva_fast alone, not for {formulation}")
     with torch.device("meta"):
         target = torch.empty(batch * masked, sizes.predict_dim, dtype=dtype)
         mask = torch.empty(batch, sizes.num_patches, dtype=torch.bool)
-        if formulation == "eva_fast":
+        if formulation == OURS:
             kernels = "triton" if device == "cuda" else "native"
             model = EvaViT(sizes, kernels=kernels).to(dtype)
             if eight_bits:
@@ -77,3 +78,23 @@ def build(
         if isinstance(plain, TunedViT):
             inputs += (torch.empty(batch * masked, dtype=torch.int64),)
         return MetaStudent(plain, lambda: plain.loss(target, images, *inputs))
+
+
+def parameter_count(sizes: ModelSizes) -> int:
+    """Parameters of the student with its head, in official naming (k has no bias)."""
+    d, h, n = sizes.embed_dim, sizes.mlp_hidden, sizes.num_patches
+    block = 4 * d * d + 3 * d + 2 * d * h + h + d + 4 * d
+    embed = 3 * sizes.patch_size**2 * d + d + 2 * d + (n + 1) * d
+    return sizes.depth * block + embed + 2 * d + (d + 1) * sizes.predict_dim
+
+
+def model_flops(sizes: ModelSizes, batch: int, masked: int) -> int:
+    """Arithmetic the step needs: every token through every block, forward and twice that for the
+    backward, nothing recomputed, no gradient of the images. What MFU counts, for all
+    formulations alike, so that images/s and MFU always rank them the same."""
+    d, n = sizes.embed_dim, sizes.num_patches
+    tokens = n + 1
+    block = 2 * tokens * (4 * d * d + 2 * d * sizes.mlp_hidden) + 4 * tokens * tokens * d
+    embed = 2 * n * 3 * sizes.patch_size**2 * d
+    head = 2 * masked * d * sizes.predict_dim
+    return batch * (3 * (sizes.depth * block + head) + 2 * embed)

@@ -72,8 +72,9 @@ def render(plan: Plan) -> Group:
     """The plan as something rich can print."""
     count = plan.count.summary()
     lines = [
-        f"{plan.model} with teacher {plan.teacher} on {plan.gpus} x {plan.device.title}, batch "
-        f"{plan.batch}, {plan.precision}, {plan.formulation}, sharding {plan.sharding}",
+        f"{plan.model}, {plan.objective} with teacher {plan.teacher}, on {plan.gpus} x "
+        f"{plan.device.title}, batch {plan.batch}, {plan.precision}, "
+        f"{plan.formulation}, sharding {plan.sharding}",
         *([plan.beyond_pretrain] if plan.beyond_pretrain else []),
         f"counted, an image: {count['tflop_per_image']:.4g} TFLOP, "
         f"{count['gb_touched_per_image']:.3g} GB touched, "

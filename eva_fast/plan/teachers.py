@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from eva_fast.errors import UsageError
-from eva_fast.plan.counter import Operator, Recorder, along
-from eva_fast.plan.flash import FlashAttention
 from eva_fast.teachers import load_teacher
 from eva_fast.teachers.base import Teacher
 from eva_fast.teachers.builtin import BuiltinTeacher
@@ -48,11 +46,10 @@ class PlannedTeacher:
     parameters: int
     module: nn.Module
 
-    def operators(self, images: tuple[int, int], masked: int, device: str) -> tuple[Operator, ...]:
-        """What it runs for a batch of (count, side in pixels) `images`, `masked` rows each."""
-        count, side = images
-        two, three = (_record(self.module, n, side, masked, device) for n in (2, 3))
-        return along(two, three, count)
+    @property
+    def bytes(self) -> int:
+        """Of its weights."""
+        return sum(p.nbytes for p in self.module.parameters())
 
 
 def planned_teacher(given: Any, grid: Grid, dtype: torch.dtype) -> PlannedTeacher:
@@ -148,14 +145,3 @@ def _without_values(name: str, state: dict[str, Tensor]) -> Weights:
 
 def _same(value: Tensor) -> Tensor:
     return value
-
-
-@functools.lru_cache(maxsize=16)
-def _record(
-    module: nn.Module, count: int, side: int, masked: int, device: str
-) -> tuple[Operator, ...]:
-    recorder = Recorder(masked * count)
-    with torch.device("meta"), torch.no_grad(), FlashAttention(device), recorder:
-        images = torch.empty(count, 3, side, side, dtype=torch.uint8)
-        module(images, torch.empty(count, masked, dtype=torch.int32))
-    return tuple(recorder.operators)

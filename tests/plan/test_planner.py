@@ -14,12 +14,11 @@ from eva_fast.plan.memory import block_bytes, estimate
 from eva_fast.plan.network import exposed_seconds, ring_seconds
 from eva_fast.plan.planner import plan
 from eva_fast.plan.roofline import (
-    model_flops,
     operator_seconds,
     optimizer_seconds,
-    parameter_count,
     predict_step,
 )
+from eva_fast.plan.students import model_flops, parameter_count
 from eva_fast.plan.tables import to_text
 
 GIANT = sizes_of("eva_g_patch14_224")
@@ -182,7 +181,7 @@ def test_checkpointing_saves_memory_and_costs_time():
         (dict(batch=4096), "unknown option 'batch'; did you mean"),
         (dict(gpus=2, accumulate=64), "not a multiple of accumulate 64"),
         (dict(teacher="hf/some/one"), "not known without its weights"),
-        (dict(objective="mine"), "objective='eva' alone"),
+        (dict(objective="mine"), "unknown objective 'mine'"),
         (dict(hardware="cpu", gpus=2), "gpus must be 1"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from eva_fast.config import Config
 from eva_fast.errors import UsageError
 from eva_fast.plan.counter import Recorder
+from eva_fast.plan.run import PlannedRun
 from eva_fast.plan.teachers import OPENAI, planned_teacher
 from eva_fast.teachers import load_teacher
 
@@ -24,11 +26,13 @@ def test_the_count_is_that_of_the_real_teacher(name):
     found, real = planned(name), load_teacher(name, grid=GRID)
     assert found.dim == real.dim and found.name == name
     assert found.parameters == sum(p.numel() for p in real.parameters())
+    options = dict(teacher=name, whiten=False, model="eva_ti_patch16_64", mask_count=MASKED)
+    run = PlannedRun.of(Config.from_options(options), torch.float32, "cpu")
     recorder = Recorder()
     with recorder, torch.no_grad():
         images = torch.randint(0, 256, (5, 3, SIDE, SIDE), dtype=torch.uint8)
         real(images, torch.arange(MASKED, dtype=torch.int32).repeat(5, 1))
-    counted = found.operators((5, SIDE), MASKED, "cpu")
+    counted = run.teacher_operators(5)
     assert arithmetic(counted) == arithmetic(recorder.operators)
     assert (arithmetic(counted) > 0) == (name == "builtin")
 

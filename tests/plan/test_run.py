@@ -1,0 +1,65 @@
+"""What a plan counts of a run, on meta tensors, against the real step of its objective."""
+
+import pytest
+import torch
+
+from eva_fast import native
+from eva_fast.config import Config
+from eva_fast.device import seed
+from eva_fast.errors import UsageError
+from eva_fast.objectives import open_objective
+from eva_fast.objectives.request import open_teacher
+from eva_fast.plan.counter import Recorder, count_step
+from eva_fast.plan.planner import plan
+from eva_fast.plan.run import PlannedRun
+from eva_fast.train.resolve import setting_of
+
+TINY = dict(
+    model="eva_ti_patch16_64", embed_dim=48, depth=4, num_heads=3, mlp_hidden=80, teacher="builtin",
+    whiten=False, drop_path=0.0, device="cpu", kernels="native",
+)  # fmt: skip
+BATCH = 3
+
+
+def planned(**options) -> PlannedRun:
+    return PlannedRun.of(Config.from_options({**TINY, **options}), torch.float32, "cpu")
+
+
+def real_flops(**options) -> int:
+    """Of a forward and backward on real tensors."""
+    setting = setting_of(Config.from_options({**TINY, **options}))
+    objective = open_objective(setting.config.objective.objective)
+    seed(0, setting.device)
+    teacher = open_teacher(setting.config.teacher.teacher, objective.request(setting), setting)
+    module = objective.build(setting, teacher)
+    batch, target = objective.example(setting, teacher, BATCH)
+    with Recorder() as recorder:
+        objective.loss(module, batch, target)[0].backward()
+    return sum(op.flops for op in recorder.operators)
+
+
+@pytest.mark.skipif(not native.available(), reason="the native library is not built")
+@pytest.mark.parametrize("objective", ["eva"])
+def test_the_count_is_that_of_the_real_step(objective):
+    run = planned(objective=objective)
+    count = run.count(BATCH)
+    assert count.flops == real_flops(objective=objective) > 0
+    with torch.device("meta"):
+        module = run.build()
+    assert count.parameters == sum(p.numel() for p in module.parameters() if p.requires_grad)
+    assert 0 < run.block_bytes(BATCH) < count.saved_bytes
+    assert run.count(BATCH, recompute=1.0).saved_bytes < count.saved_bytes
+
+
+def test_evas_step_is_that_of_the_formulations():
+    run = planned()
+    options = dict(dtype=torch.float32, device="cpu", masked=run.masked)
+    assert run.count(5) == count_step("eva_fast", run.sizes, 5, **options)
+
+
+def test_other_formulations_are_of_their_objective_alone():
+    class Other(type(open_objective("eva"))):
+        name, baselines = "other", ()
+
+    with pytest.raises(UsageError, match="'tuned' is none of the objective 'other': .* eva_fast"):
+        plan(formulation="tuned", objective=Other, images=100)
