@@ -56,6 +56,12 @@ class Shape:
         mask = torch.zeros(self.batch, self.sizes.num_patches, dtype=torch.bool)
         return mask.scatter_(1, self._masked_patches(), True).to(self.device)
 
+    def visible(self) -> Tensor:
+        """int32 [B,N/4] of ascending patches: those that MAE keeps."""
+        generator = torch.Generator().manual_seed(13)
+        order = torch.rand(self.batch, self.sizes.num_patches, generator=generator).argsort(1)
+        return order[:, : self.sizes.num_patches // 4].sort(1).values.int().to(self.device)
+
     def _masked_patches(self) -> Tensor:
         generator = torch.Generator().manual_seed(7)
         order = torch.rand(self.batch, self.sizes.num_patches, generator=generator).argsort(1)

@@ -6,6 +6,7 @@
 #include "add_layer_norm.h"
 #include "adamw.h"
 #include "bias_gelu.h"
+#include "embed_kept.h"
 #include "embed_tokens.h"
 #include "gemm.h"
 #include "kernels.h"
@@ -13,6 +14,7 @@
 #include "negative_cosine.h"
 #include "packed_attention.h"
 #include "patchify.h"
+#include "unshuffle_tokens.h"
 
 namespace EVA_ISA {
 
@@ -21,12 +23,14 @@ static const Kernel kernels[] = {
     EVA_KERNEL(add_layer_norm), EVA_KERNEL(add_layer_norm_backward),
     EVA_KERNEL(adamw),
     EVA_KERNEL(bias_gelu), EVA_KERNEL(bias_gelu_backward),
+    EVA_KERNEL(embed_kept),
     EVA_KERNEL(embed_tokens), EVA_KERNEL(embed_tokens_backward),
     EVA_KERNEL(gemm),
     EVA_KERNEL(masked_gather), EVA_KERNEL(masked_gather_backward),
     EVA_KERNEL(negative_cosine), EVA_KERNEL(negative_cosine_backward),
     EVA_KERNEL(packed_attention), EVA_KERNEL(packed_attention_backward),
     EVA_KERNEL(patchify),
+    EVA_KERNEL(unshuffle_tokens), EVA_KERNEL(unshuffle_tokens_backward),
     {nullptr, nullptr, nullptr},
 };
 #undef EVA_KERNEL

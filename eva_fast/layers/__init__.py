@@ -23,7 +23,7 @@ from eva_fast.layers.block import Block
 from eva_fast.layers.fp8 import use_fp8
 from eva_fast.layers.linear import Linear, drop_copies, keep_copies
 from eva_fast.layers.mlp import Mlp
-from eva_fast.layers.patch_embed import PatchEmbed
+from eva_fast.layers.patch_embed import KeptPatchEmbed, PatchEmbed
 from eva_fast.layers.precision import Precision
 from eva_fast.layers.projection import Projection
 from eva_fast.layers.stream import Stream
@@ -31,6 +31,7 @@ from eva_fast.layers.stream import Stream
 __all__ = [
     "Attention",
     "Block",
+    "KeptPatchEmbed",
     "LayerNorm",
     "Linear",
     "Mlp",

@@ -6,15 +6,26 @@ from torch import Tensor
 # OpenAI CLIP's normalisation, which EVA uses for student and teacher alike.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+Channels = tuple[float, ...]
+"""One number for red, green and blue each."""
+STATISTICS = {"clip": (CLIP_MEAN, CLIP_STD), "imagenet": (IMAGENET_MEAN, IMAGENET_STD)}
+"""(mean, deviation) by name, as weight files say what a student's images were normalised with."""
 
 
-def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def normalise(
+    images: Tensor,
+    dtype: torch.dtype = torch.float32,
+    mean: Channels = CLIP_MEAN,
+    std: Channels = CLIP_STD,
+) -> Tensor:
     """uint8 [B,3,H,W] -> (x/255 - mean)/std in `dtype`; floats are taken as normalised already."""
     if images.dtype != torch.uint8:
         return images.to(dtype)
-    mean = images.new_tensor(CLIP_MEAN, dtype=torch.float32).view(3, 1, 1)
-    std = images.new_tensor(CLIP_STD, dtype=torch.float32).view(3, 1, 1)
-    return ((images.float() / 255 - mean) / std).to(dtype)
+    centre = images.new_tensor(mean, dtype=torch.float32).view(3, 1, 1)
+    deviation = images.new_tensor(std, dtype=torch.float32).view(3, 1, 1)
+    return ((images.float() / 255 - centre) / deviation).to(dtype)
 
 
 def mask_indices(mask: Tensor, patches: int) -> Tensor:

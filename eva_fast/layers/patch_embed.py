@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD
+from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD, Channels, take_rows
 from eva_fast.layers.linear import RoundedWeight
+from eva_fast.ops.embed_kept import embed_kept
 from eva_fast.ops.embed_tokens import embed_tokens
 from eva_fast.ops.linear import linear
 from eva_fast.ops.patchify import patchify
@@ -48,12 +49,52 @@ class PatchEmbed(nn.Module):
         )
 
 
-def patch_rows(images: Tensor, patch: int, dtype: torch.dtype) -> Tensor:
+class KeptPatchEmbed(nn.Module):
+    """Patch convolution, CLS and fixed positions of the patches that are kept, the gather before the
+    GEMM: [B, 3, H, W] -> [B, K + 1, D]."""
+
+    def __init__(self, patch_size: int, embed_dim: int, mean: Channels, std: Channels):
+        super().__init__()
+        self.proj = PatchConv(3, embed_dim, patch_size, patch_size)
+        self.mean, self.std = mean, std
+
+    def forward(
+        self,
+        images: Tensor,
+        kept: Tensor | None,
+        cls_token: Tensor,
+        pos_embed: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Tokens [B, K + 1, D] in `dtype`.
+
+        images: uint8, normalised here by `mean` and `std`, or floats normalised already. kept: int32
+        [B, K] patches, or None: all. cls_token [1, 1, D], pos_embed [1, N + 1, D], a constant.
+        """
+        patch = self.proj.kernel_size[0]
+        rows = patch_rows(images.contiguous(), patch, dtype, self.mean, self.std, kept)
+        weight, copy = self.proj.matrix(dtype)
+        patches = linear(rows, weight, None, copy)
+        cls, positions, bias = cls_token.flatten(), pos_embed.flatten(0, 1), self.proj.bias
+        if kept is None:
+            return embed_tokens(patches, None, cls, cls, positions, bias)
+        return embed_kept(patches, kept, cls, positions, bias)
+
+
+def patch_rows(
+    images: Tensor,
+    patch: int,
+    dtype: torch.dtype,
+    mean: Channels = CLIP_MEAN,
+    std: Channels = CLIP_STD,
+    kept: Tensor | None = None,
+) -> Tensor:
     """[B, N, 3 P P] in `dtype`, in the order of the convolution's weight: of uint8 images, which
-    CLIP's statistics normalise, or of floats that are normalised already."""
+    `mean` and `std` normalise, or of floats that are normalised already. kept: int32 [B, K], patches
+    of which alone the rows are wanted."""
     if images.dtype == torch.uint8:
-        return patchify(images, patch, CLIP_MEAN, CLIP_STD, dtype)
+        return patchify(images, patch, mean, std, dtype, kept)
     batch, channels, height, width = images.shape
     tiles = images.view(batch, channels, height // patch, patch, width // patch, patch)
-    rows = tiles.permute(0, 2, 4, 1, 3, 5).to(dtype)
-    return rows.reshape(batch, -1, channels * patch**2)
+    rows = tiles.permute(0, 2, 4, 1, 3, 5).to(dtype).reshape(batch, -1, channels * patch**2)
+    return rows if kept is None else take_rows(rows, kept)

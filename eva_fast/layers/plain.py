@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eva_fast.layers.block import LAYER_NORM_EPS
-from eva_fast.layers.inputs import normalise, take_rows
+from eva_fast.layers.inputs import Channels, normalise, take_rows
 from eva_fast.layers.recompute import run_branches
 from eva_fast.layers.stream import drop_path_scale
 
@@ -72,6 +72,31 @@ class PatchEmbed(nn.Module):
             x = x.scatter(1, rows, mask_token.to(x.dtype).expand_as(rows))
         x = torch.cat([cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
         return x + pos_embed.to(x.dtype)
+
+
+class KeptPatchEmbed(nn.Module):
+    """Patch convolution, CLS and fixed positions, then the patches that are kept: [B, 3, H, W] ->
+    [B, K + 1, D]."""
+
+    def __init__(self, patch_size: int, embed_dim: int, mean: Channels, std: Channels):
+        super().__init__()
+        self.proj = nn.Conv2d(3, embed_dim, patch_size, patch_size)
+        self.mean, self.std = mean, std
+
+    def forward(
+        self,
+        images: Tensor,
+        kept: Tensor | None,
+        cls_token: Tensor,
+        pos_embed: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        x = self.proj(normalise(images, dtype, self.mean, self.std)).flatten(2).transpose(1, 2)
+        x = x + pos_embed[:, 1:].to(x.dtype)
+        if kept is not None:
+            x = take_rows(x, kept)
+        cls_row = (cls_token + pos_embed[:, :1]).to(x.dtype)
+        return torch.cat([cls_row.expand(len(x), -1, -1), x], dim=1)
 
 
 class Attention(nn.Module):

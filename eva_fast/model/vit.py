@@ -21,12 +21,13 @@ from eva_fast.layers.recompute import spread
 from eva_fast.layers.stream import Scales, drop_path_scales
 from eva_fast.model.head import Head
 from eva_fast.model.init import init_weights
+from eva_fast.model.official import Official
 from eva_fast.model.sizes import ModelSizes
 
 KERNELS = ("auto", "torch", "native", "triton")
 
 
-class EvaViT(nn.Module):
+class EvaViT(Official):
     """The student with its head.
 
     `images` are uint8 [B,3,H,W] (normalised inside) or floats already normalised. `mask` is int32
@@ -152,29 +153,6 @@ class EvaViT(nn.Module):
             return None
         rates = [float(block.drop_path) for block in self.blocks]  # type: ignore[arg-type]
         return drop_path_scales(rates, x) if any(rates) else None
-
-    def load_official(self, state_dict: dict[str, Tensor]) -> None:
-        """Loads a state dict in official naming; ValueError lists what is missing, unknown or of
-        another shape."""
-        own = self.state_dict()
-        missing, unknown = own.keys() - state_dict.keys(), state_dict.keys() - own.keys()
-        wrong = [
-            f"{k}: {tuple(state_dict[k].shape)} instead of {tuple(own[k].shape)}"
-            for k in own.keys() & state_dict.keys()
-            if own[k].shape != state_dict[k].shape
-        ]
-        faults = [
-            f"{what}: {', '.join(sorted(keys)[:8])}{' ...' if len(keys) > 8 else ''}"
-            for what, keys in (("missing", missing), ("unknown", unknown), ("shape", wrong))
-            if keys
-        ]
-        if faults:
-            raise ValueError("the weights do not fit this model; " + "; ".join(faults))
-        self.load_state_dict(state_dict)
-
-    def official_state_dict(self) -> dict[str, Tensor]:
-        """Float32 copies on the CPU in official naming: what a checkpoint for others holds."""
-        return {k: v.detach().float().cpu().clone() for k, v in self.state_dict().items()}
 
     def _check_images(self, images: Tensor) -> None:
         side = self.sizes.img_size

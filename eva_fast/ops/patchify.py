@@ -5,7 +5,11 @@
 A convolution whose kernel equals its stride is a GEMM over these rows (Dosovitskiy et al. 2020,
 ViT); the columns follow the order of the convolution's weight (c, ph, pw). Images take no gradient.
 
-An implementation gets images as a contiguous uint8 [B, 3, H, W] and returns [B, N, 3 P P].
+With `kept`, row k of an image is that of its patch kept[b, k]: a network that sees only some patches
+(MAE, He et al. 2021) embeds no others, so the gather stands before the GEMM.
+
+An implementation gets images as a contiguous uint8 [B, 3, H, W], kept int32 [B, K] contiguous or None,
+and returns [B, N, 3 P P], with `kept` [B, K, 3 P P].
 """
 
 from collections.abc import Sequence
@@ -27,6 +31,7 @@ def reference(
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """`patchify` in plain PyTorch; computes in float32, or float64 if that is asked for."""
     batch, channels, height, width = images.shape
@@ -37,22 +42,31 @@ def reference(
     )
     normalised = ((images.to(compute) / 255 - shift) / scale).to(dtype)
     tiles = normalised.view(batch, channels, h, patch_size, w, patch_size)
-    return tiles.permute(0, 2, 4, 1, 3, 5).reshape(batch, h * w, channels * patch_size**2)
+    rows = tiles.permute(0, 2, 4, 1, 3, 5).reshape(batch, h * w, channels * patch_size**2)
+    if kept is None:
+        return rows
+    return rows.gather(1, kept.long()[:, :, None].expand(-1, -1, rows.shape[2]))
 
 
 @torch.library.custom_op("eva_fast::patchify", mutates_args=())
 def _op(
-    images: Tensor, patch_size: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+    images: Tensor,
+    patch_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    kept: Tensor | None = None,
 ) -> Tensor:
     # float64 exists in plain PyTorch only; the probe carries the output's dtype.
     probe = images.new_empty((0,), dtype=dtype)
-    return chosen(OP, probe)(images.contiguous(), patch_size, mean, std, dtype)
+    kept = kept.contiguous() if kept is not None else None
+    return chosen(OP, probe)(images.contiguous(), patch_size, mean, std, dtype, kept)
 
 
 @_op.register_fake
-def _(images, patch_size, mean, std, dtype):
+def _(images, patch_size, mean, std, dtype, kept=None):
     batch, channels, height, width = images.shape
-    patches = (height // patch_size) * (width // patch_size)
+    patches = (height // patch_size) * (width // patch_size) if kept is None else kept.shape[1]
     return images.new_empty((batch, patches, channels * patch_size**2), dtype=dtype)
 
 
@@ -62,11 +76,14 @@ def patchify(
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
+    kept: Tensor | None = None,
 ) -> Tensor:
-    """Normalised patch rows [B, N, 3 P P] of uint8 images [B, 3, H, W].
+    """Normalised patch rows [B, N, 3 P P] of uint8 images [B, 3, H, W]; of the patches `kept` alone,
+    [B, K, 3 P P].
 
     H and W are multiples of patch_size; mean and std: three values each, in units of a [0, 1]
-    image. Raises ValueError naming what does not fit.
+    image. kept: int32 [B, K], indices in [0, N), no index twice in a row (on a GPU the values are
+    not read, so not checked). Raises ValueError naming what does not fit.
     """
     check(_NAME, "images", images, shape=(None, 3, None, None), dtypes=(torch.uint8,))
     height, width = images.shape[2:]
@@ -81,7 +98,9 @@ def patchify(
         )
     if dtype not in FLOATS:
         raise ValueError(f"{_NAME}: dtype {dtype} is not a floating point type of the ops")
-    return _op(images, patch_size, mean, std, dtype)
+    if kept is not None:
+        check(_NAME, "kept", kept, shape=(len(images), None), dtypes=(torch.int32,), like=images)
+    return _op(images, patch_size, mean, std, dtype, kept)
 
 
 OP = define(_NAME, part="elementwise", reference=reference, plain=reference)

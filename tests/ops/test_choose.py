@@ -15,8 +15,9 @@ def automatic():
 
 @pytest.mark.parametrize(
     "name",
-    ["patchify", "embed_tokens", "add_layer_norm", "bias_gelu", "masked_gather",
-     "layer_norm_project", "negative_cosine", "masked_cosine_head", "packed_attention", "adamw"],
+    ["patchify", "embed_tokens", "embed_kept", "unshuffle_tokens", "add_layer_norm", "bias_gelu",
+     "masked_gather", "layer_norm_project", "negative_cosine", "masked_cosine_head",
+     "packed_attention", "adamw"],
 )  # fmt: skip
 def test_every_op_has_its_name_and_its_reference(name):
     assert callable(getattr(ops, name)) and callable(getattr(ops, name).reference)

@@ -74,13 +74,32 @@ def cosine_inputs(dtype):
     return leaf(19, 83, dtype=dtype), leaf(19, 83, dtype=dtype).detach()
 
 
+def embed_kept_inputs(dtype):
+    return (
+        leaf(3, 6, 83, dtype=dtype), masks(3, 16, 6), leaf(83, dtype=dtype),
+        leaf(17, 83, dtype=dtype).detach(), leaf(83, dtype=dtype),
+    )  # fmt: skip
+
+
+def unshuffle_inputs(dtype):
+    return (
+        leaf(3, 7, 83, dtype=dtype), masks(3, 16, 6), leaf(83, dtype=dtype),
+        leaf(17, 83, dtype=dtype).detach(),
+    )  # fmt: skip
+
+
 CASES = {
     "add_layer_norm": (ops.add_layer_norm, norm_inputs, 2),
     "bias_gelu": (ops.bias_gelu, gelu_inputs, 1),
     "bias_gelu quick": (ops.bias_gelu, quick_inputs, 1),
     "embed_tokens": (ops.embed_tokens, embed_inputs, 1),
+    "embed_kept": (ops.embed_kept, embed_kept_inputs, 1),
+    "unshuffle_tokens": (ops.unshuffle_tokens, unshuffle_inputs, 1),
     "negative_cosine": (ops.negative_cosine, cosine_inputs, 1),
 }
+
+
+POSITIONED = ("embed_tokens", "embed_kept", "unshuffle_tokens")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=SHORT.get)
@@ -97,7 +116,7 @@ def test_row_kernels_give_the_same_bits_with_any_number_of_threads(case):
     before = torch.get_num_threads()
     inputs = [
         t.detach().repeat(60, *[1] * (t.ndim - 1)).requires_grad_(t.requires_grad)
-        if isinstance(t, torch.Tensor) and t.ndim > 1 and case != "embed_tokens"
+        if isinstance(t, torch.Tensor) and t.ndim > 1 and case not in POSITIONED
         else t
         for t in make(torch.float32)
     ]
@@ -330,9 +349,18 @@ def test_indices_outside_the_image_are_refused(isa, index):
             lambda: embed_tokens_backward(tokens, mask, torch.float32),
         ],
     }
-    lowest = {"masked_gather": -1, "embed_tokens": 0}
+    positions, images = torch.zeros(10, 8), torch.zeros(2, 3, 6, 6, dtype=torch.uint8)
+    calls |= {
+        "embed_kept": [lambda: ops.embed_kept(tokens[:, :2], mask, vector, positions)],
+        "unshuffle_tokens": [
+            lambda: ops.unshuffle_tokens(tokens[:, :3], mask, vector, positions),
+            lambda: ops.unshuffle_tokens_backward(tokens, mask, torch.float32),
+        ],
+        "patchify": [lambda: ops.patchify(images, 2, [0] * 3, [1] * 3, torch.float32, mask)],
+    }
+    lowest = {"masked_gather": -1}
     for op, both in calls.items():
         for call in both:
-            message = rf"{op}: mask indices must be in {lowest[op]}\.\.8, got"
+            message = rf"{op}: (mask|kept) indices must be in {lowest.get(op, 0)}\.\.8, got"
             with pytest.raises(ValueError, match=message):
                 call()

@@ -45,6 +45,20 @@ def test_equals_the_patch_convolution(kernels):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize(("case", "dtype"), with_dtypes(CASES, in_all=1))
+def test_kept_patches_alone(kernels, case, dtype):
+    """Bit for bit the rows of all patches that `kept` names, in its order."""
+    batch, height, width, patch_size = CASES[case]
+    images = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8)
+    rows = ops.patchify(images, patch_size, MEAN, STD, dtype)
+    kept = torch.rand(rows.shape[:2]).argsort(1)[:, : -(-rows.shape[1] // 3)].int()
+    found = ops.patchify(images, patch_size, MEAN, STD, dtype, kept)
+    expected = torch.stack([r[k.long()] for r, k in zip(rows, kept)])
+    assert torch.equal(found, expected)
+    none = torch.empty(batch, 0, dtype=torch.int32)
+    assert ops.patchify(images, patch_size, MEAN, STD, dtype, none).shape[1] == 0
+
+
 def test_strided_images_and_no_images(kernels):
     images = torch.randint(0, 256, (2, 3, 28, 56), dtype=torch.uint8)
     window = images[:, :, :, 14:42]
@@ -55,7 +69,10 @@ def test_strided_images_and_no_images(kernels):
 
 def test_opcheck(kernels):
     images = torch.randint(0, 256, (1, 3, 4, 6), dtype=torch.uint8)
-    opcheck(torch.ops.eva_fast.patchify.default, (images, 2, MEAN, STD, torch.bfloat16))
+    arguments = (images, 2, MEAN, STD, torch.bfloat16)
+    opcheck(torch.ops.eva_fast.patchify.default, arguments)
+    kept = torch.tensor([[4, 1]], dtype=torch.int32)
+    opcheck(torch.ops.eva_fast.patchify.default, (*arguments, kept))
 
 
 def test_compiled():
@@ -73,6 +90,8 @@ BAD = {
     "patch_size 13 divides": lambda i: (i, 13, MEAN, STD),
     "mean and std have 1 and 3 values": lambda i: (i, 14, (0.5,), STD),
     "dtype torch.int32 is not": lambda i: (i, 14, MEAN, STD, torch.int32),
+    "kept has dtype": lambda i: (i, 14, MEAN, STD, torch.half, torch.zeros(1, 2).long()),
+    "kept has shape": lambda i: (i, 14, MEAN, STD, torch.half, torch.zeros(2, 2).int()),
 }
 
 

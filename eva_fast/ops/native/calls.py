@@ -130,14 +130,16 @@ def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor
     return torch.empty(shape, dtype=dtype or like.dtype)
 
 
-def check_indices(op: str, mask: Tensor | None, patches: int, lowest: int = 0) -> None:
+def check_indices(
+    op: str, mask: Tensor | None, patches: int, lowest: int = 0, name: str = "mask"
+) -> None:
     """Memory outside a tensor is never touched: on the CPU reading the mask costs nothing."""
     if mask is None or not mask.numel():
         return
     low, high = (int(value) for value in mask.aminmax())
     if low < lowest or high >= patches:
         allowed = f"{lowest}..{patches - 1}"
-        raise ValueError(f"{op}: mask indices must be in {allowed}, got {low} to {high}")
+        raise ValueError(f"{op}: {name} indices must be in {allowed}, got {low} to {high}")
 
 
 def _library() -> ctypes.CDLL:
