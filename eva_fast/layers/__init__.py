@@ -7,6 +7,7 @@
     add_norm     the pending addition and the norm, the start of every branch
     attention    norm, qkv, attention, projection       masked_tail: of some tokens only
     mlp          norm, fc1, GELU, fc2
+    layer_scale  gamma, folded into proj and fc2     rel_pos: attention's relative position bias
     block        the two, with drop-path             recompute: activation checkpointing
     patch_embed  images to tokens
     projection   the final norm and a Linear
@@ -26,6 +27,7 @@ from eva_fast.layers.mlp import Mlp
 from eva_fast.layers.patch_embed import KeptPatchEmbed, PatchEmbed
 from eva_fast.layers.precision import Precision
 from eva_fast.layers.projection import Projection
+from eva_fast.layers.rel_pos import RelativePositionBias
 from eva_fast.layers.stream import Stream
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "PatchEmbed",
     "Precision",
     "Projection",
+    "RelativePositionBias",
     "Stream",
     "drop_copies",
     "keep_copies",

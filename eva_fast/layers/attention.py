@@ -7,25 +7,34 @@ A plain block keeps some twenty tensors for the backward pass. A branch keeps th
 the row statistics, qkv, the attention output (not on CPUs) and the log-sum-exp; the norm is
 computed again, inside an op that reads its input anyway. The result is not added: it is returned
 with the stream (`Stream`), and the next norm does the addition, the drop-path factor and the bias
-in the same pass. Only q and v have biases, so only their gradients are summed.
+in the same pass. Only q and v have biases whose gradients are summed: the softmax does not see what is
+added to all keys, so that a k bias has none.
+
+With an additive bias of the scores, [H, T, T], shared by all images, the op is `biased_attention`.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from eva_fast.layers.add_norm import add_norm, add_norm_backward, own_view, rows_of
+from eva_fast.layers.layer_scale import folded
 from eva_fast.layers.linear import KeepsCopies, Linear, Matrix, can_keep, refreshed
 from eva_fast.layers.masked_tail import MaskedAttentionBranch
 from eva_fast.layers.products import back, held, hold, prepared, times, weight_gradient
 from eva_fast.layers.stream import Stream, leaving
 from eva_fast.ops import copies
+from eva_fast.ops.biased_attention import biased_attention_backward, biased_attention_forward
+from eva_fast.ops.masked_gather import masked_gather_backward, masked_gather_forward
 from eva_fast.ops.packed_attention import (
     packed_attention_backward,
     packed_attention_forward,
     recomputes_output,
 )
+
+QkvBias = Literal["qv", "full"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +55,13 @@ class AttentionWeights:
 
 
 class _AttentionBranch(torch.autograd.Function):
-    """Self-attention of all tokens."""
+    """Self-attention of all tokens; with `mask`, only these rows are projected and come out: a bias
+    that is shared by the batch has a row for every token, so that all ask."""
 
     @staticmethod
     def forward(
         ctx, x, branch, branch_bias, scale, norm_weight, norm_bias, qkv_weight, q_bias, v_bias,
-        proj_weight, qkv_copy, packed_bias, proj_copy, num_heads, eps,
+        proj_weight, qkv_copy, packed_bias, proj_copy, num_heads, eps, bias=None, mask=None,
     ):  # fmt: skip
         qkv_used = qkv_weight if qkv_copy is None else qkv_copy
         proj_used = proj_weight if proj_copy is None else proj_copy
@@ -61,33 +71,51 @@ class _AttentionBranch(torch.autograd.Function):
         batch, tokens, dim = total.shape
         qkv, y_scale = times(rows_of(y), qkv_used, packed_bias)
         packed = qkv.view(batch, tokens, 3, num_heads, dim // num_heads)
-        out, lse = packed_attention_forward(None, packed, (dim // num_heads) ** -0.5)
-        result, out_scale = times(rows_of(out.flatten(2)), proj_used)
+        attend_scale = (dim // num_heads) ** -0.5
+        if bias is None:
+            out, lse = packed_attention_forward(None, packed, attend_scale)
+        else:
+            out, lse = biased_attention_forward(None, packed, bias, None, attend_scale)
+        asking = out.flatten(2) if mask is None else masked_gather_forward(out.flatten(2), mask)
+        result, out_scale = times(rows_of(asking), proj_used)
         kept = None if recomputes_output(packed) else out
         ctx.save_for_backward(
             total, mean, rstd, packed, kept, lse, scale, norm_weight, norm_bias, y_scale, out_scale,
-            *hold(ctx, qkv_used, proj_used),
+            bias, mask, *hold(ctx, qkv_used, proj_used),
         )  # fmt: skip
         ctx.weight_dtypes = qkv_weight.dtype, proj_weight.dtype
         ctx.bias_dtype = None if q_bias is None else q_bias.dtype
-        return total, own_view(result, batch, tokens, dim)
+        if mask is not None:
+            total = own_view(masked_gather_forward(total, mask), batch, -1, dim)
+        return total, own_view(result, batch, -1, dim)
 
     @staticmethod
     def backward(ctx, dtotal, dresult):
         (
             total, mean, rstd, packed, out, lse, scale, norm_weight, norm_bias, y_scale, out_scale,
-            *weights,
+            bias, mask, *weights,
         ) = ctx.saved_tensors  # fmt: skip
         wqkv, wproj = held(ctx, *weights)
         batch, tokens, _, heads, head_dim = packed.shape
         dim = heads * head_dim
         dresult = prepared(rows_of(dresult), wproj)
-        dout = back(dresult, wproj, packed.dtype).view(batch, tokens, heads, head_dim)
-        has_bias = ctx.bias_dtype is not None
-        _, dpacked, out, bias_sums = packed_attention_backward(
-            dout, None, packed, out, lse, head_dim**-0.5, want_sums=has_bias
-        )
-        dproj = weight_gradient(dresult, rows_of(out.flatten(2)), ctx.weight_dtypes[1], out_scale)
+        dout = back(dresult, wproj, packed.dtype)
+        if mask is not None:
+            dout = masked_gather_backward(dout, mask, tokens)
+            dtotal = masked_gather_backward(rows_of(dtotal), mask, tokens)
+        dout = dout.view(batch, tokens, heads, head_dim)
+        has_bias, dbias = ctx.bias_dtype is not None, None
+        if bias is None:
+            _, dpacked, out, bias_sums = packed_attention_backward(
+                dout, None, packed, out, lse, head_dim**-0.5, want_sums=has_bias
+            )
+        else:
+            _, dpacked, out, bias_sums, dbias = biased_attention_backward(
+                dout, None, packed, bias, None, out, lse, head_dim**-0.5, want_sums=has_bias
+            )
+        out = out.flatten(2)
+        asking = rows_of(out) if mask is None else masked_gather_forward(out, mask)
+        dproj = weight_gradient(dresult, asking, ctx.weight_dtypes[1], out_scale)
         dqkv = prepared(dpacked.view(-1, 3 * dim), wqkv)
         dy = back(dqkv, wqkv, packed.dtype).view(total.shape)
         pending, y = add_norm_backward(
@@ -95,86 +123,109 @@ class _AttentionBranch(torch.autograd.Function):
         )
         dwqkv = weight_gradient(dqkv, rows_of(y), ctx.weight_dtypes[0], y_scale)
         biases = bias_sums.to(ctx.bias_dtype) if has_bias else (None, None)
-        return *pending, dwqkv, *biases, dproj, None, None, None, None, None
+        return *pending, dwqkv, *biases, dproj, None, None, None, None, None, dbias, None
 
 
 def attention_branch(
-    stream: Stream, weights: AttentionWeights, tokens: Tensor | None = None
+    stream: Stream,
+    weights: AttentionWeights,
+    tokens: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Stream:
     """Adds what is pending in `stream` and runs norm, qkv, attention and projection.
 
     Returns (x', projection without bias, its bias). The caller sets the drop-path scale.
     tokens: int32 [B, K], rows of x; then only these ask and come out, with the values the full
-    branch gives them: x' and branch are [B, K, D].
+    branch gives them: x' and branch are [B, K, D]. bias: [H, T, T], added to the scaled scores.
     """
     w = weights
     arguments = (
         *stream, w.norm_weight, w.norm_bias, w.qkv.weight, w.q_bias, w.v_bias, w.proj.weight,
         w.qkv.copy, w.packed_bias, w.proj.copy, w.num_heads, w.eps,
     )  # fmt: skip
-    if tokens is None:
-        x, branch = _AttentionBranch.apply(*arguments)
+    mask = None if tokens is None else tokens - 1  # the gather counts from the row after CLS
+    if mask is None or bias is not None:
+        x, branch = _AttentionBranch.apply(*arguments, bias, mask)
     else:
-        # the gather counts patches, from the row after CLS
-        x, branch = MaskedAttentionBranch.apply(*arguments, tokens - 1)
+        x, branch = MaskedAttentionBranch.apply(*arguments, mask)
     return Stream(x, branch, w.proj_bias)
 
 
 class Attention(KeepsCopies, nn.Module):
-    """Multi-head attention with q and v biases and none for k, as in BEiT and EVA.
+    """Multi-head attention, with q and v biases and none for k as in BEiT and EVA (qkv_bias="qv"), or
+    with the full bias `qkv.bias` of timm's and MAE's ViTs (qkv_bias="full").
 
-    It takes the norm before it as an argument, whose parameters belong to the block:
-    `attn(stream, norm, tokens) -> Stream`.
+    It takes the norm before it as an argument, whose parameters belong to the block, and so does it
+    LayerScale's gamma [D]: `attn(stream, norm, tokens, bias, gamma) -> Stream`.
     """
 
-    _kept: tuple[Tensor, Tensor, Tensor] | None = None
-    """(q_bias, 0, v_bias) in the compute dtype as one vector [3 D], and its first and last third,
-    which are copies of the parameters."""
+    _kept: tuple[Tensor, list[Tensor]] | None = None
+    """(q_bias, k_bias or 0, v_bias) in the compute dtype as one vector [3 D], and its parts that are
+    copies of `_bias_parameters`."""
 
-    def __init__(self, dim: int, num_heads: int):
+    def __init__(self, dim: int, num_heads: int, qkv_bias: QkvBias = "qv"):
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = Linear(dim, 3 * dim, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(dim))
-        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias == "full")
+        if qkv_bias == "qv":
+            self.q_bias = nn.Parameter(torch.zeros(dim))
+            self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = Linear(dim, dim)
 
-    def forward(self, stream: Stream, norm: nn.LayerNorm, tokens: Tensor | None = None) -> Stream:
+    def forward(
+        self,
+        stream: Stream,
+        norm: nn.LayerNorm,
+        tokens: Tensor | None = None,
+        bias: Tensor | None = None,
+        gamma: Tensor | None = None,
+    ) -> Stream:
         """`attention_branch` with this module's parameters."""
         dtype = stream.x.dtype
+        q_bias, v_bias = self._biases()
+        proj, proj_bias = folded(self.proj, gamma, dtype)
         weights = AttentionWeights(
             norm_weight=norm.weight,
             norm_bias=norm.bias,
             qkv=self.qkv.operand(dtype),
-            q_bias=self.q_bias,
-            v_bias=self.v_bias,
+            q_bias=q_bias,
+            v_bias=v_bias,
             packed_bias=self._packed_bias(dtype),
-            proj=self.proj.operand(dtype),
-            proj_bias=self.proj.bias,
+            proj=proj,
+            proj_bias=proj_bias,
             num_heads=self.num_heads,
             eps=norm.eps,
         )
-        return leaving(self, attention_branch(stream, weights, tokens))
+        return leaving(self, attention_branch(stream, weights, tokens, bias))
 
     def keep_copies(self, dtype: torch.dtype) -> dict[Tensor, Tensor]:
         self.drop_copies()
-        if not (can_keep(self.q_bias) and can_keep(self.v_bias)):
+        parameters = self._bias_parameters()
+        if not all(can_keep(p) for p in parameters):
             return {}
-        dim = self.q_bias.shape[0]
-        packed = self.q_bias.new_zeros(3 * dim, dtype=dtype)
-        q_copy = copies.write(packed[:dim], self.q_bias)
-        v_copy = copies.write(packed[2 * dim :], self.v_bias)
-        self._kept = packed, q_copy, v_copy
-        return {self.q_bias: q_copy, self.v_bias: v_copy}
+        packed = self.qkv.weight.new_zeros(self.qkv.out_features, dtype=dtype)
+        parts = [packed] if len(parameters) == 1 else [*packed.chunk(3)[::2]]
+        for part, parameter in zip(parts, parameters, strict=True):
+            copies.write(part, parameter)
+        self._kept = packed, parts
+        return dict(zip(parameters, parts, strict=True))
+
+    def _bias_parameters(self) -> tuple[Tensor, ...]:
+        return (self.q_bias, self.v_bias) if self.qkv.bias is None else (self.qkv.bias,)
+
+    def _biases(self) -> tuple[Tensor, Tensor]:
+        """Of q and v, to which the gradients go."""
+        if self.qkv.bias is None:
+            return self.q_bias, self.v_bias
+        q_bias, _, v_bias = self.qkv.bias.chunk(3)
+        return q_bias, v_bias
 
     def _packed_bias(self, dtype: torch.dtype) -> Tensor:
         if self._kept is not None:
-            packed, q_copy, v_copy = self._kept
-            if (
-                packed.dtype == dtype
-                and refreshed(q_copy, self.q_bias)
-                and refreshed(v_copy, self.v_bias)
-            ):
+            packed, parts = self._kept
+            if packed.dtype == dtype and all(map(refreshed, parts, self._bias_parameters())):
                 return packed
+        if self.qkv.bias is not None:
+            return self.qkv.bias.detach().to(dtype)
         q_bias, v_bias = self.q_bias.detach(), self.v_bias.detach()
         return torch.cat((q_bias, torch.zeros_like(q_bias), v_bias)).to(dtype)

@@ -1,9 +1,10 @@
 """A pre-norm transformer block whose forward is the fused path."""
 
+import torch
 from torch import Tensor, nn
 
 from eva_fast.layers.add_norm import LayerNorm
-from eva_fast.layers.attention import Attention
+from eva_fast.layers.attention import Attention, QkvBias
 from eva_fast.layers.mlp import Mlp
 from eva_fast.layers.recompute import run_branches
 from eva_fast.layers.stream import Scales, Stream, as_stream, drop_path_scale, leaving
@@ -12,30 +13,56 @@ LAYER_NORM_EPS = 1e-6
 
 
 class Block(nn.Module):
-    """x + drop_path(attn(norm1(x))), then x + drop_path(mlp(norm2(x))), on streams.
+    """x + drop_path(gamma_1 attn(norm1(x))), then x + drop_path(gamma_2 mlp(norm2(x))), on streams.
 
     The second addition stays pending in the stream that comes out, for the next block's norm;
     `block(x).added()` is the whole block. It reads its own parameters alone, so that it can be
     sharded and compiled by itself, and checkpointed where `recompute` is set (`layers/recompute.py`).
     The norms are not called: their parameters go to the branches. FSDP2's mixed precision wants
     `cast_forward_inputs=False`, for drop-path's factors come in as float32.
+
+    qkv_bias: "qv" (BEiT, EVA) or "full" (timm's ViT, MAE). layer_scale: the initial gamma_1 and gamma_2
+    (LayerScale); None: there is none.
     """
 
-    def __init__(self, dim: int, num_heads: int, hidden: int, drop_path: float):
+    gamma_1: nn.Parameter | None
+    gamma_2: nn.Parameter | None
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        hidden: int,
+        drop_path: float,
+        *,
+        qkv_bias: QkvBias = "qv",
+        layer_scale: float | None = None,
+    ):
         super().__init__()
         self.norm1 = LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attn = Attention(dim, num_heads)
+        self.attn = Attention(dim, num_heads, qkv_bias)
         self.norm2 = LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, hidden)
+        if layer_scale is None:
+            self.gamma_1 = self.gamma_2 = None
+        else:
+            self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale))
+            self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale))
+            self.attn.proj.scaled = self.mlp.fc2.scaled = True
         self.drop_path = drop_path
         self.recompute = False
 
     def forward(
-        self, stream: Stream | Tensor, tokens: Tensor | None = None, scales: Scales | None = None
+        self,
+        stream: Stream | Tensor,
+        tokens: Tensor | None = None,
+        scales: Scales | None = None,
+        bias: Tensor | None = None,
     ) -> Stream:
         """[B, T, D], or a stream of it, to a stream of [B, T, D]. With `tokens`, int32 [B, K] rows
         of x (CLS is row 0), only those come out, [B, K, D], with the values of the full block.
-        scales: drop-path's factors, where they were drawn for all blocks; else they are drawn here."""
+        scales: drop-path's factors, where they were drawn for all blocks; else they are drawn here.
+        bias: [H, T, T], added to attention's scaled scores, the same for all images."""
         stream = as_stream(stream)
         if scales is None:
             rate, training = self.drop_path, self.training
@@ -43,15 +70,17 @@ class Block(nn.Module):
                 drop_path_scale(rate, training, stream.x),
                 drop_path_scale(rate, training, stream.x),
             )
-        return leaving(self, run_branches(self, self._branches, tokens, *scales, *stream))
+        return leaving(self, run_branches(self, self._branches, tokens, *scales, bias, *stream))
 
     def _branches(
         self,
         tokens: Tensor | None,
         attn_scale: Tensor | None,
         mlp_scale: Tensor | None,
+        bias: Tensor | None,
         *stream: Tensor | None,
     ) -> Stream:
         """Attention and MLP; the scales are drop-path's factors of their results."""
-        x = self.attn(Stream(*stream), self.norm1, tokens)._replace(scale=attn_scale)  # type: ignore[arg-type]
-        return self.mlp(x, self.norm2)._replace(scale=mlp_scale)
+        attended = self.attn(Stream(*stream), self.norm1, tokens, bias, self.gamma_1)  # type: ignore[arg-type]
+        x = attended._replace(scale=attn_scale)
+        return self.mlp(x, self.norm2, self.gamma_2)._replace(scale=mlp_scale)

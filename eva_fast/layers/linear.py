@@ -83,6 +83,9 @@ class Linear(RoundedWeight, nn.Linear):
 
     eight_bits: "EightBits | None" = None
     """Set by `eva_fast.layers.fp8.use_fp8`."""
+    scaled = False
+    """Whether products read it times a LayerScale (`eva_fast.layers.layer_scale`): then nobody reads a
+    copy of it alone, and none is kept."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight, copy = self.matrix(x.dtype)
@@ -96,6 +99,9 @@ class Linear(RoundedWeight, nn.Linear):
         return Matrix(self.weight, found)
 
     def keep_copies(self, dtype: torch.dtype) -> dict[Tensor, Tensor]:
+        if self.scaled:
+            self.drop_copies()
+            return {}
         if self.eight_bits is None or dtype != torch.bfloat16:
             return super().keep_copies(dtype)
         self.drop_copies()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eva_fast.layers.add_norm import add_norm, add_norm_backward, own_view, rows_of
+from eva_fast.layers.layer_scale import folded
 from eva_fast.layers.linear import Linear, Matrix
 from eva_fast.layers.products import back, held, hold, prepared, times, weight_gradient
 from eva_fast.layers.stream import Stream, leaving
@@ -28,7 +29,7 @@ class MlpWeights:
     fc1: Matrix
     fc1_bias: Tensor
     fc2: Matrix
-    fc2_bias: Tensor
+    fc2_bias: Tensor | None
     eps: float
     kind: str = "erf"
     """The GELU: "erf" (exact) or "quick" (CLIP's)."""
@@ -100,23 +101,25 @@ def mlp_branch(stream: Stream, weights: MlpWeights) -> Stream:
 
 
 class Mlp(nn.Module):
-    """Linear, exact (erf) GELU, Linear, with the norm before them: `mlp(stream, norm) -> Stream`."""
+    """Linear, exact (erf) GELU, Linear, with the norm before them and LayerScale's gamma [D] behind:
+    `mlp(stream, norm, gamma) -> Stream`."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
         self.fc1 = Linear(dim, hidden)
         self.fc2 = Linear(hidden, dim)
 
-    def forward(self, stream: Stream, norm: nn.LayerNorm) -> Stream:
+    def forward(self, stream: Stream, norm: nn.LayerNorm, gamma: Tensor | None = None) -> Stream:
         """`mlp_branch` with this module's parameters."""
         dtype = stream.x.dtype
+        fc2, fc2_bias = folded(self.fc2, gamma, dtype)
         weights = MlpWeights(
             norm_weight=norm.weight,
             norm_bias=norm.bias,
             fc1=self.fc1.operand(dtype),
             fc1_bias=self.fc1.bias,
-            fc2=self.fc2.operand(dtype),
-            fc2_bias=self.fc2.bias,
+            fc2=fc2,
+            fc2_bias=fc2_bias,
             eps=norm.eps,
         )
         return leaving(self, mlp_branch(stream, weights))

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eva_fast.layers import rel_pos
+from eva_fast.layers.attention import QkvBias
 from eva_fast.layers.block import LAYER_NORM_EPS
 from eva_fast.layers.inputs import Channels, normalise, take_rows
 from eva_fast.layers.recompute import run_branches
@@ -48,6 +50,11 @@ class LayerNorm(nn.LayerNorm):
 def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
     """x + scale * branch, the residual connection."""
     return x + (branch if scale is None else branch * scale.view(-1, 1, 1).to(branch.dtype))
+
+
+def scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
+    """gamma * branch, LayerScale; gamma [D], None: 1."""
+    return branch if gamma is None else branch * gamma.to(branch.dtype)
 
 
 class PatchEmbed(nn.Module):
@@ -100,33 +107,59 @@ class KeptPatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with q and v biases and none for k, as in BEiT and EVA."""
+    """Multi-head attention with q and v biases and none for k as in BEiT and EVA, or with a full
+    `qkv.bias`."""
 
-    def __init__(self, dim: int, num_heads: int):
+    def __init__(self, dim: int, num_heads: int, qkv_bias: QkvBias = "qv"):
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.scale = self.head_dim**-0.5
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(dim))
-        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias == "full")
+        if qkv_bias == "qv":
+            self.q_bias = nn.Parameter(torch.zeros(dim))
+            self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """x [B,T,D] -> [B,T,D]; with `tokens` int [B,K] only those rows ask: [B,K,D]."""
+    def forward(
+        self, x: Tensor, tokens: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """x [B,T,D] -> [B,T,D]; with `tokens` int [B,K] only those rows ask: [B,K,D]. bias [H,T,T] is
+        added to the scaled scores."""
         batch, _, dim = x.shape
         if tokens is None:
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-            q, k, v = F.linear(x, self.qkv.weight, bias).chunk(3, dim=-1)
+            q, k, v = F.linear(x, self.qkv.weight, self._packed_bias()).chunk(3, dim=-1)
         else:
             q_weight, k_weight, v_weight = self.qkv.weight.chunk(3)
-            q = F.linear(take_rows(x, tokens), q_weight, self.q_bias)
-            k, v = F.linear(x, k_weight), F.linear(x, v_weight, self.v_bias)
+            q_bias, k_bias, v_bias = self._biases()
+            q = F.linear(take_rows(x, tokens), q_weight, q_bias)
+            k, v = F.linear(x, k_weight, k_bias), F.linear(x, v_weight, v_bias)
+            bias = None if bias is None else bias[:, tokens.long()].transpose(0, 1)
         q, k, v = (
             t.view(batch, -1, self.num_heads, self.head_dim).transpose(1, 2) for t in (q, k, v)
         )
-        out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        bias = None if bias is None else bias.to(q.dtype)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
         return self.proj(out.transpose(1, 2).reshape(batch, -1, dim))
+
+    def _packed_bias(self) -> Tensor:
+        if self.qkv.bias is not None:
+            return self.qkv.bias
+        return torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+
+    def _biases(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Of q, k and v."""
+        if self.qkv.bias is not None:
+            q_bias, k_bias, v_bias = self.qkv.bias.chunk(3)
+            return q_bias, k_bias, v_bias
+        return self.q_bias, None, self.v_bias
+
+
+class RelativePositionBias(rel_pos.RelativePositionBias):
+    """The bias of all heads, [H,T,T], by indexing."""
+
+    def forward(self) -> Tensor:
+        return self.relative_position_bias_table[self.index].permute(2, 0, 1)
 
 
 class Mlp(nn.Module):
@@ -142,36 +175,55 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + drop_path(attn(norm1(x))), then x + drop_path(mlp(norm2(x)))."""
+    """x + drop_path(gamma_1 attn(norm1(x))), then x + drop_path(gamma_2 mlp(norm2(x)))."""
 
-    def __init__(self, dim: int, num_heads: int, hidden: int, drop_path: float):
+    gamma_1: nn.Parameter | None
+    gamma_2: nn.Parameter | None
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        hidden: int,
+        drop_path: float,
+        *,
+        qkv_bias: QkvBias = "qv",
+        layer_scale: float | None = None,
+    ):
         super().__init__()
         self.norm1 = LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attn = Attention(dim, num_heads)
+        self.attn = Attention(dim, num_heads, qkv_bias)
         self.norm2 = LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, hidden)
+        self.gamma_1 = self.gamma_2 = None
+        if layer_scale is not None:
+            self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale))
+            self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale))
         self.drop_path = drop_path
         self.recompute = False
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, tokens: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
         """[B,T,D] -> [B,T,D]; with `tokens`, int [B,K] rows of x (CLS is row 0), only those come
         out, the same values as the full block gives them: all of the keys and values, nothing else
-        of the other tokens."""
+        of the other tokens. bias: [H,T,T], added to attention's scaled scores."""
         scales = [drop_path_scale(self.drop_path, self.training, x) for _ in range(2)]
-        return run_branches(self, self._branches, tokens, *scales, x)
+        return run_branches(self, self._branches, tokens, *scales, bias, x)
 
     def _branches(
         self,
         tokens: Tensor | None,
         attn_scale: Tensor | None,
         mlp_scale: Tensor | None,
+        bias: Tensor | None,
         x: Tensor,
     ) -> Tensor:
-        y = self.attn(self.norm1(x), tokens)
+        y = scaled(self.attn(self.norm1(x), tokens, bias), self.gamma_1)
         if tokens is not None:
             x = take_rows(x, tokens)
         x = add_branch(x, y, attn_scale)
-        return add_branch(x, self.mlp(self.norm2(x)), mlp_scale)
+        return add_branch(x, scaled(self.mlp(self.norm2(x)), self.gamma_2), mlp_scale)
 
 
 class Head(nn.Linear):

@@ -15,10 +15,10 @@ SIZES = dict(
 )
 
 
-def pair(drop_path=0.0):
+def pair(drop_path=0.0, **options):
     torch.manual_seed(0)
-    block = Block(60, 3, 99, drop_path)
-    reference = plain.Block(60, 3, 99, drop_path)
+    block = Block(60, 3, 99, drop_path, **options)
+    reference = plain.Block(60, 3, 99, drop_path, **options)
     for p in block.parameters():
         torch.nn.init.normal_(p, std=0.2)
     reference.load_state_dict(block.state_dict())
@@ -53,6 +53,39 @@ def test_a_block_is_the_plain_block(kernels, rows, drop_path):
     expected.backward(upstream)
     torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-5)
     assert_close(gradients(block), gradients(reference), 1e-5)
+
+
+@pytest.mark.parametrize("rows", [None, [0, 2, 7]], ids=str)
+@pytest.mark.parametrize(
+    ("options", "biased"),
+    [
+        ({"qkv_bias": "full"}, False),
+        ({"layer_scale": 0.1}, False),
+        ({"layer_scale": 0.1}, True),
+        ({"qkv_bias": "full"}, True),
+    ],
+    ids=["full bias", "LayerScale", "LayerScale, scores biased", "full bias, scores biased"],
+)
+def test_a_block_with_options_is_the_plain_block(options, biased, rows):
+    """And so are the gradients of gamma, of the scores' bias and of a k bias, which has none."""
+    block, reference = pair(0.5, **options)
+    tokens = None if rows is None else torch.tensor([rows, [1, 3, 4], rows, rows]).int()
+    x, bias = leaf(4, 9, 60), leaf(3, 9, 9) if biased else None
+    y, bias_y = (None if t is None else t.detach().clone().requires_grad_() for t in (x, bias))
+    torch.manual_seed(3)
+    found = block(x, tokens, bias=bias).added()
+    torch.manual_seed(3)
+    expected = reference(y, tokens, bias=bias_y)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn_like(expected)
+    found.backward(upstream)
+    expected.backward(upstream)
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-5)
+    assert_close(gradients(block), gradients(reference), 1e-5)
+    if biased:
+        torch.testing.assert_close(bias.grad, bias_y.grad, rtol=1e-4, atol=1e-5)
+    if options.get("qkv_bias") == "full":
+        assert not block.attn.qkv.bias.grad[60:120].any()
 
 
 def test_a_pending_branch_goes_in_and_comes_out():
@@ -172,6 +205,26 @@ def test_a_model_can_be_copied_and_pickled(tmp_path):
     expected = step(model)
     for twin in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
         assert_close(step(twin), expected, 0)
+
+
+def test_a_block_with_options_checkpointed_and_compiled():
+    block, x, bias = pair(0.0, layer_scale=0.1)[0], leaf(4, 9, 60), leaf(3, 9, 9)
+
+    def run(block):
+        upstream = torch.linspace(-1, 1, 4 * 9 * 60).view(4, 9, 60)
+        return torch.autograd.grad(
+            block(x, bias=bias).added(), [x, bias, *block.parameters()], upstream
+        )
+
+    expected = run(block)
+    block.recompute = True
+    for a, b in zip(run(block), expected, strict=True):
+        assert torch.equal(a, b)
+    block.recompute = False
+    torch._dynamo.reset()
+    block.compile(fullgraph=True, backend="aot_eager")
+    for a, b in zip(run(block), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [Attention, Mlp])
