@@ -21,6 +21,7 @@ from eva_fast.keywords import RunOptions, Unpack
 from eva_fast.model.config import ModelConfig
 from eva_fast.objectives.config import ObjectiveConfig
 from eva_fast.options import fit, may_change, plain, user_path
+from eva_fast.presets import with_recipe
 from eva_fast.teachers.config import BUILTIN, TeacherConfig
 from eva_fast.train.config import OptimConfig, RunConfig
 
@@ -54,10 +55,10 @@ class Config:
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> "Config":
-        """A configuration from flat names. ValueError for an unknown name (with the nearest one)
-        or a value of the wrong kind."""
+        """A configuration from flat names, those of the recipe that `recipe` names below them.
+        ValueError for an unknown name (with the nearest one) or a value of the wrong kind."""
         groups: dict[str, dict[str, Any]] = {}
-        for name, value in options.items():
+        for name, value in with_recipe(options).items():
             if name not in _HOME:
                 near = difflib.get_close_matches(name, _HOME, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_HOME)}"

@@ -40,6 +40,7 @@ class PretrainOptions(TypedDict, total=False):
     decode: Literal["cpu", "gpu"]
     max_megapixels: float
     max_bad_share: float
+    recipe: str | None
     objective: Any
     mask_count: int | None
     mask_min_block: int | None

@@ -89,7 +89,7 @@ def fit(name: str, kind: Any, value: Any) -> Any:
     elif kind == tuple[float, float]:
         if isinstance(value, list | tuple) and len(value) == 2:
             return tuple(fit(name, float, v) for v in value)
-    elif kind is str:
+    elif kind in (str, str | None):
         if isinstance(value, str):
             return str(value)  # NumPy's is one too, and no YAML
     elif isinstance(value, str):  # a Literal

@@ -9,6 +9,9 @@ from eva_fast.options import TextOrObject
 class ObjectiveConfig:
     """Objective."""
 
+    recipe: str | None = None
+    """Published defaults of an objective by name, all that they say of student, crop, mask, teacher and
+    optimiser: eva-g14. Options that are given win over it."""
     objective: TextOrObject = "eva"
     """What the student is trained towards: eva (the teacher's features of masked patches); from
     Python also an Objective of one's own."""

@@ -46,8 +46,8 @@ class PretrainResult:
 @documented(Config)
 def pretrain(
     data: Any = "builtin",
-    model: str = "eva_ti_patch16_96",
-    teacher: Any = "builtin",
+    model: str | None = None,
+    teacher: Any = None,
     out: AnyPath | None = None,
     **options: Unpack[PretrainOptions],
 ) -> PretrainResult:
@@ -57,11 +57,11 @@ def pretrain(
     Args:
         data: "builtin", a folder, folders with weights, a text file of paths, tar shards, or a
             map-style dataset (`eva_fast.data.open_source` has the details).
-        model: name of the student, for example "eva_g_patch14_224". Where data, teacher, objective
-            and all of the student are left to their defaults, it has 6 blocks and patches of 12
-            pixels (`Config.settled`).
+        model: name of the student, for example "eva_g_patch14_224"; by default the recipe's, else
+            "eva_ti_patch16_96". Where data, teacher, objective and all of the student are left to
+            their defaults, it has 6 blocks and patches of 12 pixels (`Config.settled`).
         teacher: "builtin", "hog", a CLIP file or folder, a name such as "openai/ViT-L-14", or a
-            teacher module (`eva_fast.load_teacher`).
+            teacher module (`eva_fast.load_teacher`); by default the recipe's, else "builtin".
         out: folder of the run; by default runs/MODEL-TIME.
         options: any field of the classes in `eva_fast.config`, listed below: sizes, `batch_size`,
             `steps`, `lr`, `objective` (a name of `eva_fast.objectives.OBJECTIVES`, or a class or
@@ -78,8 +78,9 @@ def pretrain(
     from eva_fast.recipes.ending import ending
     from eva_fast.recipes.hearing import heard
 
-    named = {"data": data, "model": model, "teacher": teacher, "out": out}
-    config = Config.from_options({**named, **options})
+    named = {"model": model, "teacher": teacher, "out": out}
+    said = {name: value for name, value in named.items() if value is not None}
+    config = Config.from_options({"data": data, **said, **options})
     result = run(config)
     with heard():
         log.info("%s", "\n".join(ending(config, result)))
