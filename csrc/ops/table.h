@@ -10,7 +10,9 @@
 #include "embed_tokens.h"
 #include "gemm.h"
 #include "kernels.h"
+#include "linear_cross_entropy.h"
 #include "masked_gather.h"
+#include "nearest_code.h"
 #include "negative_cosine.h"
 #include "packed_attention.h"
 #include "patchify.h"
@@ -26,7 +28,9 @@ static const Kernel kernels[] = {
     EVA_KERNEL(embed_kept),
     EVA_KERNEL(embed_tokens), EVA_KERNEL(embed_tokens_backward),
     EVA_KERNEL(gemm),
+    EVA_KERNEL(linear_cross_entropy_rows),
     EVA_KERNEL(masked_gather), EVA_KERNEL(masked_gather_backward),
+    EVA_KERNEL(nearest_code),
     EVA_KERNEL(negative_cosine), EVA_KERNEL(negative_cosine_backward),
     EVA_KERNEL(packed_attention), EVA_KERNEL(packed_attention_backward),
     EVA_KERNEL(patchify),
