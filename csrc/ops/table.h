@@ -6,6 +6,7 @@
 #include "add_layer_norm.h"
 #include "adamw.h"
 #include "bias_gelu.h"
+#include "biased_attention.h"
 #include "embed_kept.h"
 #include "embed_tokens.h"
 #include "gemm.h"
@@ -25,6 +26,7 @@ static const Kernel kernels[] = {
     EVA_KERNEL(add_layer_norm), EVA_KERNEL(add_layer_norm_backward),
     EVA_KERNEL(adamw),
     EVA_KERNEL(bias_gelu), EVA_KERNEL(bias_gelu_backward),
+    EVA_KERNEL(biased_attention), EVA_KERNEL(biased_attention_backward),
     EVA_KERNEL(embed_kept),
     EVA_KERNEL(embed_tokens), EVA_KERNEL(embed_tokens_backward),
     EVA_KERNEL(gemm),

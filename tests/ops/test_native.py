@@ -243,6 +243,42 @@ def test_attention_against_float64(isa, shape):
     )
 
 
+def biased_inputs(batch, tokens, queries, heads, dim):
+    q, packed, scale = attention_inputs(batch, tokens, queries, heads, dim)
+    bias = leaf(heads, queries or tokens, tokens)
+    return q, packed, bias, scale, torch.randn(batch, *bias.shape[1:])
+
+
+@pytest.mark.parametrize("shape", HEADS[::2], ids=str)
+def test_biased_attention_against_float64(isa, shape):
+    if isa == "baseline":
+        pytest.skip("without vectors PyTorch's operators run")
+    check_against_float64(
+        lambda *a: ops.biased_attention(*a)[0],
+        lambda *a: ops.biased_attention.reference(*a)[0],
+        lambda: biased_inputs(*shape),
+        draws=1,
+    )
+
+
+def test_biased_attention_gives_the_same_bits_with_any_number_of_threads():
+    """The bias's gradient is a sum over images: 70 of them are several groups."""
+    inputs = biased_inputs(70, 20, None, 3, 8)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out, _ = ops.biased_attention(*inputs, implementation="native")
+            torch.manual_seed(1)
+            gradients = torch.autograd.grad(out, inputs[1:3], torch.randn_like(out))
+            found.append([out, *gradients])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("shape", HEADS[:3], ids=str)
 def test_attention_output_comes_back_where_it_was_not_kept(isa, shape):
     q, packed, scale = attention_inputs(*shape)

@@ -16,7 +16,8 @@ class Heads(ctypes.Structure):
     _fields_ = (("data", c_void_p), ("batch", c_int64), ("token", c_int64), ("head", c_int64))
 
 
-def _heads(tensor: Tensor | None):
+def heads_at(tensor: Tensor | None):
+    """A view [B, T, H, d] as the kernels take it; null for None."""
     if tensor is None:
         return ctypes.byref(Heads())
     return ctypes.byref(Heads(tensor.data_ptr(), *tensor.stride()[:3]))
@@ -27,7 +28,7 @@ def _forward(q, k, v, scale):
     batch, queries, heads, width = q.shape
     out, lse = torch.empty(q.shape), torch.empty(batch, heads, queries)
     KERNELS["packed_attention"](
-        batch, heads, queries, k.shape[1], width, *map(_heads, (q, k, v, out)), at(lse), scale,
+        batch, heads, queries, k.shape[1], width, *map(heads_at, (q, k, v, out)), at(lse), scale,
         torch.get_num_threads(),
     )  # fmt: skip
     return out, lse
@@ -38,6 +39,6 @@ def _backward(dout, q, k, v, out, lse, scale, dq, dk, dv, again):
     batch, queries, heads, width = q.shape
     again = again if out is None else None
     KERNELS["packed_attention_backward"](
-        batch, heads, queries, k.shape[1], width, *map(_heads, (dout, q, k, v)), at(lse),
-        *map(_heads, (dq, dk, dv, again)), scale, torch.get_num_threads(),
+        batch, heads, queries, k.shape[1], width, *map(heads_at, (dout, q, k, v)), at(lse),
+        *map(heads_at, (dq, dk, dv, again)), scale, torch.get_num_threads(),
     )  # fmt: skip
