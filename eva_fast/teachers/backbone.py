@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eva_fast.errors import UsageError
-from eva_fast.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Teacher, select_patches
+from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
+from eva_fast.teachers.base import Teacher, select_patches
 
 logger = logging.getLogger(__name__)
 

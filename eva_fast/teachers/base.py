@@ -13,9 +13,6 @@ from torch import Tensor, nn
 from eva_fast.errors import UsageError
 from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD, mask_indices, take_rows
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 _WHITENING = ("feature_mean", "feature_std", "is_whitened")
 
 

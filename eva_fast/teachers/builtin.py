@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from eva_fast.teachers.base import IMAGENET_MEAN, IMAGENET_STD, Teacher, select_patches
+from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
+from eva_fast.teachers.base import Teacher, select_patches
 
 FILE = Path(__file__).parent / "mobilenet" / "mobilenet_v2.safetensors"
 STRIDE, DIM = 16, 96

@@ -17,7 +17,7 @@ from eva_fast.teachers.backbone import (
     common_prefix,
     load_backbone,
 )
-from eva_fast.teachers.base import IMAGENET_MEAN, IMAGENET_STD
+from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 from eva_fast.weights import Weights
 
 _HEADS = ("head", "classifier", "fc", "last_linear", "aux", "pre_logits")

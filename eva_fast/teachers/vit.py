@@ -25,7 +25,7 @@ from eva_fast.layers.mlp import MlpWeights, mlp_branch
 from eva_fast.layers.stream import Stream
 from eva_fast.ops.add_layer_norm import add_layer_norm
 from eva_fast.ops.linear import linear
-from eva_fast.teachers.base import IMAGENET_MEAN, IMAGENET_STD
+from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 from eva_fast.teachers.tower import TowerTeacher
 from eva_fast.weights.resize import resize_positions
 

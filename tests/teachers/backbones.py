@@ -2,7 +2,7 @@
 
 import torch
 
-from eva_fast.teachers.base import IMAGENET_MEAN, IMAGENET_STD
+from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 
 
 def pixels(size, seed=0):
