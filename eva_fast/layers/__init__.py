@@ -10,10 +10,12 @@
     layer_scale  gamma, folded into proj and fc2     rel_pos: attention's relative position bias
     block        the two, with drop-path             recompute: activation checkpointing
     patch_embed  images to tokens
+    window       Swin's windows                      window_attention: cosine attention in them
+    swin         Swin V2's stages                    post_norm, unit_heads: parts of their branches
     projection   the final norm and a Linear
     precision    the dtype that products run in         sharding: what FSDP2 asks of them
     inputs       images and masks as they are accepted
-    plain        the reference of all of them
+    plain        the reference of all of them        plain_swin: of Swin's
 
 They use `eva_fast.ops` alone. Parameters have the names of the official code.
 """

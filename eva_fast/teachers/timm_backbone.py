@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from eva_fast.errors import UsageError
+from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 from eva_fast.teachers.backbone import (
     BackboneTeacher,
     FeatureMap,
     common_prefix,
     load_backbone,
 )
-from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 from eva_fast.weights import Weights
 
 _HEADS = ("head", "classifier", "fc", "last_linear", "aux", "pre_logits")

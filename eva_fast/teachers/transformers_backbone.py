@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from eva_fast.errors import UsageError
-from eva_fast.teachers.backbone import BackboneTeacher, FeatureMap
 from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
+from eva_fast.teachers.backbone import BackboneTeacher, FeatureMap
 from eva_fast.weights import hub
 from eva_fast.weights.hints import image_statistics
 

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from eva_fast.errors import UsageError
 from eva_fast.layers.attention import AttentionWeights, attention_branch
-from eva_fast.layers.inputs import take_rows
+from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD, take_rows
 from eva_fast.layers.linear import Matrix
 from eva_fast.layers.mlp import MlpWeights, mlp_branch
 from eva_fast.layers.stream import Stream
 from eva_fast.ops.add_layer_norm import add_layer_norm
 from eva_fast.ops.linear import linear
-from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 from eva_fast.teachers.tower import TowerTeacher
 from eva_fast.weights.resize import resize_positions
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from eva_fast.errors import UsageError
-from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD
-from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
+from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from eva_fast.teachers.fit import check_fits, count_heads, native_grid
 from eva_fast.teachers.vit import PREFIX, VitConfig, VitTower, folded
 from eva_fast.weights import Weights, naming

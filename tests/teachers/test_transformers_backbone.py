@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eva_fast.errors import UsageError
-from eva_fast.teachers import load_teacher
 from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
+from eva_fast.teachers import load_teacher
 from tests.teachers.backbones import pixels
 from tests.weights.networks import random_
 

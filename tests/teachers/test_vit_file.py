@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eva_fast.errors import UsageError
+from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 from eva_fast.model import create_model
 from eva_fast.teachers import load_teacher
-from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 from eva_fast.teachers.vit import VitTeacher
 from eva_fast.weights import naming, write_student
 from tests.teachers.backbones import pixels
