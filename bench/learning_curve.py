@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from eva_fast.evaluate import evaluate
+from eva_fast.evaluate.figures import pyplot
 from eva_fast.evaluate.students import load_checkpoint
-from eva_fast.inspect.figures import pyplot
 from eva_fast.train.checkpoint import steps_in
 from eva_fast.weights import write_student
 

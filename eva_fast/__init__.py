@@ -27,11 +27,14 @@ if TYPE_CHECKING:
     )
     from eva_fast.data import BlockMasker
     from eva_fast.model import create_model
+    from eva_fast.recipes.ablate import AblationResult, ablate
     from eva_fast.recipes.export import export
     from eva_fast.recipes.pretrain import PretrainResult, pretrain
     from eva_fast.teachers import load_teacher
 
 _HOME = {
+    "ablate": "eva_fast.recipes.ablate",
+    "AblationResult": "eva_fast.recipes.ablate",
     "pretrain": "eva_fast.recipes.pretrain",
     "PretrainResult": "eva_fast.recipes.pretrain",
     "create_model": "eva_fast.model",
@@ -40,9 +43,11 @@ _HOME = {
     "BlockMasker": "eva_fast.data",
 }
 __all__ = [
+    "AblationResult",
     "BlockMasker",
     "PretrainResult",
     "__version__",
+    "ablate",
     "config",
     "create_model",
     "data",

@@ -10,7 +10,18 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from eva_fast.cli import bench, data, doctor, evaluate, export, plan, pretrain, profile, reading
+from eva_fast.cli import (
+    ablate,
+    bench,
+    data,
+    doctor,
+    evaluate,
+    export,
+    plan,
+    pretrain,
+    profile,
+    reading,
+)
 from eva_fast.cli.flags import Command
 from eva_fast.cli.parser import Parser, add_commands
 from eva_fast.errors import RunError, UsageError
@@ -20,6 +31,7 @@ ABOUT = "EVA pre-training of vision transformers, exact and fast."
 COMMANDS: dict[str, Callable[..., None]] = {
     "pretrain": pretrain.pretrain,
     "eval": evaluate.evaluate,
+    "ablate": ablate.ablate,
     "export": export.export,
     "plan": plan.plan,
     "profile": profile.profile,

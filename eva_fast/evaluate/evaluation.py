@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +15,12 @@ from torch import nn
 from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.device import choose_device
 from eva_fast.errors import UsageError
-from eva_fast.evaluate.features import PIXELS, Extractor, extract, pixel_features, student_features
+from eva_fast.evaluate.compare import compare
+from eva_fast.evaluate.features import PIXELS, Extractor, pixel_features, student_features
 from eva_fast.evaluate.probes import PROBES, require_sklearn
-from eva_fast.evaluate.splits import known_labels, labelled, open_labelled, split
+from eva_fast.evaluate.splits import known_labels, open_labelled, split
 from eva_fast.evaluate.students import find_weights, load_student, random_student, run_config
-from eva_fast.evaluate.verdict import RANDOM, binomial_error, verdicts
+from eva_fast.evaluate.verdict import RANDOM, verdicts
 from eva_fast.files import atomic_write, writing_to
 from eva_fast.teachers import load_teacher
 
@@ -69,7 +69,7 @@ def evaluate(
             that cannot be loaded, scikit-learn missing.
     """
     start = time.perf_counter()
-    probes = _check_probes(probes)
+    probes = check_probes(probes)
     weights = find_weights(run_or_weights)
     where = choose_device(device)
     sources = open_labelled(data)
@@ -88,34 +88,15 @@ def evaluate(
         extractors[f"teacher {name}"] = lambda images: judge(images).mean(1)
 
     size = student.sizes.img_size
-    numbers = [list(known) for known in labels] if labels else [range(len(s)) for s in sources]
-    found = [
-        extract(source, extractors, size, batch_size, where, some, max_megapixels)
-        for source, some in zip(sources, numbers)
-    ]
-    if labels is None:
-        labels = [labelled(part.numbers, part.labels) for part in found]
-    train, val = split(labels, data)
-    fit, fit_labels = found[0].of(train)
-    ask, ask_labels = found[-1].of(val)
-    results: list[dict[str, Any]] = [
-        {
-            "features": name,
-            "dim": fit[name].shape[1],
-            **{p: PROBES[p](fit[name], fit_labels, ask[name], ask_labels) for p in probes},
-        }
-        for name in extractors
-    ]
-    for row in results:
-        row |= {f"{p}_error": binomial_error(row[p], len(ask_labels)) for p in probes}
-    largest = Counter(fit_labels.tolist()).most_common(1)[0][0]
+    found = compare(
+        extractors, sources, labels, data, probes, size=size, device=where, batch_size=batch_size,
+        max_megapixels=max_megapixels,
+    )  # fmt: skip
+    results = found.pop("results")
     result = {
         "weights": str(weights),
         "data": str(data),
-        "classes": list(train.classes),
-        "train": len(fit_labels),
-        "val": len(ask_labels),
-        "majority": 100 * float((ask_labels == largest).float().mean()),
+        **found,
         "sizes": asdict(student.sizes),
         "probes": list(probes),
         "results": results,
@@ -133,7 +114,8 @@ def _beside(asked: str | Path, weights: Path) -> Path:
     return weights.with_name(f"{weights.name}.eval.json" if bare else "eval.json")
 
 
-def _check_probes(probes: Sequence[str]) -> tuple[str, ...]:
+def check_probes(probes: Sequence[str]) -> tuple[str, ...]:
+    """The probes of those names. UsageError for an unknown one, or one that needs what is not here."""
     names = tuple(p.strip() for p in ([probes] if isinstance(probes, str) else probes))
     names = tuple(dict.fromkeys(part for name in names for part in name.split(",") if part))
     unknown = [name for name in names if name not in PROBES]

@@ -21,8 +21,8 @@ from rich.table import Table
 
 from eva_fast.config import Config
 from eva_fast.errors import UsageError
+from eva_fast.evaluate.figures import pyplot
 from eva_fast.files import atomic_write, fresh_folder, writing_to
-from eva_fast.inspect.figures import pyplot
 
 log = logging.getLogger(__name__)
 TRACE, MEMORY, SUMMARY = "trace.json", "memory.png", "profile.json"

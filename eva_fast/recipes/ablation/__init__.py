@@ -1,0 +1,1 @@
+"""The parts of `eva-fast ablate`: rows, budget, scores, report."""
