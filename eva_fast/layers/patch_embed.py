@@ -18,9 +18,16 @@ class PatchConv(RoundedWeight, nn.Conv2d):
 class PatchEmbed(nn.Module):
     """Patch convolution, mask token, CLS and positions: [B, 3, H, W] -> [B, N + 1, D]."""
 
-    def __init__(self, patch_size: int, embed_dim: int):
+    def __init__(
+        self,
+        patch_size: int,
+        embed_dim: int,
+        mean: Channels = CLIP_MEAN,
+        std: Channels = CLIP_STD,
+    ):
         super().__init__()
         self.proj = PatchConv(3, embed_dim, patch_size, patch_size)
+        self.mean, self.std = mean, std
 
     def forward(
         self,
@@ -28,17 +35,21 @@ class PatchEmbed(nn.Module):
         masked: Tensor | None,
         mask_token: Tensor,
         cls_token: Tensor,
-        pos_embed: Tensor,
+        pos_embed: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
         """Tokens [B, N + 1, D] in `dtype`.
 
-        images: uint8, normalised here, or floats normalised already. masked: int32 [B, K] patches
-        to replace by `mask_token`, or None. mask_token, cls_token [1, 1, D], pos_embed [1, N + 1, D].
+        images: uint8, normalised here by `mean` and `std`, or floats normalised already. masked: int32
+        [B, K] patches to replace by `mask_token`, or None. mask_token, cls_token [1, 1, D], pos_embed
+        [1, N + 1, D] or None: no positions.
         """
-        rows = patch_rows(images.contiguous(), self.proj.kernel_size[0], dtype)
+        patch = self.proj.kernel_size[0]
+        rows = patch_rows(images.contiguous(), patch, dtype, self.mean, self.std)
         weight, copy = self.proj.matrix(dtype)
         patches = linear(rows, weight, None, copy)
+        if pos_embed is None:
+            pos_embed = cls_token.new_zeros(1, patches.shape[1] + 1, patches.shape[2])
         return embed_tokens(
             patches,
             masked,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from eva_fast.layers import rel_pos
 from eva_fast.layers.attention import QkvBias
 from eva_fast.layers.block import LAYER_NORM_EPS
-from eva_fast.layers.inputs import Channels, normalise, take_rows
+from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD, Channels, normalise, take_rows
 from eva_fast.layers.recompute import run_branches
 from eva_fast.layers.stream import drop_path_scale
 
@@ -60,9 +60,16 @@ def scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
 class PatchEmbed(nn.Module):
     """Patch convolution, mask token, CLS and positions: [B, 3, H, W] -> [B, N + 1, D]."""
 
-    def __init__(self, patch_size: int, embed_dim: int):
+    def __init__(
+        self,
+        patch_size: int,
+        embed_dim: int,
+        mean: Channels = CLIP_MEAN,
+        std: Channels = CLIP_STD,
+    ):
         super().__init__()
         self.proj = nn.Conv2d(3, embed_dim, patch_size, patch_size)
+        self.mean, self.std = mean, std
 
     def forward(
         self,
@@ -70,15 +77,15 @@ class PatchEmbed(nn.Module):
         masked: Tensor | None,
         mask_token: Tensor,
         cls_token: Tensor,
-        pos_embed: Tensor,
+        pos_embed: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
-        x = self.proj(normalise(images, dtype)).flatten(2).transpose(1, 2)
+        x = self.proj(normalise(images, dtype, self.mean, self.std)).flatten(2).transpose(1, 2)
         if masked is not None:
             rows = masked.long().unsqueeze(-1).expand(-1, -1, x.shape[-1])
             x = x.scatter(1, rows, mask_token.to(x.dtype).expand_as(rows))
         x = torch.cat([cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
-        return x + pos_embed.to(x.dtype)
+        return x if pos_embed is None else x + pos_embed.to(x.dtype)
 
 
 class KeptPatchEmbed(nn.Module):

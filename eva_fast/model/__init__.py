@@ -1,4 +1,4 @@
-"""The student ViT: `create_model` builds one by name or by sizes.
+"""The student: `create_model` builds one by name or by sizes.
 
 Names are loaded on first use.
 """
@@ -7,20 +7,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from eva_fast.model.beit import BeitViT
     from eva_fast.model.registry import create_model
-    from eva_fast.model.sizes import LONG, PRESETS, ModelSizes, sizes_of
+    from eva_fast.model.sizes import LONG, PRESETS, ModelSizes, is_beit, sizes_of
+    from eva_fast.model.student import VitStudent
     from eva_fast.model.vit import EvaViT
 
 _HOME = {
     "create_model": "registry",
+    "BeitViT": "beit",
     "EvaViT": "vit",
+    "VitStudent": "student",
     "LONG": "sizes",
     "PRESETS": "sizes",
     "ModelSizes": "sizes",
+    "is_beit": "sizes",
     "sizes_of": "sizes",
 }
 
-__all__ = ["LONG", "PRESETS", "EvaViT", "ModelSizes", "create_model", "sizes_of"]
+__all__ = [
+    "LONG",
+    "PRESETS",
+    "BeitViT",
+    "EvaViT",
+    "ModelSizes",
+    "VitStudent",
+    "create_model",
+    "is_beit",
+    "sizes_of",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,19 +7,23 @@ import torch
 from torch import nn
 
 STD = 0.015
+KEPT = ("gamma_1", "gamma_2", "relative_position_bias_table")
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module) -> None:
+def init_weights(model: nn.Module, std: float = STD) -> None:
     """Fills `model` as EVA-01 does, from torch's global random state.
 
     Matrices, the patch convolution, `pos_embed`, `cls_token` and `mask_token`: normal with std
-    0.015 truncated at one (not two) standard deviations. Biases 0, LayerNorm 1 and 0. Then the two
-    matrices that write to the residual stream in block i (counted from 1) are divided by sqrt(2 i).
+    0.015 truncated at one (not two) standard deviations; BEiT's code has `std` 0.02. Biases 0,
+    LayerNorm 1 and 0. Then the two matrices that write to the residual stream in block i (counted from
+    1) are divided by sqrt(2 i). LayerScale and tables of relative positions keep what they have.
     """
     for name, parameter in model.named_parameters():
+        if name.endswith(KEPT):
+            continue
         if parameter.ndim > 1:
-            nn.init.trunc_normal_(parameter, std=STD, a=-STD, b=STD)
+            nn.init.trunc_normal_(parameter, std=std, a=-std, b=std)
         else:
             is_norm_weight = "norm" in name and name.endswith("weight")
             nn.init.constant_(parameter, 1.0 if is_norm_weight else 0.0)

@@ -1,8 +1,11 @@
 """Students by name or by sizes."""
 
+from typing import Any
+
 import torch
 
-from eva_fast.model.sizes import sizes_of
+from eva_fast.model.beit import BeitViT
+from eva_fast.model.sizes import is_beit, sizes_of
 from eva_fast.model.vit import EvaViT
 
 
@@ -19,10 +22,13 @@ def create_model(
     drop_path: float = 0.0,
     compute_dtype: torch.dtype = torch.float32,
     kernels: str = "auto",
-) -> EvaViT:
-    """A student by name (`eva_g_patch14_224`, `eva_giant_patch14_224`, `eva_ti_patch16_224`, ...),
-    its sizes changed by keyword, or by keywords alone. Initial values come from torch's global
-    random state. ValueError for an unknown name or sizes that do not fit together."""
+) -> Any:
+    """A student by name, its sizes changed by keyword, or by keywords alone. Initial values come from
+    torch's global random state. ValueError for an unknown name or sizes that do not fit together.
+
+    Names: `eva_g_patch14_224`, `eva_giant_patch14_224`, `eva_ti_patch16_224`, ... are an `EvaViT`, and
+    so are keywords alone; `beit_base_patch16_224`, ... a `BeitViT`, with `mask_token` and `lm_head`
+    where `predict_dim` is given."""
     sizes = sizes_of(
         name,
         predict_dim=predict_dim,
@@ -33,4 +39,9 @@ def create_model(
         num_heads=num_heads,
         mlp_hidden=mlp_hidden,
     )
-    return EvaViT(sizes, drop_path=drop_path, compute_dtype=compute_dtype, kernels=kernels)
+    options: dict[str, Any] = dict(
+        drop_path=drop_path, compute_dtype=compute_dtype, kernels=kernels
+    )
+    if is_beit(name):
+        return BeitViT(sizes, masked=predict_dim is not None, **options)
+    return EvaViT(sizes, **options)

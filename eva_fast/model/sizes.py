@@ -15,7 +15,7 @@ PRESETS = {
     "g": (1408, 40, 16, 6144),
 }
 LONG = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h", "giant": "g"}
-_NAME = re.compile(r"(?:eva|vit)_(?P<size>[a-z]+)_patch(?P<patch>\d+)_(?P<image>\d+)")
+_NAME = re.compile(r"(?P<kind>eva|vit|beit)_(?P<size>[a-z]+)_patch(?P<patch>\d+)_(?P<image>\d+)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +62,15 @@ class ModelSizes:
         return self.grid[0] * self.grid[1]
 
 
+def is_beit(name: str | None) -> bool:
+    """Whether a name asks for `BeitViT`: a relative position bias and LayerScale instead of a position
+    embedding."""
+    match = _NAME.fullmatch(name or "")
+    return match is not None and match["kind"] == "beit"
+
+
 def sizes_of(name: str | None, **overrides: int | None) -> ModelSizes:
-    """Sizes of a preset such as `eva_g_patch14_224`, `eva_giant_patch14_224`, `vit_tiny_patch8_64`.
+    """Sizes of a preset such as `eva_g_patch14_224`, `beit_base_patch16_224`, `vit_tiny_patch8_64`.
 
     Any patch and image size may stand in the name; `overrides` that are not None win over it.
     `name=None` takes every size from `overrides`. ValueError names what is possible.
@@ -80,7 +87,7 @@ def sizes_of(name: str | None, **overrides: int | None) -> ModelSizes:
     size = match and LONG.get(match["size"], match["size"])
     if not match or size not in PRESETS:
         raise UsageError(
-            f"unknown model {name!r}: write eva_SIZE_patchP_R (or vit_...) with SIZE one of "
+            f"unknown model {name!r}: write eva_SIZE_patchP_R (or vit_..., beit_...) with SIZE one of "
             f"{', '.join(PRESETS)} or {', '.join(LONG)}, P the patch and R the image side in pixels, "
             "for example eva_g_patch14_224; or give every size by keyword"
         )

@@ -14,8 +14,8 @@ from eva_fast.layers import Precision, plain, plain_swin, swin
 from eva_fast.layers.recompute import spread
 from eva_fast.layers.stream import Scales, drop_path_scales
 from eva_fast.layers.window import Windows
+from eva_fast.model.student import KERNELS
 from eva_fast.model.swin_sizes import Stage, SwinSizes
-from eva_fast.model.vit import KERNELS
 
 STD = 0.02
 FIRST_NORM_WEIGHT = 1e-5
