@@ -127,7 +127,8 @@ class Objective:
         target = None
         if request is not None and teacher is not None:
             masked = request.rows == "masked"
-            rows = (batch.mask.numel(),) if masked else (size, setting.sizes.num_patches)
+            tokens = setting.sizes.num_patches + getattr(teacher, "cls", False)
+            rows = (batch.mask.numel(),) if masked else (size, tokens)
             target = torch.randn(*rows, int(teacher.dim), device=device)  # type: ignore[arg-type]
         return batch, target
 

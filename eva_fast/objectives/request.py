@@ -21,8 +21,9 @@ class Request:
 
     rows: Literal["masked", "all"] = "masked"
     """masked: [M,C], row-major over (image, masked patch). all: [B,N,C]."""
-    cls: bool = False
-    """Whether the CLS token's row comes first."""
+    cls: bool | Literal["optional"] = False
+    """Whether the CLS token's row comes first: all rows are [B,1+N,C]. optional: where the teacher has
+    one, which its `cls` says."""
     point: Literal["proj", "norm", "code"] = "proj"
     """proj: as the teacher gives features to others (CLIP: after `ln_post`, times `proj`); norm:
     after its own last norm; code: indices of a tokenizer, int64, `dim` of them."""
@@ -54,6 +55,7 @@ def open_teacher(given: Any, request: Request | None, setting: Setting) -> nn.Mo
         teacher = load_teacher(
             given, grid=setting.sizes.grid, device=str(setting.device), whiten=request.calibrated,
             dtype=None if dtype == torch.float32 else dtype,
+            point="norm" if request.point == "norm" else "proj", cls=request.cls,
         )  # fmt: skip
     _check_answers(teacher, request)
     return teacher
@@ -100,15 +102,20 @@ def _check_module(teacher: nn.Module, request: Request, grid: tuple[int, int]) -
 
 
 def _check_answers(teacher: nn.Module, request: Request) -> None:
-    """A teacher says in `point` what it gives, if not `proj`; none gives a CLS row yet."""
-    name, point = (
-        getattr(teacher, "name", type(teacher).__name__),
-        getattr(teacher, "point", "proj"),
-    )
-    if request.cls:
+    """A teacher says in `points` or `point` at which its features are, if not `proj`, and in `cls`
+    whether the CLS row is among them, if it is."""
+    name = getattr(teacher, "name", type(teacher).__name__)
+    points = getattr(teacher, "points", (getattr(teacher, "point", "proj"),))
+    has_cls = getattr(teacher, "cls", False)
+    if request.cls is True and not has_cls:
         raise UsageError(f"the objective asks for a CLS row, which teacher {name!r} does not give")
-    if request.point != point:
+    if request.cls is False and has_cls:
+        raise UsageError(
+            f"the objective asks for no CLS row, which teacher {name!r} gives: load_teacher(..., "
+            "cls=False) makes one that fits"
+        )
+    if request.point not in points:
         raise UsageError(
             f"the objective asks for features at {request.point!r}; teacher {name!r} gives them at "
-            f"{point!r}"
+            f"{' and '.join(map(repr, points))}"
         )

@@ -34,6 +34,11 @@ class Teacher(nn.Module):
 
     capturable = False
     """Whether `image_features` can be captured as a CUDA graph: it asks the host for nothing."""
+    points: tuple[str, ...] = ("proj", "norm")
+    """Where its features may be said to be from: "proj", as the network gives them to others, or "norm",
+    after its own last norm. Only a projection behind that norm tells the two apart."""
+    cls = False
+    """Whether the features of all patches have the CLS token's in front."""
     feature_mean: Tensor
     feature_std: Tensor
     is_whitened: Tensor
@@ -69,7 +74,8 @@ class Teacher(nn.Module):
         self.register_load_state_dict_post_hook(_after_load)
 
     def patch_features(self, images: Tensor, index: Tensor | None) -> Tensor:
-        """Features of normalised images [B,3,h,w]: [B,N,C], or [B,K,C] of the patches index[B,K]."""
+        """Features of normalised images [B,3,h,w]: [B,N,C] ([B,1+N,C] with `cls`), or [B,K,C] of the
+        patches index[B,K]."""
         raise TypeError(f"{type(self).__name__} does not say how it computes features")
 
     @torch.no_grad()
@@ -82,8 +88,8 @@ class Teacher(nn.Module):
                 [B,K] patch indices in ascending order. Integers need no host synchronisation.
 
         Returns:
-            float32 (float64 for a float64 teacher): [B,N,C] without a mask, else [B*K,C], row by
-            row over (image, patch).
+            float32 (float64 for a float64 teacher): [B,N,C] without a mask, [B,1+N,C] with the CLS
+            token's row where `cls`; else [B*K,C], row by row over (image, patch).
         """
         if self.whiten and not self.whitened:
             raise ValueError(

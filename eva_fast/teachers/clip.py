@@ -8,7 +8,7 @@ state dict; `weights/naming` brings other libraries' weights to them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -160,7 +160,7 @@ class ClipTower(nn.Module):
 
 class ClipTeacher(TowerTeacher):
     """A CLIP image tower as a teacher; the position embedding is interpolated where `grid` is not the
-    native one."""
+    native one. point: "proj", or "norm" for the features before the projection."""
 
     tower: ClipTower
 
@@ -171,8 +171,15 @@ class ClipTeacher(TowerTeacher):
         state: dict[str, Tensor],
         grid: tuple[int, int] | None = None,
         whiten: bool = False,
+        point: str = "proj",
+        cls: bool = False,
     ) -> None:
+        points = self.points if config.dim is None else (point,)
+        if point == "norm":
+            config = replace(config, dim=None)
+            state = {key: value for key, value in state.items() if key != "proj"}
         super().__init__(name, config.dim or config.width, config, grid, whiten)
+        self.points, self.cls = points, cls
         state = {key: value.float() for key, value in state.items()}
         state["positional_embedding"] = resize_positions(
             state["positional_embedding"], config.grid, self.grid
@@ -182,4 +189,4 @@ class ClipTeacher(TowerTeacher):
         self.tower.load_state_dict(state, assign=True)
 
     def image_features(self, images: Tensor, index: Tensor | None) -> Tensor:
-        return tower_features(self.tower, self.rows(images), index)
+        return tower_features(self.tower, self.rows(images), index, self.cls)

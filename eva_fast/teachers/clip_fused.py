@@ -22,8 +22,9 @@ from eva_fast.ops.embed_tokens import embed_tokens
 from eva_fast.ops.linear import linear
 
 
-def tower_features(tower: Any, rows: Tensor, index: Tensor | None) -> Tensor:
-    """Features [B,K,C] of the patches index [B,K], or of all, from patch rows [B,N,3 P P].
+def tower_features(tower: Any, rows: Tensor, index: Tensor | None, with_cls: bool) -> Tensor:
+    """Features [B,K,C] of the patches index [B,K], or of all, from patch rows [B,N,3 P P]. with_cls:
+    where all are wanted, the class token's are too, in front.
 
     tower: a `ClipTower` whose parameters have the dtype of `rows`. No gradients.
     """
@@ -32,7 +33,7 @@ def tower_features(tower: Any, rows: Tensor, index: Tensor | None) -> Tensor:
     x = embed_tokens(patches, None, cls, cls, positions)
     if tower.config.ln_pre:
         x = _normalised(Stream(x), tower.ln_pre)
-    wanted = _token_rows(x, index)
+    wanted = None if with_cls and index is None else _token_rows(x, index)
     stream = Stream(x)
     *blocks, last = tower.transformer.resblocks
     for block in blocks:
@@ -42,7 +43,7 @@ def tower_features(tower: Any, rows: Tensor, index: Tensor | None) -> Tensor:
     if tower.proj is None:
         return _normalised(stream, norm)
     out = projection_branch(stream, norm.weight, norm.bias, Matrix(tower.proj.t()), None, norm.eps)
-    return out.view(*wanted.shape, -1)
+    return out.view(len(x), -1, out.shape[-1])
 
 
 def _token_rows(x: Tensor, index: Tensor | None) -> Tensor:

@@ -150,7 +150,8 @@ class Block(nn.Module):
 
 
 class VitTower(nn.Module):
-    """Patch rows [B,N,3 P P] -> [B,K,C] features of K (or all) patches of a grid. No gradients."""
+    """Patch rows [B,N,3 P P] -> [B,K,C] features of K (or all) patches of a grid; `with_cls`: of the
+    first token and of all patches. No gradients."""
 
     def __init__(self, config: VitConfig, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -162,7 +163,7 @@ class VitTower(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width, config.eps)
 
-    def forward(self, rows: Tensor, index: Tensor | None = None) -> Tensor:
+    def forward(self, rows: Tensor, index: Tensor | None = None, with_cls: bool = False) -> Tensor:
         conv = self.patch_embed.proj
         patches = linear(rows, conv.weight.flatten(1), conv.bias) + self.positions
         x = torch.cat([self.prefix.expand(len(rows), -1, -1), patches], 1)
@@ -172,7 +173,7 @@ class VitTower(nn.Module):
             assert isinstance(block, Block)
             stream = block.feed_forward(block.attention(stream))
         assert isinstance(last, Block)
-        stream = last.feed_forward(_wanted(last, stream, index, self.config.prefix))
+        stream = last.feed_forward(_wanted(last, stream, index, self.config.prefix, with_cls))
         return add_layer_norm(*stream, self.norm.weight, self.norm.bias, self.norm.eps)[1]
 
 
@@ -189,14 +190,18 @@ class VitTeacher(TowerTeacher):
         state: Mapping[str, Tensor],
         grid: tuple[int, int] | None = None,
         whiten: bool = False,
+        cls: bool = False,
     ) -> None:
         super().__init__(name, config.width, config, grid, whiten)
+        self.cls = cls
+        if cls and "cls_token" not in state:
+            raise UsageError(f"teacher {name!r} has no CLS token")
         with torch.device("meta"):
             self.tower = VitTower(config, self.grid)
         self.tower.load_state_dict(folded(state, config, self.grid), assign=True)
 
     def image_features(self, images: Tensor, index: Tensor | None) -> Tensor:
-        return self.tower(self.rows(images), index)
+        return self.tower(self.rows(images), index, self.cls)
 
 
 def folded(
@@ -223,12 +228,17 @@ def folded(
     return out
 
 
-def _wanted(block: Block, stream: Stream, index: Tensor | None, prefix: int) -> Stream:
-    """The last attention, of the patches index [B,K] or of all. The op that asks for some rows alone
-    needs a token in front of the patches; without one all are computed and some go on."""
+def _wanted(
+    block: Block, stream: Stream, index: Tensor | None, prefix: int, with_cls: bool
+) -> Stream:
+    """The last attention, of the patches index [B,K] or of all, then with the first token too where
+    `with_cls`. The op that asks for some rows alone needs a token in front of the patches; without one
+    all are computed and some go on."""
     batch, tokens = stream.x.shape[:2]
     if index is None:
-        rows = torch.arange(prefix, tokens, dtype=torch.int32, device=stream.x.device)
+        rows = torch.arange(prefix - with_cls, tokens, dtype=torch.int32, device=stream.x.device)
+        if with_cls:
+            rows[0] = 0  # registers stand between the class token and the patches
         rows = rows.repeat(batch, 1)
     else:
         rows = index.to(torch.int32) + prefix

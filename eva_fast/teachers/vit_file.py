@@ -41,9 +41,14 @@ _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu
 _FEED_FORWARD = ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
 
 
-def read_vit(weights: Weights) -> tuple[VitConfig, dict[str, Tensor]]:
+def read_vit(
+    weights: Weights, hints: Mapping[str, Any] | None = None
+) -> tuple[VitConfig, dict[str, Tensor]]:
     """Sizes and weights of the vision transformer in a weight file, for which `naming.find(weights,
-    naming.VIT)` has an answer. UsageError for what does not fit together."""
+    naming.VIT)` has an answer. UsageError for what does not fit together.
+
+    hints: what is known of it (activation, image_size, eps, mean, std); what the file's surroundings
+    say goes before."""
     found = naming.find(weights, naming.VIT)
     assert found is not None
     names, prefix = found
@@ -56,7 +61,8 @@ def read_vit(weights: Weights) -> tuple[VitConfig, dict[str, Tensor]]:
     for name in ("patch_embed.proj.weight", "pos_embed", *_FEED_FORWARD):
         if name not in state:
             raise UsageError(f"{weights.path}: the vision transformer lacks {name!r}")
-    config = _config(weights, state, names)
+    known = {key: value for key, value in (hints or {}).items() if value is not None}
+    config = _config(weights, state, names, known | vit_hints(weights))
     with torch.device("meta"):
         expected = VitTower(config, config.grid).state_dict()
     what = f"a vision transformer of width {config.width} and {config.layers} layers"
@@ -64,7 +70,9 @@ def read_vit(weights: Weights) -> tuple[VitConfig, dict[str, Tensor]]:
     return config, state
 
 
-def _config(weights: Weights, state: Mapping[str, Tensor], names: naming.Naming) -> VitConfig:
+def _config(
+    weights: Weights, state: Mapping[str, Tensor], names: naming.Naming, hints: Mapping[str, Any]
+) -> VitConfig:
     conv, positions = state["patch_embed.proj.weight"], state["pos_embed"]
     if conv.ndim != 4 or conv.shape[1] != 3 or conv.shape[2] != conv.shape[3]:
         raise UsageError(
@@ -78,7 +86,6 @@ def _config(weights: Weights, state: Mapping[str, Tensor], names: naming.Naming)
             raise UsageError(f"{weights.path}: {name} is {shape}, not [1,tokens,{width}]")
     layers = 1 + max(int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
     prefix = sum(state[name].shape[1] for name in PREFIX if name in state)
-    hints = vit_hints(weights)
     usual = dict(_USUAL[names])
     if names is naming.vit.TIMM and any("attn_pool." in name for name in weights):
         usual = dict(_SIGLIP)

@@ -72,6 +72,17 @@ def test_what_a_teacher_does_not_give_is_refused(request_, message):
         open_teacher(Rows(), request_, setting())
 
 
+def test_a_cls_row_that_is_optional_is_the_teachers_to_give():
+    teacher, optional = Rows(), Request(rows="all", cls="optional")
+    assert open_teacher(teacher, optional, setting()) is teacher
+    teacher.cls = True
+    assert open_teacher(teacher, optional, setting()) is teacher
+    target = Everything().example(setting(), teacher, 5)[1]
+    assert target.shape == (5, 5, 6)
+    with pytest.raises(ValueError, match="asks for no CLS row, which teacher 'rows' gives"):
+        open_teacher(teacher, Request(rows="all"), setting())
+
+
 @pytest.mark.parametrize("whiten", [False, True])
 def test_eva_asks_for_masked_rows(whiten):
     asked = open_objective("eva").request(setting(whiten=whiten))
