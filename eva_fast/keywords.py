@@ -31,6 +31,7 @@ class PretrainOptions(TypedDict, total=False):
     mlp_hidden: int | None
     drop_path: float
     init_from: AnyPath | None
+    teacher_moved: bool
     whiten: bool | None
     data_moved: bool
     crop_scale: Pair

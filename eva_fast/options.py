@@ -72,6 +72,7 @@ def fit(name: str, kind: Any, value: Any) -> Any:
     if hasattr(value, "tolist"):
         value = value.tolist()
     if kind in (Path | None, Path):
+        require(value != "", f"{name} is empty: give a path, or leave it out")
         if isinstance(value, str | os.PathLike):
             return Path(value)
     elif kind in (int, int | None):

@@ -33,7 +33,7 @@ def test_what_a_resumed_run_may_change():
     length = {"steps", "epochs", "accumulate"}
     schedule = {"lr", "min_lr", "warmup_lr", "warmup_epochs", "betas", "eps", "weight_decay"}
     place = {"out", "resume", "init_from", "device", "kernels", "graph", "workers"}
-    place |= {"max_bad_share", "max_megapixels", "data_moved"}
+    place |= {"max_bad_share", "max_megapixels", "data_moved", "teacher_moved"}
     record = {"log_every", "picture_every", "track", "progress", "keep_checkpoints"}
     memory = {"grad_checkpointing", "grad_checkpointing_share"}
     when = {"checkpoint_every", "checkpoint_minutes"}
@@ -198,3 +198,11 @@ def test_a_path_is_the_same_relative_and_absolute(tmp_path, monkeypatch):
     assert Config.from_options({"teacher": "../u.pt", "data": "."}).changed(before).keys() == {
         "teacher"
     }
+
+
+@pytest.mark.parametrize("name", ["out", "init_from"])
+def test_an_empty_path_is_no_path(name):
+    """`--out=$RUN` with RUN unset is not the current folder."""
+    with pytest.raises(ValueError, match=f"{name} is empty"):
+        Config.from_options({name: ""})
+    assert Config.from_options({"out": "."}).run.out == Path(".")

@@ -1,5 +1,6 @@
 """The optimiser that runs `adamw`: one call for all parameters that share their settings."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -73,6 +74,11 @@ class FusedAdamW(torch.optim.AdamW):
         self._key: Any = None
         self.calls: list[_Call] = []
         """What the last step ran; another list when something moved or changed its form."""
+
+    # torch guards these against its compiler, which their first call therefore imports: more than a
+    # second, for what no one compiles here.
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
     @torch.no_grad()
     def step(self, closure=None, *, grad_scale: Tensor | None = None):  # type: ignore[override]

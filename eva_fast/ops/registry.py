@@ -28,6 +28,7 @@ import torch
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from eva_fast import native
+from eva_fast.ops.unguarded import leave_compiler_out
 
 FAMILIES = ("torch", "native", "triton")
 _HOMES = {"native": "eva_fast.ops.native", "triton": "eva_fast.kernels"}
@@ -245,6 +246,7 @@ def define(
             return flops(*arguments, **options)
 
         register_flop_formula(counted, get_raw=True)(formula)
+    leave_compiler_out(op.operator)
     _ops[name] = _by_operator[op.operator] = op
     return op
 

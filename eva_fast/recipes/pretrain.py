@@ -129,6 +129,7 @@ def _train(
     from eva_fast.train.kernels import settle_kernels
     from eva_fast.train.resolve import loader_options
     from eva_fast.train.same_data import as_before
+    from eva_fast.train.same_teacher import check_teacher
     from eva_fast.train.telemetry import Telemetry
 
     config, device, request = setting.config, setting.device, objective.request(setting)
@@ -143,6 +144,7 @@ def _train(
         out, resume_from = held.enter_context(open_folder(config))
         if resume_from is not None:
             source = as_before(source, config, out, resume_from)
+            check_teacher(teacher, config, out, resume_from)
         seed(config.run.seed, device)
         module = objective.build(setting, teacher).to(device)
         if resume_from is None and config.model.init_from is not None:

@@ -20,10 +20,10 @@ from eva_fast.teachers.base import Teacher, select_patches
 
 FILE = Path(__file__).parent / "mobilenet" / "mobilenet_v2.safetensors"
 STRIDE, DIM = 16, 96
-# On a CPU, so few images at a time that the feature maps stay in reach of its caches and are not
-# asked from the system anew each time: a third of the time for 64 images of 128 pixels (measured).
-# Fewer would make oneDNN sum in another order.
-PART = 16
+# On a CPU, pixels at a time: the feature maps of so few stay in reach of its caches, and their memory
+# is not asked from the system anew each time. 64 images of 128 pixels take half as long as 16 at a time
+# and a third of all at once (measured).
+PART = 12 * 128**2
 NATIVE = 14  # patches a side where nothing else is asked for: images of 224 pixels
 # (expansion, channels, repeats, stride of the first), table 2 of the paper, as far as it is used.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1))
@@ -97,6 +97,7 @@ class BuiltinTeacher(Teacher):
         self.network = mobilenet()
 
     def patch_features(self, images: Tensor, index: Tensor | None) -> Tensor:
-        parts = max(1, len(images) // PART) if images.device.type == "cpu" else 1
+        pixels = images[:, 0].numel() if images.device.type == "cpu" else 0
+        parts = min(max(1, -(-pixels // PART)), len(images) or 1)
         features = torch.cat([self.network(part) for part in images.tensor_split(parts)])
         return select_patches(features.flatten(2).mT, index)

@@ -65,7 +65,8 @@ def _start_from(out: Path, config: "Config") -> Path | None:
         return None
     if found is not None:
         other = config.changed(checkpoint.read_state(found)["options"])
-        other.pop("data", None)  # may be the same in another place: see same_data.py
+        for name in ("data", "teacher"):  # may be the same in another place: see same_*.py
+            other.pop(name, None)
         if other:
             changes = ", ".join(f"{k}: {then!r} -> {now!r}" for k, (then, now) in other.items())
             raise UsageError(

@@ -17,6 +17,7 @@ from eva_fast.train.baseline import LOSS, Baseline
 from eva_fast.train.guard import Guard
 from eva_fast.train.optimizer import Ema, make_optimizer
 from eva_fast.train.same_data import without_names
+from eva_fast.train.same_teacher import fingerprint
 from eva_fast.train.sums import Sums
 
 # What a run that goes on may change in the optimiser; its learning rate is set each step.
@@ -41,6 +42,7 @@ class TrainState:
     step: int = 0
     kernels: dict[str, str] = field(default_factory=dict)
     """{op: implementation}, kept so that a resumed run rounds as before."""
+    _fingerprint: str | None = None
 
     def __post_init__(self):
         self.optimizer.allocate()
@@ -82,9 +84,16 @@ class TrainState:
             "step": self.step,
             "loader": self.loader.state_dict(),
             "kernels": self.kernels,
+            "teacher": self._teacher_fingerprint(),
             "options": options,
         }
         return checkpoint.save(root, self.step, self._tensors(), state, keep)
+
+    def _teacher_fingerprint(self) -> str | None:
+        """Of the frozen teacher: asked for once a run."""
+        if self._fingerprint is None and self.teacher is not None:
+            self._fingerprint = fingerprint(self.teacher)
+        return self._fingerprint
 
     def restore(self, folder: Path, data_moved: bool = False) -> None:
         """Continues exactly where the checkpoint was written: weights, optimiser, random state,

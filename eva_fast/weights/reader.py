@@ -8,6 +8,7 @@ weights.metadata                     # what a safetensors file says of itself
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import pickle
 import re
@@ -24,14 +25,19 @@ from torch import Tensor
 from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.weights import folder
 from eva_fast.weights.hashes import check_hash
+from eva_fast.weights.text import text_hint
 from eva_fast.weights.torchscript import is_torchscript, read_torchscript
 
+log = logging.getLogger(__name__)
 FORMATS = (
     "a safetensors file, a state dict saved by torch.save, or a TorchScript archive "
     "such as OpenAI's ViT-L-14.pt"
 )
-# What training code puts around a state dict, the average of the weights first.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module")
+# What training code puts around a state dict. Averages of the weights come first: DINO's teacher is one.
+WRAPPERS = (
+    "state_dict_ema", "model_ema", "model_ema_state_dict", "params_ema", "ema", "teacher",
+    "state_dict", "model_state_dict", "model", "module", "net", "network", "params", "student",
+)  # fmt: skip
 # What DistributedDataParallel and torch.compile put in front of every name.
 PREFIXES = ("module.", "_orig_mod.")
 # Beside tensors and plain containers: harmless data that training code keeps in its checkpoints.
@@ -113,13 +119,17 @@ def _read_file(path: Path) -> Weights:
     check_hash(path)
     try:
         with path.open("rb") as file:
-            start = file.read(16)
+            start = file.read(512)
+        if hint := text_hint(start):
+            raise UsageError(f"{path} holds no weights: {hint}")
         if path.suffix == ".safetensors" or start[8:9] == b"{":
             kind, (tensors, metadata) = "safetensors", _open_safetensors(path)
         elif start[:4] == b"PK\x03\x04" and is_torchscript(path):
             kind, (tensors, metadata) = "torchscript", read_torchscript(path)
         else:
             kind, tensors, metadata = "torch", _load_pickle(path, start[:4] == b"PK\x03\x04"), {}
+    except UsageError:
+        raise
     except pickle.UnpicklingError as error:
         if start[:1] not in (b"P", b"\x80") or "truncated" in str(error):
             raise _damaged(path, error) from error
@@ -140,13 +150,25 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Callable[[], Tensor]], dict
 def _load_pickle(path: Path, mmap: bool) -> dict[str, Callable[[], Tensor]]:
     with torch.serialization.safe_globals(_PLAIN_CLASSES):
         state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    while isinstance(state, Mapping):
-        inner = next((k for k in WRAPPERS if isinstance(state.get(k), Mapping)), None)
-        if inner is None:
-            break
-        state = state[inner]
+    while inner := [name for name in WRAPPERS if _holds_tensors(state, name)]:
+        if len(inner) > 1:
+            log.info(
+                "%s holds several state dicts: %r is read, not %s. For another: "
+                "torch.save(torch.load(%r)[%r], 'other.pth')",
+                path, inner[0], ", ".join(map(repr, inner[1:])), str(path), inner[1],
+            )  # fmt: skip
+        state = state[inner[0]]
     found = state.items() if isinstance(state, Mapping) else ()
     return {k: v.detach for k, v in found if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def _holds_tensors(state: Any, name: str) -> bool:
+    """Whether entry `name` is a state dict, or has one in it."""
+    value = state.get(name) if isinstance(state, Mapping) else None
+    return isinstance(value, Mapping) and (
+        any(isinstance(v, Tensor) for v in value.values())
+        or any(_holds_tensors(value, inner) for inner in WRAPPERS)
+    )
 
 
 def _damaged(path: Path, error: Exception) -> UsageError:

@@ -7,11 +7,15 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import eva_fast
+from eva_fast.model import create_model
+from eva_fast.teachers import load_teacher
 from eva_fast.train import checkpoint
 from eva_fast.train.examples import Examples
+from eva_fast.weights import write_student
 from tests.data.pictures import write_shard
 
 TINY = dict(
@@ -272,6 +276,51 @@ def test_other_data_is_refused_unless_told_that_it_moved(tmp_path, how):
     _go_on(str(new), tmp_path / "r", steps=5)  # told once
 
 
+# ---- a teacher that moved ----
+
+
+def _teacher_file(path, seed=0):
+    torch.manual_seed(seed)
+    student = create_model("eva_ti_patch16_96", depth=1, embed_dim=64, num_heads=1, mlp_hidden=32)
+    path.parent.mkdir(exist_ok=True)
+    write_student(student, path)
+    return path
+
+
+def test_a_teacher_that_moved(tmp_path, caplog):
+    data, old = str(_pictures(tmp_path / "data")), _teacher_file(tmp_path / "old" / "t.safetensors")
+    _train(data, tmp_path / "r", teacher=old)
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    new = tmp_path / "new" / "t.safetensors"
+    _go_on(data, tmp_path / "r", teacher=new)
+    assert "the same weights" in caplog.text
+    _go_on(data, tmp_path / "r", teacher=load_teacher(new, grid=(6, 6)), steps=5)  # from Python
+    other = _teacher_file(tmp_path / "other.safetensors", seed=1)
+    with pytest.raises(ValueError, match="teacher: .*its weights differ.*--teacher-moved"):
+        _go_on(data, tmp_path / "r", teacher=other, steps=6)
+    _go_on(data, tmp_path / "r", teacher=other, teacher_moved=True, steps=6)
+    assert "as asked" in caplog.text and "computes otherwise" not in caplog.text
+
+
+def test_other_weights_under_the_name_of_the_teacher_are_noticed(tmp_path, caplog):
+    data, teacher = str(_pictures(tmp_path / "data")), tmp_path / "t.safetensors"
+    _train(data, tmp_path / "r", teacher=_teacher_file(teacher))
+    _go_on(data, tmp_path / "r", teacher=teacher)
+    assert "computes otherwise" not in caplog.text
+    _go_on(data, tmp_path / "r", teacher=_teacher_file(teacher, seed=1), steps=5)
+    assert "computes otherwise" in caplog.text
+
+
+def test_a_teacher_that_moved_since_a_run_of_an_earlier_version(tmp_path):
+    data = str(_pictures(tmp_path / "data"))
+    _train(data, tmp_path / "r", teacher=_teacher_file(tmp_path / "a.safetensors"))
+    _edit_state(tmp_path / "r", lambda state: state.pop("teacher"), None)
+    new = shutil.move(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match="nothing tells whether.*--teacher-moved"):
+        _go_on(data, tmp_path / "r", teacher=new)
+    _go_on(data, tmp_path / "r", teacher=new, teacher_moved=True)
+
+
 @pytest.mark.parametrize("kind", ["folder", "shards", "list"])
 def test_other_files_under_the_same_count_are_noticed(tmp_path, kind):
     folder = _pictures(tmp_path / "data")
@@ -317,11 +366,11 @@ def test_a_checkpoint_without_names_goes_on(tmp_path):
     assert len(state["loader"]["feed"]["names"]) == 1 and len(state["loader"]["contents"]) == 12
 
 
-def _edit_state(out, edit):
-    """Writes a run's newest checkpoint again with another state of the loader."""
+def _edit_state(out, edit, part="loader"):
+    """Writes a run's newest checkpoint again with another state of the loader, or of all."""
     folder = checkpoint.newest(out / "checkpoints")
     state = checkpoint.read_state(folder)
-    edit(state["loader"])
+    edit(state[part] if part else state)
     (folder / checkpoint.STATE).write_text(json.dumps(state))
     manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
     path = folder / checkpoint.STATE

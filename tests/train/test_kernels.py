@@ -146,3 +146,14 @@ def test_the_head_is_measured_whole_where_there_is_a_fused_one(parts, monkeypatc
     mask = torch.arange(6, dtype=torch.int32).repeat(2, 1)
     model.loss(torch.randn(2, 3, 32, 32), mask, torch.randn(12, model.sizes.predict_dim))
     assert taken == [faster]
+
+
+def test_a_cpu_measures_on_a_few_images(caplog):
+    """Larger batches share what was measured."""
+    caplog.set_level(logging.INFO, "eva_fast")
+    settle(*run_parts(batch_size=16, accumulate=1))
+    assert "kernels measured" in caplog.text
+    caplog.clear()
+    for size in (24, 64):
+        settle(*run_parts(batch_size=size, accumulate=1))
+    assert "kernels measured" not in caplog.text and "as measured before" in caplog.text

@@ -4,6 +4,7 @@ import argparse
 import datetime
 import hashlib
 import io
+import logging
 import os
 import pickle
 import random
@@ -86,6 +87,13 @@ def test_torch_and_safetensors(tmp_path, suffix):
         ["model", "state_dict"],
         ["state_dict_ema"],
         ["model_ema", "module"],
+        ["teacher"],
+        ["ema", "module"],
+        ["net"],
+        ["network"],
+        ["params"],
+        ["params_ema"],
+        ["student"],
     ],
     ids=".".join,
 )
@@ -103,6 +111,43 @@ def test_an_average_is_preferred(tmp_path):
     state = {"model": {"a": torch.zeros(1)}, "model_ema": {"a": torch.ones(1)}}
     torch.save(state, tmp_path / "x.pt")
     assert read(tmp_path / "x.pt")["a"] == 1
+
+
+def test_one_of_several_is_read_and_said(tmp_path, caplog):
+    """DINO's checkpoints hold a student and a teacher, which is the average of students."""
+    caplog.set_level(logging.INFO, "eva_fast")
+    state = {"student": {"module.a": torch.zeros(1)}, "teacher": {"a": torch.ones(1)}, "epoch": 3}
+    torch.save(state, tmp_path / "x.pth")
+    assert read(tmp_path / "x.pth")["a"] == 1
+    assert "'teacher' is read, not 'student'" in caplog.text and "['student']" in caplog.text
+
+
+def test_an_entry_without_tensors_is_no_state_dict(tmp_path):
+    state = {"params": {"lr": 0.1}, "ema": {"decay": 0.99}, "model": {"a": torch.ones(1)}}
+    torch.save(state, tmp_path / "x.pth")
+    assert list(read(tmp_path / "x.pth")) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "content, hint",
+    [
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+            "git lfs pull",
+        ),
+        ("<!DOCTYPE html>\n<html><head>Sign in</head></html>", "a web page.*/resolve/"),
+        ("\ufeff  <html lang='en'>gone</html>", "a web page"),
+        ('{"error": "Repository not found"}', "it is JSON"),
+        ("/annex/objects/MD5E-s10--abcdef.pth\n", "git annex get"),
+        ("outs:\n- md5: 0123456789\n  path: x.pth\n", "text and begins with 'outs:'"),
+    ],
+    ids=["lfs", "html", "html with a mark", "json", "annex", "dvc"],
+)
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors", "x.bin"])
+def test_text_in_place_of_weights(tmp_path, content, hint, name):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=hint):
+        read(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Keeps the record of images that cannot be read: once each, and stops a run that has too many."""
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -21,7 +20,8 @@ class BadImages:
     """Counts the images tried and the bad ones, and writes each bad one once to a JSON-lines file.
 
     Several ranks may share the file: a writer first reads, under a lock, what the others added. A
-    file of an earlier part of the run is continued.
+    file of an earlier part of the run is continued. Images are told apart by their numbers, which stay
+    where the data moves and every name becomes another.
 
     `path` None only counts. `limit` is the highest bearable share of bad images among those tried.
     """
@@ -46,18 +46,17 @@ class BadImages:
 
     def record(self, image_id: int, name: str, reason: str) -> None:
         """Writes one bad image, unless it has been written before."""
-        key = _key(image_id, name)
         if self.path is None:
-            self._seen.add(key)
+            self._seen.add(image_id)
             return
         with open(self.path, "ab") as file, _locked(file):
             self._read_new_lines()
-            if key not in self._seen:
+            if image_id not in self._seen:
                 line = json.dumps({"id": image_id, "name": name, "reason": reason})
                 # a run killed while writing leaves half a line: end it first
                 half = file.tell() > self._read_bytes
                 file.write(b"\n" * half + line.encode() + b"\n")
-                self._seen.add(key)
+                self._seen.add(image_id)
 
     def add(self, epoch: int, tried: int, bad: int) -> None:
         """Counts a batch; raises RuntimeError where the share of bad images is above the limit.
@@ -92,13 +91,7 @@ class BadImages:
                 self._read_bytes += len(line)
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     entry = json.loads(line)
-                    self._seen.add(_key(entry["id"], entry["name"]))
-
-
-def _key(image_id: int, name: str) -> int:
-    text = f"{image_id} {name}".encode(errors="surrogatepass")  # names need not be valid UTF-8
-    digest = hashlib.blake2b(text, digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+                    self._seen.add(int(entry["id"]))
 
 
 @contextlib.contextmanager

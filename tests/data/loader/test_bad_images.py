@@ -70,3 +70,13 @@ def test_a_limit_of_zero_stops_at_the_first():
     record.add(0, 500, 0)
     with pytest.raises(RuntimeError, match="1 of 501"):
         record.add(0, 1, 1)
+
+
+def test_an_image_counts_once_wherever_it_lies(tmp_path):
+    """Data that moved has other names for the same numbers."""
+    for root in ("/old", "/new"):
+        record = BadImages(tmp_path / "bad.jsonl", 0.05, 1000)
+        for number in (3, 7):
+            record.record(number, f"{root}/{number}.jpg", "noise")
+        assert record.count == 2
+    assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 2
