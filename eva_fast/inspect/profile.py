@@ -6,7 +6,6 @@ the last ones run under the profiler (trace, top operators, memory).
 """
 
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -21,21 +20,16 @@ from rich.table import Table
 
 from eva_fast.config import Config
 from eva_fast.errors import UsageError
-from eva_fast.evaluate.figures import pyplot
 from eva_fast.files import atomic_write, fresh_folder, writing_to
+from eva_fast.inspect.traced import (
+    TopOperator,
+    device_seconds,
+    draw_memory,
+    memory_events,
+    top_operators,
+)
 
-log = logging.getLogger(__name__)
 TRACE, MEMORY, SUMMARY = "trace.json", "memory.png", "profile.json"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TopOperator:
-    """An operator of the profiled steps; its own time, without what it called."""
-
-    name: str
-    calls: int
-    seconds: float
-    share: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,9 +135,9 @@ def profile(
         shutil.rmtree(scratch, ignore_errors=True)
 
     marks.profiler.export_chrome_trace(str(folder / TRACE))
-    events = _memory_events(marks.profiler, device)
-    drawn = _draw_memory(events, folder / MEMORY, device)
-    own = _device_seconds(marks.profiler, device, watched)
+    events = memory_events(marks.profiler, device)
+    drawn = draw_memory(events, folder / MEMORY, device)
+    own = device_seconds(marks.profiler, device, watched)
     times = waits, host, own
     found = _summarise(config, result, marks, device, times, folder, drawn, events, steps)
     data = {**asdict(found), "folder": None, "trace": TRACE, "memory": drawn and MEMORY}
@@ -190,12 +184,6 @@ def _means(metrics: Path, warmup: int, steps: int) -> tuple[float, float]:
         sum(line["data_wait"] for line in timed) / count,
         sum(line["host_ms"] for line in timed) / 1e3 / count,
     )
-
-
-def _device_seconds(profiler: Any, device: torch.device, watched: int) -> float | None:
-    if device.type != "cuda":
-        return None
-    return sum(e.self_device_time_total for e in profiler.key_averages()) / 1e6 / watched
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -248,69 +236,10 @@ def _summarise(
         mfu=flops / seconds / peak,
         peak_flops=peak,
         peak_bytes=max((level for _, level in events), default=0),
-        top=_top(marks.profiler, device),
+        top=top_operators(marks.profiler, device),
         trace=folder / TRACE,
         memory=drawn,
     )
-
-
-def _top(profiler: Any, device: torch.device, most: int = 15) -> tuple[TopOperator, ...]:
-    """Operators by their own time on the device."""
-    name = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    averages = profiler.key_averages()
-    total = sum(getattr(e, name) for e in averages) or 1
-    largest = sorted(averages, key=lambda e: -getattr(e, name))[:most]
-    return tuple(
-        TopOperator(
-            name=e.key,
-            calls=e.count,
-            seconds=getattr(e, name) / 1e6,
-            share=getattr(e, name) / total,
-        )
-        for e in largest
-        if getattr(e, name) > 0
-    )
-
-
-def _memory_events(profiler: Any, device: torch.device) -> list[tuple[int, int]]:
-    """(nanoseconds since the first, bytes above the level at the start) after each allocation and
-    release on the device."""
-    kind = torch._C._autograd.DeviceType.CUDA if device.type == "cuda" else None
-    changes = [
-        e
-        for e in profiler.profiler.kineto_results.events()
-        if e.name() == "[memory]" and (kind is None or e.device_type() == kind)
-    ]
-    changes.sort(key=lambda e: e.start_ns())
-    level, found = 0, []
-    for event in changes:
-        level += event.nbytes()
-        found.append((event.start_ns() - changes[0].start_ns(), level))
-    return found
-
-
-def _draw_memory(events: list[tuple[int, int]], path: Path, device: torch.device) -> Path | None:
-    """The figure's file, or None with a word in the log: a missing plot library costs no number."""
-    try:
-        plt = pyplot()
-    except UsageError as error:
-        log.warning("no picture of the memory: %s", error)
-        return None
-    figure, axes = plt.subplots(figsize=(7, 2.6))
-    axes.fill_between(
-        [t / 1e9 for t, _ in events],
-        [level / 1e6 for _, level in events],
-        step="post",
-        color="#D55E00",
-        alpha=0.7,
-        linewidth=0,
-    )
-    axes.set_xlabel("seconds")
-    axes.set_ylabel("MB above the start")
-    axes.set_title(f"tensor memory of the profiled steps, {device.type}", fontsize=9, loc="left")
-    figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
-    return path
 
 
 def render(result: ProfileResult) -> Group:

@@ -30,7 +30,8 @@ def fingerprint(teacher: nn.Module) -> str:
     for name in sorted(tensors.keys() - own):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        raw: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        digest.update(raw)
     return digest.hexdigest()
 
 

@@ -8,85 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eva_fast.errors import UsageError
-from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 from eva_fast.model import create_model
 from eva_fast.teachers import load_teacher
 from eva_fast.teachers.vit import VitTeacher
-from eva_fast.weights import naming, write_student
+from eva_fast.weights import write_student
 from tests.teachers.backbones import pixels
-from tests.weights.networks import random_, same
-
-transformers = pytest.importorskip("transformers")
-timm = pytest.importorskip("timm")
-transformers.logging.set_verbosity_error()
-
-SIZES = dict(
-    hidden_size=66, num_hidden_layers=3, num_attention_heads=3, image_size=48, patch_size=12
-)
-HALF = (0.5, 0.5, 0.5)
-
-
-def normalised(images, mean=HALF, std=HALF):
-    return (images / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-
-
-def close(found, expected):
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-
-
-def hf(kind, **options):
-    """A model of transformers with numbers of its own."""
-    config = {
-        "siglip": transformers.SiglipVisionConfig,
-        "siglip model": transformers.SiglipVisionConfig,
-        "dinov2": transformers.Dinov2Config,
-        "registers": transformers.Dinov2WithRegistersConfig,
-        "vit": transformers.ViTConfig,
-        "vit classifier": transformers.ViTConfig,
-        "deit": transformers.DeiTConfig,
-    }[kind](
-        **{
-            **SIZES,
-            **({} if "dino" in kind or kind == "registers" else {"intermediate_size": 150}),
-            **options,
-        }
-    )
-    model = {
-        "siglip": transformers.SiglipVisionModel,
-        "dinov2": transformers.Dinov2Model,
-        "registers": transformers.Dinov2WithRegistersModel,
-        "vit": transformers.ViTModel,
-        "vit classifier": transformers.ViTForImageClassification,
-        "deit": transformers.DeiTModel,
-    }  # fmt: skip
-    if kind == "siglip model":
-        text = dict(
-            hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
-        )
-        both = transformers.SiglipConfig(
-            vision_config=config.to_dict(), text_config={**text, "vocab_size": 10}
-        )
-        return random_(transformers.SiglipModel(both))
-    return random_(model[kind](config))
-
-
-PREFIX = {
-    "siglip": 0,
-    "siglip model": 0,
-    "dinov2": 1,
-    "registers": 5,
-    "vit": 1,
-    "vit classifier": 1,
-    "deit": 2,
-}
-IMAGENETS = ("dinov2", "registers")
-
-
-@torch.no_grad()
-def features(model, kind, images):
-    tower = getattr(model, "vision_model", getattr(model, "vit", model))
-    statistics = (IMAGENET_MEAN, IMAGENET_STD) if kind in IMAGENETS else (HALF, HALF)
-    return tower(normalised(images, *statistics)).last_hidden_state[:, PREFIX[kind] :]
+from tests.teachers.vits import PREFIX, close, dinov2, features, hf, normalised
+from tests.weights.networks import random_
 
 
 @pytest.mark.parametrize("kind", PREFIX)
@@ -163,90 +91,6 @@ def test_another_grid(tmp_path):
     close(teacher(images), features(model, "registers", images))
 
 
-def dinov2(registers):
-    """timm's DINOv2, whose features are the authors' own, and its weights under their names."""
-    kind = "vit_small_patch14_reg4_dinov2" if registers else "vit_small_patch14_dinov2"
-    model = random_(timm.create_model(kind, depth=2, img_size=56, num_classes=0))
-    state = {**model.state_dict(), "mask_token": torch.zeros(1, 384)}
-    if registers:
-        state["register_tokens"] = state.pop("reg_token")
-        place = torch.randn(1, 1, 384)  # timm adds it to the class token
-        state["cls_token"] = state["cls_token"] - place
-        state["pos_embed"] = torch.cat([place, state["pos_embed"]], 1)
-    return model, state
-
-
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
-@pytest.mark.parametrize("registers", [False, True], ids=["plain", "registers"])
-def test_dinov2_by_its_authors(tmp_path, registers, prefix):
-    model, state = dinov2(registers)
-    path = tmp_path / "dinov2_vits14_pretrain.pth"
-    torch.save({prefix + name: value for name, value in state.items()}, path)
-    images = pixels((56, 56))
-    with torch.no_grad():
-        expected = model.forward_features(normalised(images, IMAGENET_MEAN, IMAGENET_STD))
-    close(load_teacher(path)(images), expected[:, 1 + 4 * registers :])
-
-
-TIMM = {
-    "vit": ("vit_tiny_patch16_224", dict(img_size=48, num_classes=5)),
-    "no class token": (
-        "vit_tiny_patch16_224",
-        dict(img_size=48, class_token=False, global_pool="avg", fc_norm=False),
-    ),
-    "registers": ("vit_small_patch14_reg4_dinov2", dict(img_size=56)),
-    "distilled": ("deit_tiny_distilled_patch16_224", dict(img_size=48)),
-    "patch 32, layer scale": ("vit_tiny_patch16_224", dict(img_size=96, patch_size=32, init_values=0.1)),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind, options", TIMM.values(), ids=TIMM)
-@pytest.mark.parametrize("module", [False, True], ids=["plain", "DataParallel"])
-def test_timm_without_a_name(tmp_path, kind, options, module, caplog):
-    """Neither the file's name nor a configuration says which model it is."""
-    model = random_(timm.create_model(kind, depth=2, **options))
-    state = {("module." if module else "") + k: v for k, v in model.state_dict().items()}
-    save_file(state, tmp_path / "mine.safetensors")
-    with caplog.at_level(logging.WARNING, "eva_fast"):
-        teacher = load_teacher(tmp_path / "mine.safetensors")
-    size = options["img_size"]
-    images = pixels((size, size))
-    scaled = "ls1" in " ".join(state)
-    statistics = (IMAGENET_MEAN, IMAGENET_STD) if scaled else (HALF, HALF)
-    with torch.no_grad():
-        expected = model.forward_features(normalised(images, *statistics))
-    close(teacher(images), expected[:, model.num_prefix_tokens :])
-    assert "timm/NAME:FILE" in caplog.text
-
-
-def test_the_timm_tower_of_an_open_clip_file(tmp_path, caplog):
-    """SigLIP as open_clip saves it; its configuration says how images are normalised."""
-    options = dict(depth=2, img_size=48, patch_size=12, num_classes=0, act_layer="gelu_tanh")
-    model = random_(timm.create_model("vit_base_patch16_siglip_224", **options))
-    state = {f"visual.trunk.{name}": value for name, value in model.state_dict().items()}
-    state["text.token_embedding.weight"] = torch.zeros(3, 4)
-    save_file(state, tmp_path / "open_clip_model.safetensors")
-    statistics = dict(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": statistics}))
-    images = pixels((48, 48))
-    teacher = load_teacher(tmp_path)
-    with torch.no_grad():
-        expected = model.forward_features(normalised(images, *statistics.values()))
-    close(teacher(images), expected)
-    assert "assuming activation gelu_tanh. A config.json" in caplog.text
-
-
-def test_timm_folder_is_timms_own(tmp_path):
-    """With a configuration the library itself builds and runs it."""
-    model = random_(timm.create_model("vit_tiny_patch16_224", depth=2, img_size=48))
-    timm.models.save_for_hf(model, tmp_path)
-    images = pixels((48, 48))
-    config = model.pretrained_cfg
-    with torch.no_grad():
-        expected = model.forward_features(normalised(images, config["mean"], config["std"]))[:, 1:]
-    close(load_teacher(tmp_path)(images), expected)
-
-
 def test_a_student_of_ones_own(tmp_path, caplog):
     """Its heads and normalisation are known."""
     sizes = dict(img_size=48, patch_size=12, embed_dim=66, depth=2, num_heads=3, mlp_hidden=150)
@@ -265,21 +109,6 @@ def test_gated_mlps(tmp_path, kind):
     model.save_pretrained(tmp_path)
     images = pixels((48, 48))
     close(load_teacher(tmp_path)(images), features(model, kind, images))
-
-
-@pytest.mark.parametrize("authors", [False, True], ids=["timm", "DINOv2's authors"])
-def test_gated_mlps_without_a_name(tmp_path, authors):
-    options = dict(depth=2, embed_dim=64, num_heads=1, img_size=56, num_classes=0, mlp_ratio=4)
-    model = random_(timm.create_model("vit_giant_patch14_dinov2", **options))
-    state = dict(model.state_dict())
-    if authors:
-        state = {n.replace("fc1", "w12").replace("fc2", "w3"): t for n, t in state.items()}
-        state["mask_token"] = torch.zeros(1, 64)
-    save_file(state, tmp_path / "mine.safetensors")
-    images = pixels((56, 56))
-    with torch.no_grad():
-        expected = model.forward_features(normalised(images, IMAGENET_MEAN, IMAGENET_STD))[:, 1:]
-    close(load_teacher(tmp_path / "mine.safetensors")(images), expected)
 
 
 def test_metadata_that_is_no_sizes(tmp_path):
@@ -326,36 +155,3 @@ def test_what_does_not_fit_is_named(tmp_path):
         UsageError, match=r"missing 1: blocks\.1\.norm1\.bias; unknown 1: embeddings"
     ):
         load_teacher(tmp_path)
-
-
-HEADS = ("head.", "vision_model.head.", "classifier.", "logit", "text_model.")
-UNREAD = ("mask_token", "pooler")
-
-
-@pytest.mark.parametrize("kind", PREFIX)
-def test_the_tables_go_both_ways(tmp_path, kind):
-    """What is written again is what the file held, but for heads and what only pre-training needs."""
-    hf(kind).save_pretrained(tmp_path)
-    file = load_file(tmp_path / "model.safetensors")
-    names, prefix = naming.find(file, naming.VIT)
-    back = names.under(prefix, names.library).write(names.read(file, prefix))
-    same(
-        back,
-        {
-            k: v
-            for k, v in file.items()
-            if not k.startswith(HEADS) and not any(u in k for u in UNREAD)
-        },
-    )
-
-
-def test_both_tables_of_dinov2_and_of_students(tmp_path):
-    _, state = dinov2(registers=True)
-    names = naming.vit.DINOV2
-    assert naming.find(state, naming.VIT) == (names, "")
-    same(names.write(names.read(state, "")), {k: v for k, v in state.items() if k != "mask_token"})
-    student = random_(create_model("eva_ti_patch16_32", depth=1, predict_dim=7)).state_dict()
-    names = naming.vit.EVA
-    assert naming.find(student, naming.VIT) == (names, "")
-    back = names.write(names.read(student, ""))
-    same(back, {k: v for k, v in student.items() if k != "mask_token" and "lm_head" not in k})
