@@ -45,6 +45,10 @@ class PretrainOptions(TypedDict, total=False):
     objective: Any
     mask_count: int | None
     mask_min_block: int | None
+    decoder_dim: int
+    decoder_depth: int | None
+    decoder_heads: int
+    norm_pix: bool
     batch_size: int
     accumulate: int
     steps: int | None

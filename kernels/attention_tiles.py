@@ -136,7 +136,9 @@ def same_strides(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 def limits(case: Case) -> str | None:
     """What the kernels do not take, see `eva_fast.ops.registry.Implementation`."""
-    return None if case.sizes[-1:] <= (256,) else "takes heads of up to 256 values"
+    width = case.sizes[-1:]
+    # below 16, the least that a product takes, a tile would reach beyond its head
+    return None if not width or 16 <= width[0] <= 256 else "takes heads of 16 to 256 values"
 
 
 def sizes_of(q: torch.Tensor, k: torch.Tensor) -> tuple:

@@ -19,7 +19,7 @@ from eva_fast.evaluate.compare import compare
 from eva_fast.evaluate.features import PIXELS, Extractor, pixel_features, student_features
 from eva_fast.evaluate.probes import PROBES, require_sklearn
 from eva_fast.evaluate.splits import known_labels, open_labelled, split
-from eva_fast.evaluate.students import find_weights, load_student, random_student, run_config
+from eva_fast.evaluate.students import find_weights, load_student, run_config, untrained
 from eva_fast.evaluate.verdict import RANDOM, verdicts
 from eva_fast.files import atomic_write, writing_to
 from eva_fast.teachers import load_teacher
@@ -79,7 +79,7 @@ def evaluate(
     student = load_student(weights, where)
     extractors: dict[str, Extractor] = {
         "student": student_features(student),
-        RANDOM: student_features(random_student(student.sizes, where)),
+        RANDOM: student_features(untrained(student, where)),
         f"{PIXELS}x{PIXELS} pixels": pixel_features,
     }
     judge = _open_teacher(teacher, run_config(weights), student.grid, where)

@@ -8,16 +8,18 @@ import torch
 import yaml
 
 from eva_fast.errors import MissingFileError, UsageError
-from eva_fast.model import EvaViT, ModelSizes, create_model, sizes_of
+from eva_fast.model import EvaViT, MaeEncoder, ModelSizes, create_model, sizes_of
+from eva_fast.objectives import OBJECTIVES, open_objective
 from eva_fast.options import user_path
 from eva_fast.train import checkpoint
-from eva_fast.weights import infer_sizes, read_student
+from eva_fast.weights import infer_sizes, read, read_student
 from eva_fast.weights.folder import weight_file
-from eva_fast.weights.naming import official
-from eva_fast.weights.student import PRETRAINING_ONLY, SIZE_NAMES
+from eva_fast.weights.naming import official, timm
+from eva_fast.weights.student import MAE, PRETRAINING_ONLY, SIZE_NAMES
 
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 RANDOM_INIT_SEED = 0
+Student = EvaViT | MaeEncoder
 
 
 def find_weights(run_or_weights: str | Path) -> Path:
@@ -50,23 +52,26 @@ def run_config(weights: Path) -> dict[str, Any]:
     return options if isinstance(options, dict) else {}
 
 
-def load_student(weights: Path, device: torch.device) -> EvaViT:
+def load_student(weights: Path, device: torch.device) -> Student:
     """The model of a weight file, in evaluation mode. Sizes are the tensors'; the number of heads
     is the file's own metadata's, else that of the run's config.yaml, else the usual head width's."""
     state, metadata = read_student(weights)
     known: dict[str, object] = dict(metadata)
     if "num_heads" not in known:
         known.update(_heads(run_config(weights)))
-    model = random_student(infer_sizes(state, known), device)
-    own = model.state_dict()
+    sizes = infer_sizes(state, known)
     try:
+        if metadata.get("network") == MAE:
+            return _encoder(sizes, metadata["statistics"], dict(read(weights)), device)
+        model = random_student(sizes, device)
+        own = model.state_dict()
         model.load_official({**{name: own[name] for name in PRETRAINING_ONLY}, **state})
     except ValueError as error:
         raise UsageError(f"{weights}: {error}") from None
     return model
 
 
-def load_checkpoint(folder: Path, device: torch.device) -> EvaViT:
+def load_checkpoint(folder: Path, device: torch.device) -> Student:
     """The student in one checkpoint of a run, alone or a part of what was trained, in evaluation
     mode. UsageError for a damaged checkpoint, or one without a student."""
     fault = checkpoint.fault_of(folder)
@@ -74,7 +79,9 @@ def load_checkpoint(folder: Path, device: torch.device) -> EvaViT:
         raise UsageError(f"checkpoint {folder} is damaged: {fault}")
     names = checkpoint.names_in(folder)
     trained = {name: names[name] for name in names if name.startswith("model.")}
-    prefix = official.EVA.find(trained)
+    prefix, encoder = official.EVA.find(trained), timm.VIT.find(trained)
+    if prefix is None:
+        prefix = encoder
     if prefix is None:
         raise UsageError(f"checkpoint {folder} holds no student")
     tensors = {
@@ -83,7 +90,11 @@ def load_checkpoint(folder: Path, device: torch.device) -> EvaViT:
         if name.startswith(prefix)
     }
     checkpoint.load(folder, {prefix + name: tensor for name, tensor in tensors.items()})
-    known = _heads(checkpoint.read_state(folder)["options"])
+    options = checkpoint.read_state(folder)["options"]
+    known = _heads(options)
+    if prefix == encoder:
+        sizes = infer_sizes(timm.VIT.read(tensors, ""), known)
+        return _encoder(sizes, _statistics(options), tensors, device)
     model = random_student(infer_sizes(tensors, known), device)
     model.load_official(tensors)
     return model
@@ -95,6 +106,31 @@ def random_student(sizes: ModelSizes, device: torch.device) -> EvaViT:
         torch.manual_seed(RANDOM_INIT_SEED)
         model = create_model(**asdict(sizes))
     return model.to(device).eval()
+
+
+def untrained(student: Student, device: torch.device, sizes: ModelSizes | None = None) -> Student:
+    """`random_student` of a student's own kind, of its own sizes unless said."""
+    sizes = student.sizes if sizes is None else sizes
+    if isinstance(student, EvaViT):
+        return random_student(sizes, device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_INIT_SEED)
+        encoder = MaeEncoder(sizes, student.statistics)
+    return encoder.to(device).eval()
+
+
+def _encoder(
+    sizes: ModelSizes, statistics: Any, tensors: dict[str, torch.Tensor], device: torch.device
+) -> MaeEncoder:
+    encoder = MaeEncoder(sizes, statistics)
+    encoder.load_official(tensors)
+    return encoder.to(device).eval()
+
+
+def _statistics(options: dict[str, Any]) -> str:
+    """What the run of these options normalised its images with."""
+    name = options.get("objective")
+    return open_objective(name).statistics if name in OBJECTIVES else "clip"
 
 
 def _heads(options: dict[str, Any]) -> dict[str, object]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eva_fast.model.beit import BeitViT
+    from eva_fast.model.mae import DecoderSizes, MaeEncoder, MaskedAutoencoder
     from eva_fast.model.registry import create_model
     from eva_fast.model.sizes import LONG, PRESETS, ModelSizes, is_beit, sizes_of
     from eva_fast.model.student import VitStudent
@@ -18,6 +19,9 @@ _HOME = {
     "BeitViT": "beit",
     "EvaViT": "vit",
     "VitStudent": "student",
+    "DecoderSizes": "mae",
+    "MaeEncoder": "mae",
+    "MaskedAutoencoder": "mae",
     "LONG": "sizes",
     "PRESETS": "sizes",
     "ModelSizes": "sizes",
@@ -29,7 +33,10 @@ __all__ = [
     "LONG",
     "PRESETS",
     "BeitViT",
+    "DecoderSizes",
     "EvaViT",
+    "MaeEncoder",
+    "MaskedAutoencoder",
     "ModelSizes",
     "VitStudent",
     "create_model",

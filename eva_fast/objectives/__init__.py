@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 OBJECTIVES = {
     "eva": "eva_fast.objectives.eva:Eva",
+    "mae": "eva_fast.objectives.mae:Mae",
+    "pixels": "eva_fast.objectives.pixels:Pixels",
 }
 _HOME = {
     "Objective": "eva_fast.objectives.base",

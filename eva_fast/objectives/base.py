@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from eva_fast.data import Batch, Field, ImageField, Ragged
 from eva_fast.data.samples.fields import IDS, VIEWS
 from eva_fast.errors import UsageError
-from eva_fast.model import EvaViT
+from eva_fast.model import EvaViT, MaeEncoder
+from eva_fast.model.mae import Statistics
 from eva_fast.objectives.picture import save_columns
 from eva_fast.objectives.request import Request
 from eva_fast.objectives.setting import Setting
-from eva_fast.weights import initialise, write, write_student
+from eva_fast.weights import initialise, initialise_encoder, write, write_student
 
 log = logging.getLogger(__name__)
 CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 8, 64
@@ -42,6 +43,10 @@ class Objective:
     """Whether `loss` and `after_step` can be captured as a CUDA graph: they read the batch's fields on
     the device alone, change tensors in place, and ask the host for nothing, not for a random number."""
 
+    statistics: Statistics = "clip"
+    """What the student's uint8 images are normalised with."""
+    perfect: float | None = None
+    """The loss of a perfect prediction, where it is known."""
     baselines: tuple[str, ...] = ()
     """Other formulations of the same step that `eva_fast.baselines` has, for plans to count."""
 
@@ -71,8 +76,17 @@ class Objective:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(mean loss of a micro-batch, measurements of `metrics`), scalars on the device.
 
-        target: the answer to `request`. Nothing here may wait for the device."""
+        target: the answer to `request`, or what `target` makes. Nothing here may wait for the device."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its loss is")
+
+    def target(self, module: nn.Module, batch: Batch) -> Tensor | None:
+        """What `loss` compares with where no teacher is asked, made of the batch. Without gradients;
+        nothing may wait for the device."""
+        return None
+
+    def target_width(self, module: nn.Module, teacher: nn.Module | None) -> int | None:
+        """C of a target [M,C]; None where there is none."""
+        return getattr(teacher, "dim", None)
 
     def averaged(self, target: Tensor) -> Tensor:
         """Rows [M,C] whose running mean is the constant that `constant_loss` scores; of a target
@@ -150,9 +164,12 @@ class Objective:
         """Starts the exported part from a weight file (the option `init_from`). ValueError where
         it does not fit."""
         part = self.exported(module)
-        if not isinstance(part, EvaViT):
+        if isinstance(part, MaeEncoder):
+            initialise_encoder(part, path)
+        elif isinstance(part, EvaViT):
+            initialise(part, path)
+        else:
             raise UsageError(f"objective {self.name!r} cannot start from a weight file (init_from)")
-        initialise(part, path)
 
     def save(
         self, module: nn.Module, path: Path, weights: dict[str, Tensor] | None = None
@@ -166,7 +183,7 @@ class Objective:
             for name, value in (weights or {}).items()
             if name.startswith(prefix)
         }
-        if isinstance(part, EvaViT):
+        if isinstance(part, EvaViT | MaeEncoder):
             write_student(part, path, own)
         else:
             tensors = {**part.state_dict(), **own}

@@ -13,9 +13,19 @@ class ObjectiveConfig:
     """Published defaults of an objective by name, all that they say of student, crop, mask, teacher and
     optimiser: eva-g14. Options that are given win over it."""
     objective: TextOrObject = "eva"
-    """What the student is trained towards: eva (the teacher's features of masked patches); from
+    """What the student is trained towards: eva (the teacher's features of masked patches), mae (the
+    same from the visible patches alone, with a decoder), pixels (the dropped patches themselves); from
     Python also an Objective of one's own."""
     mask_count: int | None = None
-    """eva: masked patches an image; by default EVA-01's share, 105 of 256."""
+    """Masked patches an image; by default EVA-01's share, 105 of 256 (eva), or three quarters (mae,
+    pixels)."""
     mask_min_block: int | None = None
     """eva: smallest block of masked patches; by default a sixteenth of the patches (16 of 256)."""
+    decoder_dim: int = 512
+    """mae, pixels: width of the decoder."""
+    decoder_depth: int | None = None
+    """mae, pixels: blocks of the decoder; by default 4 for mae and 8 for pixels."""
+    decoder_heads: int = 16
+    """mae, pixels: attention heads of the decoder."""
+    norm_pix: bool = True
+    """pixels: predict each patch less its mean, over its deviation."""

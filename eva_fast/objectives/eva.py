@@ -4,29 +4,23 @@ teacher's features of them (Fang et al., CVPR 2023, and its code).
 Loss: minus the mean cosine over all masked patches. The student is all that trains.
 """
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eva_fast.data import Batch, BlockMaskField, Field
 from eva_fast.errors import UsageError
-from eva_fast.layers import Stream
-from eva_fast.model import EvaViT, head
-from eva_fast.objectives.base import Objective
+from eva_fast.model import EvaViT
+from eva_fast.objectives.masked_features import MaskedFeatures, head_alternatives
 from eva_fast.objectives.picture import save_picture
-from eva_fast.objectives.request import Request
 from eva_fast.objectives.setting import Setting
-from eva_fast.ops import choose
 
 MASKED_SHARE, BLOCK_SHARE = 105 / 256, 1 / 16
 
 
-class Eva(Objective):
+class Eva(MaskedFeatures):
     """Regression of masked features."""
 
     name = "eva"
@@ -44,11 +38,6 @@ class Eva(Objective):
             raise UsageError(f"mask_min_block must be between 1 and {patches} here, got {block}")
         return [*super().sample(setting), BlockMaskField(setting.sizes.grid, count, block)]
 
-    def request(self, setting: Setting) -> Request:
-        return Request(
-            rows="masked", norm_after="calibrated" if setting.config.teacher.whiten else "none"
-        )
-
     def build(self, setting: Setting, teacher: nn.Module | None) -> EvaViT:
         assert teacher is not None  # `request` asks for one
         return setting.student(predict_dim=cast(int, teacher.dim))
@@ -58,39 +47,13 @@ class Eva(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         return cast(EvaViT, module).loss(batch.images, batch.mask, cast(Tensor, target)), {}
 
-    def averaged(self, target: Tensor) -> Tensor:
-        """Unit vectors: their mean is the direction with the best mean cosine, so that no constant
-        does better."""
-        return F.normalize(target.float(), dim=1)
-
-    def constant_loss(self, constant: Tensor, rows: Tensor) -> Tensor:
-        return -(rows @ F.normalize(constant, dim=0)).mean()
-
     def alternatives(
         self, module: nn.Module, batch: Batch, target: Tensor | None
     ) -> dict[str, dict[str, Callable[[], Any]]]:
-        """The head and loss of the batch's masked patches, composed and fused, where there is a
-        fused one."""
-        student, device = cast(EvaViT, module), batch.images.device
-        if not choose.can_run(head.OP, "triton", device.type):
-            return {}
-        dtype, rows = (
-            student.precision.dtype(student.pos_embed.dtype, device.type),
-            batch.mask.numel(),
-        )
-        x = torch.randn(rows, 1, student.sizes.embed_dim, dtype=dtype, device=device)
-        branch, bias = torch.randn_like(x), torch.randn_like(student.lm_head.weight[0])
-        stream = Stream(*(t.requires_grad_() for t in (x, branch, bias)))
-
-        def run(loss: Callable[..., Tensor]) -> None:
-            loss(student.lm_head, stream, student.norm, target).backward()
-
-        return {
-            head.OP: {
-                "torch": functools.partial(run, head.composed_loss),
-                "triton": functools.partial(run, head.fused_loss),
-            }
-        }
+        """The head and loss of the batch's masked patches."""
+        student = cast(EvaViT, module)
+        dtype = student.precision.dtype(student.pos_embed.dtype, batch.images.device.type)
+        return head_alternatives(student.lm_head, student.norm, dtype, cast(Tensor, target))
 
     def picture(
         self, path: Path, module: nn.Module, teacher: nn.Module | None, batch: Batch

@@ -1,18 +1,20 @@
 """What is known of a run before anything is built."""
 
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from eva_fast.layers import use_fp8
-from eva_fast.model import EvaViT, ModelSizes, create_model
+from eva_fast.model import DecoderSizes, EvaViT, MaskedAutoencoder, ModelSizes, create_model
+from eva_fast.model.mae import Statistics
 
 if TYPE_CHECKING:
     from eva_fast.config import Config
 
 log = logging.getLogger(__name__)
+Student = TypeVar("Student", EvaViT, MaskedAutoencoder)
 SIZE_OPTIONS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden")
 
 
@@ -38,6 +40,29 @@ class Setting:
             compute_dtype=self.compute_dtype,
             kernels=run.kernels,
         )
+        return self._as_run(student)
+
+    def autoencoder(
+        self, predict_dim: int, decoder_depth: int, statistics: Statistics
+    ) -> MaskedAutoencoder:
+        """A masked autoencoder of the student's sizes with predictions of that width, random values.
+        decoder_depth: of a decoder whose depth the options leave open; the options name the rest.
+        statistics: what uint8 images are normalised with."""
+        options = self.config.objective
+        depth = decoder_depth if options.decoder_depth is None else options.decoder_depth
+        return self._as_run(
+            MaskedAutoencoder(
+                replace(self.sizes, predict_dim=predict_dim),
+                DecoderSizes(dim=options.decoder_dim, depth=depth, heads=options.decoder_heads),
+                statistics,
+                compute_dtype=self.compute_dtype,
+                kernels=self.config.run.kernels,
+            )
+        )
+
+    def _as_run(self, student: Student) -> Student:
+        """The student with the products and the checkpointing that the run's options ask for."""
+        run = self.config.run
         if run.precision == "fp8":
             left = use_fp8(student)
             if left:

@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 
 def ending(config: Config, result: "PretrainResult") -> list[str]:
     """Lines for a person: losses, paths, and the next commands."""
+    from eva_fast.objectives import open_objective
+
     lines = []
     first, last = result.metrics.get("first_loss"), result.metrics.get("loss")
     if result.stopped_by:
         lines.append(f"stopped by {result.stopped_by}; go on with:")
         lines.append(f"  {_go_on(result.out)}")
     elif first is not None and last is not None:
-        lines.append(f"loss {first:.4f} -> {last:.4f} (-1 is perfect)")
+        perfect = open_objective(config.objective.objective).perfect
+        best = "" if perfect is None else f" ({perfect:g} is perfect)"
+        lines.append(f"loss {first:.4f} -> {last:.4f}{best}")
     lines += [
         f"picture     {result.picture}",
         f"weights     {result.weights}",
@@ -36,11 +40,11 @@ def ending(config: Config, result: "PretrainResult") -> list[str]:
 
 def next_commands(config: Config, result: "PretrainResult") -> dict[str, str]:
     """{what it is for: a command for the shell}, as fits this run."""
-    from eva_fast.model import EvaViT
+    from eva_fast.model import EvaViT, MaeEncoder
 
     out, teacher = result.out, config.teacher.teacher
     found = {}
-    if isinstance(result.model, EvaViT):
+    if isinstance(result.model, EvaViT | MaeEncoder):
         found["how good its features are, beside untrained ones, pixels and the teacher:"] = (
             _command("eval", out)
         )

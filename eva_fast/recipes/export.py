@@ -10,13 +10,13 @@ from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.evaluate.students import (
     CONFIG,
     WEIGHTS,
+    Student,
     find_weights,
     load_checkpoint,
     load_student,
-    random_student,
+    untrained,
 )
 from eva_fast.files import writing_to
-from eva_fast.model import EvaViT
 from eva_fast.options import user_path
 from eva_fast.train import checkpoint
 
@@ -54,7 +54,7 @@ def export(
         return weights.export(model, path, format)
 
 
-def _student(source: Path) -> EvaViT:
+def _student(source: Path) -> Student:
     folder = source if (source / checkpoint.STATE).is_file() else None
     unfinished = source / "checkpoints"
     if folder is None and unfinished.is_dir() and not (source / WEIGHTS).is_file():
@@ -87,11 +87,11 @@ def _spare(path: Path, source: Path, format: str) -> None:
             raise UsageError(f"{path} is what is to be exported: choose another out=")
 
 
-def _resized(model: EvaViT, img_size: int | None, patch_size: int | None, resize: str) -> EvaViT:
+def _resized(model: Student, img_size: int | None, patch_size: int | None, resize: str) -> Student:
     old = model.sizes
     sizes = replace(old, img_size=img_size or old.img_size, patch_size=patch_size or old.patch_size)
     if sizes == old:
         return model
-    new = random_student(sizes, CPU)
+    new = untrained(model, CPU, sizes)
     new.load_official(weights.fit(model.official_state_dict(), sizes, resize))
     return new

@@ -30,10 +30,10 @@ class Baseline:
         self._seen = torch.zeros_like(self.mean)
 
     @classmethod
-    def of(cls, objective: Objective, teacher: Any, device: torch.device) -> "Baseline | None":
-        """None where the objective has no teacher or does not say what a constant scores."""
+    def of(cls, objective: Objective, width: int | None, device: torch.device) -> "Baseline | None":
+        """Of targets of that width; None where the objective has none or does not say what a constant
+        scores."""
         silent = type(objective).constant_loss is Objective.constant_loss
-        width = getattr(teacher, "dim", None)
         return None if silent or width is None else cls(objective, width, device)
 
     @torch.no_grad()

@@ -58,7 +58,7 @@ class TrainState:
     ) -> "TrainState":
         """The state before the first step. `module` is on its device, with its initial values."""
         optim, device, dtype = setting.config.optim, setting.device, setting.compute_dtype
-        baseline = Baseline.of(objective, teacher, device)
+        baseline = Baseline.of(objective, objective.target_width(module, teacher), device)
         return cls(
             module=module,
             teacher=teacher,

@@ -83,6 +83,14 @@ class TrainStep:
         state.sums.add(applied, loss, norm, metrics)
         return Outcome(loss, norm, applied)
 
+    def _target(self, batch: Any) -> Tensor | None:
+        """The teacher's answer, or what the objective makes of the batch itself."""
+        answer = self.ask(batch)
+        if answer is not None:
+            return answer
+        with torch.no_grad():
+            return self.objective.target(self.state.module, batch)
+
     def _gradients(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Leaves the gradients of the scaled loss in the parameters; (mean loss, mean metrics)."""
         for parameter in self._parameters:
@@ -90,7 +98,7 @@ class TrainStep:
         loss, parts, baseline = self._loss.zero_(), self.accumulate, self.state.baseline
         metrics: dict[str, Tensor] = {}
         for part in batch.chunk(parts):
-            target = self.ask(part)
+            target = self._target(part)
             value, measured = self.objective.loss(self.state.module, part, target)
             value = value / parts
             self.state.guard.scale(value).backward()

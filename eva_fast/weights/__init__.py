@@ -17,6 +17,7 @@ from eva_fast.weights.student import (
     fit,
     infer_sizes,
     initialise,
+    initialise_encoder,
     read_student,
     write_student,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "fit",
     "infer_sizes",
     "initialise",
+    "initialise_encoder",
     "naming",
     "read",
     "read_student",

@@ -24,14 +24,16 @@ from torch import Tensor
 from eva_fast.errors import UsageError
 from eva_fast.files import atomic_write
 from eva_fast.layers.block import LAYER_NORM_EPS
-from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD
-from eva_fast.model import EvaViT, ModelSizes
+from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD, STATISTICS
+from eva_fast.model import EvaViT, MaeEncoder, ModelSizes
 from eva_fast.weights import naming
 from eva_fast.weights.student import write_student
 from eva_fast.weights.writer import write, write_torch
 
 TIMM_MODEL = "eva_giant_patch14_224"
 """timm's plain EVA-01: any other size of it is asked for by arguments."""
+TIMM_VIT = "vit_base_patch16_224"
+"""timm's plain ViT, which MAE's encoder is; likewise."""
 WEIGHTS = "model.safetensors"
 TORCH_SUFFIXES = (".pt", ".pth")
 # OpenAI's text tower beside ViT-B/16: a start to change at will.
@@ -46,17 +48,20 @@ class Exported:
     """The file or folder."""
     snippet: str
     """Python that builds `model` in evaluation mode; comments say what it gives for images
-    [B,3,H,W] normalised by CLIP's mean and standard deviation."""
+    [B,3,H,W] normalised by CLIP's mean and standard deviation, if nothing else is said."""
 
 
-def export(model: EvaViT, out: str | os.PathLike[str], format: str = "official") -> Exported:
+def export(
+    model: EvaViT | MaeEncoder, out: str | os.PathLike[str], format: str = "official"
+) -> Exported:
     """Writes a student for another library, in float32.
 
     Args:
         format: "official" (the EVA-01 code: safetensors, or a checkpoint where `out` ends in .pt or
             .pth), "timm" (one file, either kind), "hf" (a folder of the Hugging Face hub for timm and
             transformers), "hf-vit" (the same for transformers' own `ViTModel`), "open_clip" (a folder
-            whose image tower this is).
+            whose image tower this is). MAE's encoder is written as the first two, in timm's names of a
+            plain ViT.
         out: the file, or for the last three the folder; what it held under the same names is replaced.
 
     UsageError for an unknown format or a folder's name that is a file's; OSError where it cannot be
@@ -67,6 +72,13 @@ def export(model: EvaViT, out: str | os.PathLike[str], format: str = "official")
     path = Path(out).absolute()
     if format in FOLDERS and path.exists() and not path.is_dir():
         raise UsageError(f"format {format} is a folder, and {path} is a file; choose another out=")
+    if isinstance(model, MaeEncoder):
+        if format not in ENCODER_FORMATS:
+            raise UsageError(
+                f"format {format} is of EVA's student; MAE's encoder is written as "
+                f"{' or '.join(ENCODER_FORMATS)}"
+            )
+        return _timm_vit(model, path)
     return FORMATS[format](model, path)
 
 
@@ -82,6 +94,21 @@ def timm_arguments(sizes: ModelSizes) -> dict[str, Any]:
         global_pool="avg",
         use_fc_norm=False,
     )
+
+
+def _timm_vit(model: MaeEncoder, path: Path) -> Exported:
+    """One file for timm's plain ViT, whose names are the official ones too."""
+    if path.suffix in TORCH_SUFFIXES:
+        write_torch(path, model.official_state_dict())
+    elif path.suffix == ".safetensors":
+        write_student(model, path)
+    else:
+        raise UsageError(
+            f"timm tells what a file is by its name: end {path.name} in .safetensors or .pth"
+        )
+    arguments = {**timm_arguments(model.sizes), "fc_norm": False}
+    del arguments["use_fc_norm"]
+    return _timm_snippet(TIMM_VIT, arguments, path, model.statistics)
 
 
 def _ratio(hidden: int, width: int) -> float:
@@ -120,11 +147,18 @@ def _timm(model: EvaViT, path: Path) -> Exported:
         raise UsageError(
             f"timm tells what a file is by its name: end {path.name} in .safetensors or .pth"
         )
-    options = dict(num_classes=0, **timm_arguments(model.sizes), checkpoint_path=str(path))
-    arguments = "".join(f"    {name}={_text(value)},\n" for name, value in options.items())
+    return _timm_snippet(TIMM_MODEL, timm_arguments(model.sizes), path, "clip")
+
+
+def _timm_snippet(name: str, arguments: dict[str, Any], path: Path, statistics: str) -> Exported:
+    options = dict(num_classes=0, **arguments, checkpoint_path=str(path))
+    lines = "".join(f"    {key}={_text(value)},\n" for key, value in options.items())
+    mean, std = STATISTICS[statistics]
+    inputs = f"# images normalised by mean {mean} and std {std}\n" if statistics != "clip" else ""
     return Exported(
         path,
-        f'import timm\n\nmodel = timm.create_model(\n    "{TIMM_MODEL}",\n{arguments}).eval()\n'
+        f'import timm\n\nmodel = timm.create_model(\n    "{name}",\n{lines}).eval()\n'
+        + inputs
         + _TIMM_GIVES,
     )
 
@@ -221,6 +255,7 @@ FORMATS: dict[str, Writer] = {
     "hf-vit": _hf_vit,
     "open_clip": _open_clip,
 }
+ENCODER_FORMATS = ("official", "timm")
 FOLDERS = ("hf", "hf-vit", "open_clip")
 """Formats of several files."""
 

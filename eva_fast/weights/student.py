@@ -1,7 +1,8 @@
 """Students as weight files: safetensors in the official EVA-01 naming, which others read.
 
 The metadata holds the sizes as JSON under `sizes` (img_size, patch_size, embed_dim, depth, num_heads,
-mlp_hidden, predict_dim), so a file alone is enough to build its model. Files written by others
+mlp_hidden, predict_dim; of MAE's encoder also `network` and `statistics`), so a file alone is enough to
+build its model. Files written by others
 have none: `infer_sizes` reads the sizes off the tensor shapes.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from torch import Tensor
 
 from eva_fast.errors import UsageError
-from eva_fast.model import EvaViT, ModelSizes
+from eva_fast.model import EvaViT, MaeEncoder, ModelSizes
 from eva_fast.weights import naming
 from eva_fast.weights.hints import heads_beside
 from eva_fast.weights.reader import Weights, read
@@ -30,17 +31,22 @@ logger = logging.getLogger(__name__)
 SIZE_NAMES = tuple(ModelSizes.__dataclass_fields__)
 PRETRAINING_ONLY = ("mask_token", "lm_head.weight", "lm_head.bias")
 """What features do not need: weights of fine-tuned models lack it."""
+MAE = "mae"
+"""The `network` of a file that holds `MaeEncoder`."""
 # Attention heads leave no trace in the shapes. EVA-01's giant has heads of 88, all others of 64.
 HEAD_WIDTH, GIANT_HEAD_WIDTH, GIANT_WIDTH = 64, 88, 1408
 
 
 def write_student(
-    model: EvaViT, path: str | os.PathLike[str], values: Mapping[str, Tensor] | None = None
+    model: EvaViT | MaeEncoder,
+    path: str | os.PathLike[str],
+    values: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Writes a student as float32 safetensors in official naming; timm's `eva_*` loads the file.
+    """Writes a student as float32 safetensors in official naming; timm's `eva_*` loads the file, its
+    `vit_*` that of MAE's encoder.
 
     Args:
-        model: an `EvaViT`; its sizes go into the metadata.
+        model: the student; its sizes go into the metadata.
         path: the file. It appears whole or not at all.
         values: values to write instead of the model's own (an average of them, say); names that
             are missing here are taken from the model.
@@ -50,7 +56,15 @@ def write_student(
         if name not in tensors or tensors[name].shape != value.shape:
             raise ValueError(f"{name} {tuple(value.shape)} is not a parameter of this model")
         tensors[name] = value.detach().float().cpu().clone()
-    return write(path, tensors, {"sizes": json.dumps(asdict(model.sizes))})
+    return write(path, tensors, {"sizes": json.dumps(_description(model))})
+
+
+def _description(model: EvaViT | MaeEncoder) -> dict[str, object]:
+    """What a file says of its model."""
+    sizes = asdict(model.sizes)
+    if isinstance(model, MaeEncoder):
+        return {**sizes, "predict_dim": 1, "network": MAE, "statistics": model.statistics}
+    return sizes
 
 
 def read_student(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -140,6 +154,17 @@ def initialise(model: EvaViT, path: str | os.PathLike[str]) -> None:
         raise UsageError(f"{path}: {error}") from None
     if fresh:
         logger.warning("%s has no %s for this student: they start anew", path, ", ".join(fresh))
+
+
+def initialise_encoder(encoder: MaeEncoder, path: str | os.PathLike[str]) -> None:
+    """As `initialise`, of MAE's encoder: the whole of it, its positions too. Files without a bias of the
+    keys, which changes nothing, give it zeros."""
+    state, _ = read_student(path)
+    known = {n: t for n, t in fit(state, encoder.sizes).items() if n not in PRETRAINING_ONLY}
+    try:
+        encoder.load_official(naming.timm.VIT.write(known))
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def fit(state: Mapping[str, Tensor], sizes: ModelSizes, resize: str = "timm") -> dict[str, Tensor]:

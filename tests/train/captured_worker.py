@@ -43,7 +43,7 @@ def make_step() -> TrainStep:
     state = TrainState(
         module=model, teacher=teacher, loader=None, device=GPU, guard=Guard(GPU, scaled=False),
         optimizer=make_optimizer(model, copies=keep_copies(model, torch.bfloat16)),
-        sums=Sums((LOSS,), GPU), ema=Ema(model, 0.9), baseline=Baseline.of(objective, teacher, GPU),
+        sums=Sums((LOSS,), GPU), ema=Ema(model, 0.9), baseline=Baseline.of(objective, teacher.dim, GPU),
     )  # fmt: skip
     ask = answer(teacher, Request())
     return TrainStep(state, objective, ask, clip_grad=3.0, accumulate=2)

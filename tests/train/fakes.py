@@ -1,7 +1,5 @@
 """A tiny objective, loader and state for tests of the step and the loop, without images or files."""
 
-from types import SimpleNamespace
-
 import torch
 from torch import nn
 
@@ -90,7 +88,7 @@ def make_step(objective=None, loader=None, *, scaled=False, ema=None, ask=ask, *
     """A step over a fresh `Counting`."""
     objective = objective or Squares()
     module = objective.build(None, None)
-    baseline = Baseline.of(objective, SimpleNamespace(dim=4), CPU)
+    baseline = Baseline.of(objective, 4, CPU)
     state = TrainState(
         module=module,
         teacher=None,

@@ -1,7 +1,6 @@
 """What a constant prediction scores, beside the loss: in the step, over micro-batches, on resume."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,7 +67,7 @@ def test_objectives_without_one_and_runs_without_a_teacher_leave_it_out():
     class Silent(Squares):
         constant_loss = eva_fast.objectives.Objective.constant_loss
 
-    assert Baseline.of(Silent(), SimpleNamespace(dim=4), CPU) is None
+    assert Baseline.of(Silent(), 4, CPU) is None
     assert Baseline.of(Squares(), None, CPU) is None
     step = make_step(Silent())
     step(batch(0), 1e-2)
