@@ -17,6 +17,8 @@ from eva_fast.teachers.builtin import BuiltinTeacher
 from eva_fast.teachers.clip import ClipTeacher
 from eva_fast.teachers.clip_file import no_tower, read_clip
 from eva_fast.teachers.hog import HogTeacher
+from eva_fast.teachers.swin import SwinTeacher
+from eva_fast.teachers.swin_file import read_swin
 from eva_fast.teachers.timm_backbone import timm_models, timm_teacher
 from eva_fast.teachers.torchvision_backbone import torchvision_models, torchvision_teacher
 from eva_fast.teachers.transformers_backbone import transformers_teacher
@@ -28,8 +30,8 @@ from eva_fast.weights.hints import clip_hints, read_json, timm_hints
 logger = logging.getLogger(__name__)
 
 POSSIBLE = (
-    "possible teachers: 'builtin'; 'hog'; a local weight file or folder of CLIP, SigLIP, DINOv2 or "
-    "another ViT (OpenAI .pt, open_clip, Hugging Face, timm, a run); 'openai/ViT-L-14'; "
+    "possible teachers: 'builtin'; 'hog'; a local weight file or folder of CLIP, SigLIP, DINOv2, "
+    "another ViT or a Swin (OpenAI .pt, open_clip, Hugging Face, timm, a run); 'openai/ViT-L-14'; "
     "'open_clip/MODEL:TAG'; 'hf/ORG/NAME'; "
     "'timm/NAME' or 'timm/NAME:FILE'; 'torchvision/NAME' or 'torchvision/NAME:FILE'; a local "
     "torchvision file such as mobilenet_v2-b0353104.pth"
@@ -60,8 +62,8 @@ def load_teacher(
     """Load a frozen teacher.
 
     Args:
-        name_or_path: "builtin"; "hog"; a weight file or folder of CLIP, SigLIP, DINOv2 or another ViT
-            (a run's folder too); "openai/ViT-L-14", "open_clip/MODEL:TAG", "hf/ORG/NAME";
+        name_or_path: "builtin"; "hog"; a weight file or folder of CLIP, SigLIP, DINOv2, another ViT
+            (a run's folder too) or a Swin; "openai/ViT-L-14", "open_clip/MODEL:TAG", "hf/ORG/NAME";
             "torchvision/NAME[:FILE]", "timm/NAME[:FILE]"; or a torchvision or timm weight file whose
             name begins with the model's name.
         grid: the student's (rows, columns); the teacher's input is resized to match. None: the
@@ -130,6 +132,8 @@ def _from_path(name: str, path: Path, wish: Wish) -> Teacher:
     weights = read(path)
     if naming.find(weights, naming.CLIP):
         return _clip(name, weights, clip_hints(weights), wish)
+    if naming.find(weights, naming.SWIN):
+        return SwinTeacher(name, *read_swin(weights), wish.grid, wish.whiten)
     config = read_json(weights.path.parent / "config.json")
     if architecture := config.get("architecture"):
         options = config.get("model_args") or {}
@@ -223,6 +227,8 @@ def _timm_file(
         config = timm.get_pretrained_cfg(architecture)
         hints = timm_hints(model, config.to_dict() if config else {})
         return _clip(name, weights, hints, wish)
+    if naming.find(weights, naming.SWIN):
+        return SwinTeacher(name, *read_swin(weights), wish.grid, wish.whiten)
     if wish.cls and (found := naming.find(weights, naming.VIT)) and found[0] is naming.vit.TIMM:
         config = timm.get_pretrained_cfg(architecture)
         hints = timm_hints(model, config.to_dict() if config else {})

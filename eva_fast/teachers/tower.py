@@ -28,7 +28,8 @@ class TowerConfig(Protocol):
 class TowerTeacher(Teacher):
     """A teacher whose input is resized so that its own patches fall on `grid` (None: its native grid).
 
-    dim: channels of its features. The other arguments are `Teacher`'s.
+    dim: channels of its features. token_size: pixels a side that one feature stands for, if more than a
+    patch's. The other arguments are `Teacher`'s.
     """
 
     capturable = True
@@ -40,9 +41,11 @@ class TowerTeacher(Teacher):
         config: TowerConfig,
         grid: tuple[int, int] | None,
         whiten: bool,
+        token_size: int | None = None,
     ) -> None:
         grid = grid or config.grid
-        size = (grid[0] * config.patch_size, grid[1] * config.patch_size)
+        token_size = token_size or config.patch_size
+        size = (grid[0] * token_size, grid[1] * token_size)
         super().__init__(name, dim, grid, size, config.mean, config.std, whiten)
         self.config = config
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eva_fast.weights.naming import hf, official, open_clip, openai, timm, vit
+from eva_fast.weights.naming import hf, official, open_clip, openai, swin, timm, vit
 from eva_fast.weights.naming.table import Naming, Rule
 
 __all__ = [
     "CLIP",
     "EVA",
+    "SWIN",
     "VIT",
     "Naming",
     "Rule",
@@ -23,6 +24,7 @@ __all__ = [
     "official",
     "open_clip",
     "openai",
+    "swin",
     "timm",
     "vit",
 ]
@@ -33,6 +35,8 @@ EVA = (official.EVA, official.FINE_TUNED, timm.VIT, timm.VIT_POOLED, hf.VIT)
 """Where a student is looked for; files of open_clip hold timm's names behind a prefix."""
 VIT = vit.ALL
 """Where any other vision transformer is looked for."""
+SWIN = (swin.V1, swin.TIMM_V1)
+"""Where a Swin (V1) is looked for as a teacher."""
 
 
 def find(names: Mapping[str, object], namings: Sequence[Naming]) -> tuple[Naming, str] | None:

@@ -1,5 +1,5 @@
-"""Swin networks: ours are the official codes' names, where a merge ends a stage; in timm it begins the
-next one.
+"""Swin networks, V2 as students and V1 as teachers: ours are the official codes' names, where a merge
+ends a stage; in timm it begins the next one.
 
 patch_embed.{proj,norm}, layers.S.blocks.I..., layers.S.downsample.{reduction,norm}, norm.
 """
@@ -50,3 +50,19 @@ TIMM_V2 = Naming(
     ),
 )
 """timm's `SwinTransformerV2`, `swinv2_*`."""
+
+_V1 = (
+    "layers.0.blocks.0.attn.relative_position_bias_table",
+    "layers.0.blocks.0.attn.qkv.bias",
+    "patch_embed.norm.weight",
+    "norm.weight",
+)
+V1 = Naming(
+    "official",
+    probes=("layers.0.downsample.reduction.weight", *_V1),
+    rules=(*same(*_STEM), *_COMPUTED, *_BLOCK, *same("layers.{n}.downsample.{rest}"), *_HEADS),
+)
+"""Swin (github.com/microsoft/Swin-Transformer) and EsViT's of the same code."""
+
+TIMM_V1 = Naming("timm", _V1, (*same(*_STEM), *_COMPUTED, *_BLOCK, *_MOVED, *_HEADS))
+"""timm's `SwinTransformer`, `swin_*`."""
