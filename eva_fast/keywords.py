@@ -49,6 +49,8 @@ class PretrainOptions(TypedDict, total=False):
     decoder_depth: int | None
     decoder_heads: int
     norm_pix: bool
+    codebook_size: int
+    code_dim: int
     batch_size: int
     accumulate: int
     steps: int | None

@@ -17,6 +17,7 @@ OBJECTIVES = {
     "eva": "eva_fast.objectives.eva:Eva",
     "mae": "eva_fast.objectives.mae:Mae",
     "pixels": "eva_fast.objectives.pixels:Pixels",
+    "vqkd": "eva_fast.objectives.vqkd:TrainTokenizer",
 }
 _HOME = {
     "Objective": "eva_fast.objectives.base",

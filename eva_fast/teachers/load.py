@@ -20,6 +20,7 @@ from eva_fast.teachers.hog import HogTeacher
 from eva_fast.teachers.swin import SwinTeacher
 from eva_fast.teachers.swin_file import read_swin
 from eva_fast.teachers.timm_backbone import timm_models, timm_teacher
+from eva_fast.teachers.tokenizer import CODEBOOK, TokenizerTeacher
 from eva_fast.teachers.torchvision_backbone import torchvision_models, torchvision_teacher
 from eva_fast.teachers.transformers_backbone import transformers_teacher
 from eva_fast.teachers.vit import VitTeacher
@@ -31,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 POSSIBLE = (
     "possible teachers: 'builtin'; 'hog'; a local weight file or folder of CLIP, SigLIP, DINOv2, "
-    "another ViT or a Swin (OpenAI .pt, open_clip, Hugging Face, timm, a run); 'openai/ViT-L-14'; "
-    "'open_clip/MODEL:TAG'; 'hf/ORG/NAME'; "
+    "another ViT or a Swin (OpenAI .pt, open_clip, Hugging Face, timm, a run), or of a VQ-KD "
+    "tokenizer; 'openai/ViT-L-14'; 'open_clip/MODEL:TAG'; 'hf/ORG/NAME'; "
     "'timm/NAME' or 'timm/NAME:FILE'; 'torchvision/NAME' or 'torchvision/NAME:FILE'; a local "
     "torchvision file such as mobilenet_v2-b0353104.pth"
 )
@@ -63,7 +64,8 @@ def load_teacher(
 
     Args:
         name_or_path: "builtin"; "hog"; a weight file or folder of CLIP, SigLIP, DINOv2, another ViT
-            (a run's folder too) or a Swin; "openai/ViT-L-14", "open_clip/MODEL:TAG", "hf/ORG/NAME";
+            (a run's folder too) or a Swin, or of a VQ-KD tokenizer, which gives codes;
+            "openai/ViT-L-14", "open_clip/MODEL:TAG", "hf/ORG/NAME";
             "torchvision/NAME[:FILE]", "timm/NAME[:FILE]"; or a torchvision or timm weight file whose
             name begins with the model's name.
         grid: the student's (rows, columns); the teacher's input is resized to match. None: the
@@ -130,6 +132,8 @@ def _vit(name: str, weights: Weights, hints: dict[str, Any] | None, wish: Wish) 
 
 def _from_path(name: str, path: Path, wish: Wish) -> Teacher:
     weights = read(path)
+    if CODEBOOK in weights:
+        return TokenizerTeacher(name, weights, wish.grid, wish.whiten)
     if naming.find(weights, naming.CLIP):
         return _clip(name, weights, clip_hints(weights), wish)
     if naming.find(weights, naming.SWIN):

@@ -15,7 +15,9 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-KINDS = {"eva": "eva", "clip": "clip", "mae": "mae", "mask_stats": "mask_stats"}
+KINDS = {
+    "eva": "eva", "clip": "clip", "mae": "mae", "mask_stats": "mask_stats", "vqkd": "vqkd",
+}  # fmt: skip
 FOLDER = Path(__file__).parent
 
 

@@ -26,6 +26,7 @@ def test_kernels_through_the_interpreter():
         "--durations=5",
         str(HERE),
         str(HERE.parent / "model" / "test_fused.py"),
+        str(HERE.parent / "model" / "test_vqkd.py"),
     ]
     child = subprocess.run(
         command,
