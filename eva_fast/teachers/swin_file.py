@@ -1,7 +1,8 @@
 """Swin transformers out of weight files and folders: the official code's, EsViT's, timm's.
 
 Names are brought to those of `swin.py` by `weights/naming/swin.py`. All sizes are read off the tensors:
-the table of positions shows heads and windows.
+the table of positions shows heads and windows. Images are normalised with ImageNet's statistics if a
+timm configuration beside the file does not say otherwise.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from eva_fast.errors import UsageError
 from eva_fast.teachers.fit import check_fits
 from eva_fast.teachers.swin import SwinConfig, SwinTower
 from eva_fast.weights import Weights, naming
-from eva_fast.weights.hints import vit_hints
+from eva_fast.weights.hints import read_json, timm_hints
 
 
 def read_swin(weights: Weights) -> tuple[SwinConfig, dict[str, Tensor]]:
@@ -55,7 +56,8 @@ def _config(weights: Weights, state: Mapping[str, Tensor]) -> SwinConfig:
         raise UsageError(f"{weights.path}: a table of positions is not of a square window")
     if any((width << s) % h for s, h in enumerate(heads)):
         raise UsageError(f"{weights.path}: width {width} does not split over {heads} heads")
-    hints = vit_hints(weights)
+    beside = read_json(weights.path.parent / "config.json")  # timm's
+    hints = timm_hints("", beside.get("pretrained_cfg") or {})
     known = {key: hints[key] for key in ("mean", "std") if hints.get(key) is not None}
     return SwinConfig(
         width=width, depths=depths, heads=heads, windows=windows, mlp_hidden=len(fc1),
