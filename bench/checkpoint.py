@@ -12,6 +12,7 @@ from bench.kit import Kit
 from bench.shapes import Shape
 from eva_fast.model import EvaViT
 from eva_fast.train import checkpoint
+from eva_fast.train.checkpoint_writer import save as save_checkpoint
 
 MODES = ("save", "load")
 
@@ -28,12 +29,12 @@ def subject(shape: Shape, mode: str, kit: Kit) -> Case:
     }
     root = Path(tempfile.mkdtemp(prefix="eva-fast-bench-"))
     plain_file, folders = root / "plain.pt", root / "steps"
-    checkpoint.save(folders, 1, dict(tensors), {"step": 1}, keep=1)
+    save_checkpoint(folders, 1, dict(tensors), {"step": 1}, keep=1)
     torch.save(tensors, plain_file)
     number = iter(range(2, 1_000_000))
 
     def save() -> None:
-        checkpoint.save(folders, next(number), dict(tensors), {"step": 1}, keep=1)
+        save_checkpoint(folders, next(number), dict(tensors), {"step": 1}, keep=1)
 
     def load() -> dict[str, torch.Tensor]:
         into = {k: torch.empty_like(v) for k, v in tensors.items()}

@@ -69,6 +69,7 @@ class PretrainOptions(TypedDict, total=False):
     checkpoint_every: int | None
     checkpoint_minutes: float
     keep_checkpoints: int
+    keep_checkpoint_every: int | None
     log_every: int
     picture_every: int | None
     device: str
@@ -77,6 +78,9 @@ class PretrainOptions(TypedDict, total=False):
     graph: Literal["auto", "on", "off"]
     grad_checkpointing: bool
     grad_checkpointing_share: float
+    sharding: Literal["auto", "replicate", "zero2", "full", "hybrid"]
+    process_minutes: float
+    rewinds: int
     track: bool
     progress: bool
 

@@ -7,6 +7,7 @@ traceback.
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -49,11 +50,17 @@ def main(argv: list[str] | None = None) -> None:
     try:
         _run(list(sys.argv[1:] if argv is None else argv))
     except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{_who()}error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _who() -> str:
+    """Which process speaks, where there are several."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"process {rank}: "
 
 
 def read(argv: Sequence[str]) -> reading.Said:

@@ -10,7 +10,6 @@ def plan(
     images: float | None = None,
     formulation: str = "eva_fast",
     gpus: int = 1,
-    sharding: str = "none",
     json: bool = False,
 ) -> None:
     """Predict memory, speed and days of a pretrain with the same options, before buying it. Counted
@@ -22,14 +21,11 @@ def plan(
             default cpu where --device cpu, else h100.
         images: images a pass; by default as many as --data has.
         formulation: eva_fast, tuned (well-written PyTorch) or official.
-        gpus: how many devices. Of plan alone: pretrain runs on one so far.
-        sharding: none, optimizer (ZeRO-1) or full (FSDP). Of plan alone: pretrain has none so far.
+        gpus: how many devices; pretrain has as many as torchrun starts processes.
         json: print JSON instead of tables.
     """
     from eva_fast.plan.planner import plan_run
     from eva_fast.plan.tables import render
 
-    found = plan_run(
-        config, hardware, gpus, images=images, formulation=formulation, sharding=sharding
-    )
+    found = plan_run(config, hardware, gpus, images=images, formulation=formulation)
     show(found.to_dict(), None if json else render(found))

@@ -12,5 +12,8 @@ def pretrain(
     file (`config.yaml` of a run is one); flags win over it."""
     from eva_fast.recipes.ending import ending
     from eva_fast.recipes.pretrain import run
+    from eva_fast.world import asked_for
 
-    print("\n".join(ending(config, run(config))))
+    result = run(config)
+    if asked_for().first:
+        print("\n".join(ending(config, result)))

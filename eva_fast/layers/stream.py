@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from eva_fast.layers.sharding import is_sharded
 from eva_fast.ops.checks import statistics_dtype
 from eva_fast.ops.graphs import on_device
+from eva_fast.world import world
 
 Scales = tuple[Tensor | None, Tensor | None]
 """Drop-path's factors of a block's attention and MLP, float32 [B] each; None: 1."""
@@ -52,21 +53,29 @@ def drop_path_scale(rate: float, training: bool, x: Tensor) -> Tensor | None:
     if rate == 0.0 or not training:
         return None
     keep = 1 - rate
-    factors = torch.empty(x.shape[0], device=x.device, dtype=torch.float32)
+    drawn, own = _drawn_for(x.shape[0])
+    factors = torch.empty(drawn, device=x.device, dtype=torch.float32)
     if torch.compiler.is_compiling():
         # bernoulli_ would make the rate a constant of the graph, and each block another graph
-        return torch.rand_like(factors).lt(keep).to(factors.dtype) / keep
-    return factors.bernoulli_(keep).div_(keep)
+        return torch.rand_like(factors).lt(keep).to(factors.dtype)[own] / keep
+    return factors.bernoulli_(keep).div_(keep)[own]
+
+
+def _drawn_for(samples: int) -> tuple[int, slice]:
+    """For how many samples to draw, and which are this process's: all processes of a run draw for the
+    whole batch, so that it is the same however many they are."""
+    to = world()
+    return to.size * samples, slice(to.rank * samples, (to.rank + 1) * samples)
 
 
 def drop_path_scales(rates: Sequence[float], x: Tensor) -> list[Scales]:
     """`drop_path_scale` of both branches of all blocks, [rates], by one draw: on a GPU a draw of a few
     numbers costs as much as one of all."""
-    samples = x.shape[0]
+    drawn, own = _drawn_for(x.shape[0])
     keep = _keeps(tuple(rates), x.device)
-    shape = 2 * len(rates), -(-samples // 4) * 4  # rows of whole 16 bytes
+    shape = 2 * len(rates), -(-drawn // 4) * 4  # rows of whole 16 bytes
     draw = torch.rand(shape, device=x.device, dtype=torch.float32)
-    factors = draw.lt_(keep).div_(keep)[:, :samples].unbind(0)
+    factors = draw.lt_(keep).div_(keep)[:, own].unbind(0)
     return [
         (factors[2 * i], factors[2 * i + 1]) if rate else (None, None)
         for i, rate in enumerate(rates)

@@ -77,6 +77,13 @@ class Costs:
         return self.run.dtype
 
     @property
+    def _spread(self) -> int:
+        """Over how many devices the optimiser's state is."""
+        if self.sharding == "replicate":
+            return 1
+        return min(self.gpus, self.device.gpus_per_node) if self.sharding == "hybrid" else self.gpus
+
+    @property
     def _options(self) -> dict:
         return {"masked": self.run.masked, "dtype": self.dtype, "device": self.device.kind}
 
@@ -95,7 +102,7 @@ class Costs:
         usual = str(wide(self.dtype)).removeprefix("torch.")
         parts["teacher"] += passes * sum(operator_seconds(op, device, usual) for op in view)
         parameters = count.parameters
-        spread = self.gpus if self.sharding != "none" else 1
+        spread = self._spread
         parts["optimizer"] += optimizer_seconds(
             self.formulation, parameters // spread, device, name
         )

@@ -8,7 +8,9 @@ from eva_fast.plan.count import StepCount
 from eva_fast.plan.counter import count_step_at
 from eva_fast.plan.rates import Device, wide
 
-SHARDING = ("none", "optimizer", "full")
+SHARDING = ("replicate", "zero2", "full", "hybrid")
+GATHERS = ("full", "hybrid")
+"""Weights come before a block and go after it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,29 +60,31 @@ def estimate(
     device: Device,
     *,
     recomputed: int = 0,
-    sharding: str = "none",
+    sharding: str = "replicate",
     gpus: int = 1,
     teacher: int = 0,
     ema: bool = False,
 ) -> Memory:
     """Memory of a counted step on one of `gpus` devices.
 
-    sharding: "none" keeps everything everywhere, "optimizer" spreads masters and moments (ZeRO-1),
-    "full" weights and gradients too (FSDP: two blocks gathered at a time). recomputed: bytes of the
-    block that is computed again. teacher: bytes of its weights. ema: whether weights are averaged."""
+    sharding: "replicate" keeps everything everywhere, "zero2" spreads gradients, masters and moments,
+    "full" weights too (two blocks gathered at a time), "hybrid" that within a machine.
+    recomputed: bytes of the block that is computed again. teacher: bytes of its weights. ema: whether
+    weights are averaged."""
     if sharding not in SHARDING:
         raise UsageError(f"unknown sharding {sharding!r}: one of {', '.join(SHARDING)}")
     parameters = count.parameters
     item = wide(count.dtype).itemsize  # 8-bit weights are kept by rows and by columns
-    states = gpus if sharding != "none" else 1
-    whole = gpus if sharding == "full" else 1
+    group = min(gpus, device.gpus_per_node) if sharding == "hybrid" else gpus
+    states = 1 if sharding == "replicate" else group
+    whole = group if sharding in GATHERS else 1
     gathered = 0
-    if sharding == "full":
+    if sharding in GATHERS:
         gathered = 2 * parameters // count.sizes.depth * item
     return Memory(
         weights=parameters * item // whole + gathered,
         master=0 if item == 4 else parameters * 4 // states,
-        gradients=parameters * item // whole + gathered,
+        gradients=parameters * item // states + (gathered if whole == states else 0),
         optimizer=parameters * 8 // states,
         ema=parameters * 4 // states if ema else 0,
         activations=count.saved_bytes,

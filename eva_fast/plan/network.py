@@ -23,6 +23,13 @@ def ring_seconds(size: int, gpus: int, device: Device) -> float:
     return size * steps / gpus / (rate * LINK_SHARE) + LATENCY_SECONDS
 
 
+def port_seconds(size: int, nodes: int, device: Device) -> float:
+    """One pass around a ring of `nodes` GPUs, one of each machine, by their own network ports."""
+    if nodes == 1:
+        return 0.0
+    return size * (nodes - 1) / nodes / (device.network_bytes * LINK_SHARE) + LATENCY_SECONDS
+
+
 def exposed_seconds(
     parameters: int,
     item: int,
@@ -35,8 +42,14 @@ def exposed_seconds(
     """(seconds on the wire, seconds not hidden behind the backward pass) of one optimiser step.
 
     Replicas all-reduce gradients once; sharded optimiser states reduce-scatter gradients and
-    gather weights; full sharding also gathers the weights twice every micro-batch."""
-    once = ring_seconds(parameters * item, gpus, device)
-    passes = 2 if sharding != "full" else 1 + 2 * micro_batches
-    wire = passes * once
+    gather weights; full sharding gathers the weights twice every micro-batch; hybrid does so within
+    a machine, and all-reduces a machine's share of the gradients with the others."""
+    size, passes = parameters * item, 1 + 2 * micro_batches
+    if sharding == "hybrid" and gpus > device.gpus_per_node:
+        inside = device.gpus_per_node
+        wire = passes * ring_seconds(size, inside, device)
+        wire += 2 * port_seconds(size // inside, gpus // inside, device)
+    else:
+        gathers = sharding in ("full", "hybrid")
+        wire = (passes if gathers else 2) * ring_seconds(size, gpus, device)
     return wire, max(0.0, wire - OVERLAP_SHARE * backward_seconds)

@@ -11,12 +11,12 @@ from eva_fast.errors import UsageError
 from eva_fast.keywords import RunOptions, Unpack
 from eva_fast.plan.costs import Costs
 from eva_fast.plan.devices import device as find_device
-from eva_fast.plan.memory import SHARDING
 from eva_fast.plan.rates import FP8, Device
 from eva_fast.plan.result import Option, Plan
 from eva_fast.plan.run import PlannedRun
 from eva_fast.plan.students import OURS, check_formulation
 from eva_fast.train import RunLength
+from eva_fast.train.sharding import usual
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": FP8}
 
@@ -27,7 +27,6 @@ def plan(
     *,
     images: float | None = None,
     formulation: str = "eva_fast",
-    sharding: str = "none",
     require_fit: bool = True,
     **options: Unpack[RunOptions],
 ) -> Plan:
@@ -36,10 +35,9 @@ def plan(
     Args:
         hardware: a100-40, a100-80, h100, h100-pcie, h200, b200, or cpu (measured here, fp32); by
             default cpu where device="cpu", else h100.
-        gpus: number of devices, each a data-parallel replica or shard. `pretrain` has one so far.
+        gpus: number of devices, one process of a run each.
         images: images a pass; by default as many as `data` has.
         formulation: eva_fast, tuned (well-written PyTorch) or official.
-        sharding: none, optimizer (ZeRO-1) or full (FSDP), which `pretrain` has not so far.
         require_fit: ValueError when no cut of the batch fits; otherwise `best` is None.
         options: those of `pretrain`, with its defaults. The teacher by any name whose sizes are
             known without weights (`eva_fast.plan.teachers`).
@@ -50,7 +48,7 @@ def plan(
     """
     return plan_run(
         Config.from_options(dict(options)), hardware, gpus, images=images, formulation=formulation,
-        sharding=sharding, require_fit=require_fit,
+        require_fit=require_fit,
     )  # fmt: skip
 
 
@@ -61,14 +59,13 @@ def plan_run(
     *,
     images: float | None = None,
     formulation: str = "eva_fast",
-    sharding: str = "none",
     require_fit: bool = True,
 ) -> Plan:
     """`plan` for a ready configuration."""
     if images is not None and config.data.data == DataConfig().data:  # other images than those
         config = replace(config, data=replace(config.data, data="images"))
     config = config.settled()
-    found = find_device(_checked(config, hardware, gpus, formulation, sharding), formulation)
+    found = find_device(_checked(config, hardware, gpus, formulation), formulation)
     batch, precision = config.optim.batch_size, _precision(config, found)
     if found.kind == "cpu" and gpus > 1:
         raise UsageError("the CPU is one device: gpus must be 1")
@@ -82,10 +79,12 @@ def plan_run(
             f"{', '.join((OURS, *run.objective.baselines))}"
         )
     costs = Costs(
-        device=found, run=run, gpus=gpus, batch=batch, formulation=formulation, sharding=sharding,
+        device=found, run=run, gpus=gpus, batch=batch, formulation=formulation, sharding="replicate",
         share=config.run.grad_checkpointing_share, ema=config.optim.ema > 0,
     )  # fmt: skip
     share = batch // gpus
+    sharding = _sharding(config, costs.count(share).parameters, gpus, found)
+    costs = replace(costs, sharding=sharding)
     if share % config.optim.accumulate:
         raise UsageError(
             f"the {share} images of a GPU are not a multiple of accumulate {config.optim.accumulate}"
@@ -120,18 +119,23 @@ def plan_run(
     )
 
 
-def _checked(
-    config: Config, hardware: str | None, gpus: int, formulation: str, sharding: str
-) -> str:
+def _checked(config: Config, hardware: str | None, gpus: int, formulation: str) -> str:
     """The name of the hardware, once the rest is known to be possible."""
     check_formulation(formulation)
     if gpus < 1:
         raise UsageError(f"gpus must be at least 1, got {gpus}")
     if config.optim.batch_size % gpus:
         raise UsageError(f"batch_size {config.optim.batch_size} is not a multiple of {gpus} GPUs")
-    if sharding not in SHARDING:
-        raise UsageError(f"unknown sharding {sharding!r}: one of {', '.join(SHARDING)}")
     return hardware or ("cpu" if config.run.device == "cpu" else "h100")
+
+
+def _sharding(config: Config, parameters: int, gpus: int, device: Device) -> str:
+    """As the run would have it."""
+    if gpus == 1:
+        return "replicate"
+    nodes = max(1, gpus // device.gpus_per_node)
+    asked = config.run.sharding
+    return usual(parameters, nodes) if asked == "auto" else asked
 
 
 def _precision(config: Config, device: Device) -> str:

@@ -87,13 +87,6 @@ class Plan:
         """Predicted days for all epochs."""
         return self.epochs * self.images / option.images_per_second(self.gpus) / 86400
 
-    @property
-    def beyond_pretrain(self) -> str | None:
-        """What is planned here that `pretrain` cannot do so far."""
-        if self.gpus == 1 and self.sharding == "none":
-            return None
-        return "eva-fast pretrain runs on one GPU so far: several, and sharding, are planned here alone"
-
     def to_dict(self) -> dict:
         """Everything as plain values, grouped as counted, predicted and assumed."""
         best = self.best
@@ -108,7 +101,6 @@ class Plan:
             "precision": self.precision,
             "formulation": self.formulation,
             "sharding": self.sharding,
-            "beyond_pretrain": self.beyond_pretrain,
             "fits": best is not None,
             "counted": {"parameters": self.count.parameters, **self.count.summary()},
             "predicted": None

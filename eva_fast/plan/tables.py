@@ -75,7 +75,6 @@ def render(plan: Plan) -> Group:
         f"{plan.model}, {plan.objective} with teacher {plan.teacher}, on {plan.gpus} x "
         f"{plan.device.title}, batch {plan.batch}, {plan.precision}, "
         f"{plan.formulation}, sharding {plan.sharding}",
-        *([plan.beyond_pretrain] if plan.beyond_pretrain else []),
         f"counted, an image: {count['tflop_per_image']:.4g} TFLOP, "
         f"{count['gb_touched_per_image']:.3g} GB touched, "
         f"{count['mb_saved_per_image']:.4g} MB saved; {count['launches']} launches a pass",

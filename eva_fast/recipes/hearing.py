@@ -6,10 +6,19 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def heard() -> Iterator[None]:
+def heard(everything: bool = True) -> Iterator[None]:
     """Where nobody has set up logging, what the run says goes to stderr for its time; a caller with
-    handlers (a NullHandler too) hears it as set up there."""
+    handlers (a NullHandler too) hears it as set up there. Without `everything` only errors are told:
+    another process of the run says the rest."""
     package = logging.getLogger("eva_fast")
+    if not everything:
+        level = package.level
+        package.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            package.setLevel(level)
+        return
     if package.hasHandlers():
         yield
         return

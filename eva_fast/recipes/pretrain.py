@@ -91,16 +91,19 @@ def run(config: Config, on_step: Callable[[int], object] | None = None) -> Pretr
     """`pretrain` for a ready configuration, without the last words. on_step: called with the number
     of finished steps after each."""
     start = Start()
+    from eva_fast import world
     from eva_fast.device import undisturbed
     from eva_fast.objectives import open_objective
     from eva_fast.recipes.hearing import heard
+    from eva_fast.train.processes import going_on, joined
     from eva_fast.train.resolve import check_run, sample_options, setting_of
 
-    setting = setting_of(config)
+    setting, to = setting_of(going_on(config)), world.asked_for()
     objective = open_objective(config.objective.objective)
     sample = sample_options(setting, objective)
     check_run(setting.config, setting.device)
-    with heard(), undisturbed(setting.device):
+    minutes = config.run.process_minutes
+    with heard(to.first), undisturbed(setting.device), joined(to, setting.device, minutes):
         return _train(setting, objective, sample, on_step, start)
 
 
@@ -116,7 +119,7 @@ def _train(
     from eva_fast.device import seed
     from eva_fast.layers import drop_copies
     from eva_fast.objectives.request import answer, open_teacher
-    from eva_fast.train import RunLength, TrainState, TrainStep, checkpoint, train
+    from eva_fast.train import RunLength, TrainStep, checkpoint, train
     from eva_fast.train.baseline import verdict
     from eva_fast.train.captured import CapturedStep
     from eva_fast.train.examples import Examples
@@ -126,11 +129,12 @@ def _train(
         say_what_is_missing,
         write_header,
     )
-    from eva_fast.train.kernels import settle_kernels
     from eva_fast.train.resolve import loader_options
     from eva_fast.train.same_data import as_before
     from eva_fast.train.same_teacher import check_teacher
-    from eva_fast.train.telemetry import Telemetry
+    from eva_fast.train.telemetry import open_telemetry
+    from eva_fast.train.together import begin, save, whole_module
+    from eva_fast.world import from_first, world
 
     config, device, request = setting.config, setting.device, objective.request(setting)
     start.done("imports")
@@ -150,48 +154,50 @@ def _train(
         if resume_from is None and config.model.init_from is not None:
             objective.initialise(module, config.model.init_from)
         loader = held.enter_context(build_loader(source, **sample, **loader_options(setting, out)))
-        state = TrainState.begin(setting, objective, module, teacher, loader)
+        start.done("student")
+        kept = None if resume_from is None else checkpoint.read_state(resume_from)["kernels"]
+        examples = Examples(source, sample, device)
+
+        def first() -> None:
+            start.done("kernels")
+            objective.start(module, teacher, setting, examples.batches)
+            start.done("calibration" if request is not None and request.calibrated else "objective")
+
+        state = begin(
+            setting, objective, module, teacher, loader,
+            kept=kept, first=first if resume_from is None else None,
+        )  # fmt: skip
         step = TrainStep(
             state, objective, answer(teacher, request),
             clip_grad=config.optim.clip_grad, accumulate=config.optim.accumulate,
         )  # fmt: skip
-        start.done("student")
-        kept = None if resume_from is None else checkpoint.read_state(resume_from)["kernels"]
-        state.kernels = settle_kernels(setting, objective, state, kept=kept)
         start.done("kernels")
-        examples = Examples(source, sample, device)
         length = RunLength.of(config, loader.batches_per_epoch)
         log.info("%s", length.describe(len(source), config.optim.batch_size))
         if resume_from is not None:
             state.restore(resume_from, data_moved=config.data.data_moved)
             log.info("going on from %s, step %d of %d", resume_from, state.step, length.total)
-        else:
-            objective.start(module, teacher, setting, examples.batches)
-        start.done("calibration" if request is not None and request.calibrated else "objective")
+            start.done("checkpoint")
         write_header(out, config, module, device)
 
         def draw(path: Path) -> Path:
-            return examples.draw(path, objective, module, teacher)
+            shown = whole_module(setting, objective, state)
+            return examples.draw(path, objective, shown, teacher) if world().first else path
 
-        with Telemetry(
-            out, first_step=state.step, total=length.total,
-            track=config.run.track, progress=config.run.progress,
-        ) as telemetry:  # fmt: skip
+        with open_telemetry(out, config, state.step, length.total) as telemetry:
             stopped_by = train(
                 CapturedStep(step, config.run.graph), length, config, out, telemetry,
                 picture=draw, on_step=start.until(on_step),
             )  # fmt: skip
         loader.close()
 
-        metrics = last_metrics(out)
+        metrics = from_first(last_metrics(out) if world().first else {})
         poor = None if stopped_by else verdict(metrics)
         if poor is not None:
             log.warning("%s", poor)
         drop_copies(module.eval())
         weights = out / "model.safetensors"
-        student = objective.save(module, weights)
-        if state.ema is not None:
-            objective.save(module, out / "model_ema.safetensors", state.ema.weights)
+        student = save(setting, objective, state, weights)
         return PretrainResult(
             out=out,
             checkpoint=checkpoint.steps_in(out / "checkpoints")[-1],

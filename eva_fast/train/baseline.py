@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eva_fast import world
 from eva_fast.objectives.base import Objective
 
 LOSS = "baseline_loss"
@@ -50,6 +51,7 @@ class Baseline:
     def update(self, applied: Tensor) -> None:
         """Takes the step's targets into the mean; not those of a skipped step."""
         self.steps += applied
+        world.mean_(self._seen)
         moved = torch.lerp(self.mean, self._seen, 1 / self.steps.clamp(min=1))
         self.mean.copy_(torch.where(applied, moved, self.mean))
         self._seen.zero_()

@@ -1,9 +1,10 @@
 """Checkpoints that are whole or not there: torch.distributed.checkpoint inside an atomic folder.
 
 A checkpoint is written to `step_N.tmp`, its files are listed with size and CRC-32 in
-`manifest.json`, everything is flushed to disk, and only then is the folder renamed to `step_N`.
-A process killed at any moment leaves a `.tmp` folder that is ignored; a damaged file does not match
-its manifest and an older checkpoint is taken.
+`manifest.json`, everything is flushed to disk, and only then is the folder renamed to `step_N`
+(`checkpoint_writer`). A process killed at any moment leaves a `.tmp` folder that is ignored; a damaged
+file does not match its manifest and an older checkpoint is taken. A checkpoint of any number of
+processes can be read by any other number.
 
 The library is imported where a checkpoint is written or read: it takes as long as the rest of torch,
 and a run's first step need not wait for it.
@@ -11,30 +12,21 @@ and a run's first step need not wait for it.
 
 import json
 import logging
-import os
-import shutil
 import warnings
 import zlib
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from eva_fast.errors import RunError, UsageError
+from eva_fast import world
+from eva_fast.errors import UsageError
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 STATE = "state.json"
 
 
-@contextmanager
-def _one_process():
-    """Silences DCP's remark that torch.distributed is not initialised: one process is meant."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
-
-
-def _crc32(path: Path) -> int:
+def crc32(path: Path) -> int:
+    """Of a file's bytes."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -42,15 +34,7 @@ def _crc32(path: Path) -> int:
     return value
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """What went wrong; without the traceback that DCP puts into its message."""
     from torch.distributed.checkpoint import CheckpointException
 
@@ -65,48 +49,6 @@ def steps_in(root: Path) -> list[Path]:
     return sorted(found, key=lambda p: p.name)
 
 
-def save(root: Path, step: int, tensors: dict[str, Any], state: dict[str, Any], keep: int) -> Path:
-    """Writes checkpoint `step`: `tensors` (nested dict of tensors) and `state` (JSON). Older
-    checkpoints than the newest `keep` are removed afterwards. Returns its folder. RuntimeError if it
-    cannot be written (a full disk, say)."""
-    from torch.distributed.checkpoint import CheckpointException
-
-    final = root / f"step_{step:09d}"
-    if final.is_dir() and fault_of(final) is None:
-        return final
-    try:
-        _write(final, step, tensors, state)
-    except (CheckpointException, OSError) as error:  # the former is no Exception
-        raise RunError(f"checkpoint {final} cannot be written: {_reason(error)}") from error
-    for old in steps_in(root)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
-
-
-def _write(final: Path, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
-    import torch.distributed.checkpoint as dcp
-
-    draft = final.with_suffix(".tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    with _one_process():
-        dcp.save(
-            tensors,
-            storage_writer=dcp.FileSystemWriter(draft, single_file_per_rank=True, sync_files=True),
-            no_dist=True,
-        )
-    (draft / STATE).write_text(json.dumps(state))
-    files = sorted(p for p in draft.iterdir() if p.is_file())
-    manifest = {p.name: [p.stat().st_size, _crc32(p)] for p in files}
-    (draft / MANIFEST).write_text(json.dumps({"step": step, "files": manifest}))
-    for path in (draft / STATE, draft / MANIFEST, draft):
-        _flush(path)
-    if final.is_dir():  # damaged, or it would have been returned above
-        shutil.rmtree(final)
-    draft.rename(final)
-    _flush(final.parent)
-
-
 def fault_of(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
@@ -117,7 +59,7 @@ def fault_of(folder: Path) -> str | None:
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             return f"{name} is missing or has another size"
-        if _crc32(path) != crc:
+        if crc32(path) != crc:
             return f"{name} is damaged (its checksum differs)"
     return None
 
@@ -139,18 +81,24 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def names_in(folder: Path) -> dict[str, Any]:
     """{name of a tensor, as "model.norm.bias": its size and dtype, as DCP describes them}."""
-    from torch.distributed.checkpoint import FileSystemReader
+    from eva_fast.train.checkpoint_reader import SafeReader
 
-    return FileSystemReader(folder).read_metadata().state_dict_metadata
+    return SafeReader(folder).read_metadata().state_dict_metadata
 
 
 def load(folder: Path, tensors: dict[str, Any]) -> None:
-    """Fills `tensors` (nested dict with tensors of the right shapes) in place. ValueError if the
-    checkpoint does not hold them."""
+    """Fills `tensors` (nested dict with tensors of the right shapes) in place; of a run of several
+    processes all must call it, and each fills its shards. ValueError if the checkpoint does not hold
+    them, or holds what is no checkpoint's."""
     import torch.distributed.checkpoint as dcp
 
+    from eva_fast.train.checkpoint_reader import SafeLoads, SafeReader
+
+    alone = world.world().size == 1
     try:
-        with _one_process():
-            dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+        SafeReader(folder).read_metadata()  # DCP would log a foreign one at length
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(tensors, storage_reader=SafeReader(folder), planner=SafeLoads(), no_dist=alone)
     except (dcp.CheckpointException, RuntimeError, KeyError, ValueError) as error:
-        raise UsageError(f"checkpoint {folder} does not fit this run: {_reason(error)}") from None
+        raise UsageError(f"checkpoint {folder} does not fit this run: {reason(error)}") from None

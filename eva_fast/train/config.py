@@ -76,6 +76,8 @@ class RunConfig:
     """Minutes between checkpoints; 0 turns it off."""
     keep_checkpoints: int = option(2, resume=True)
     """How many of the newest checkpoints stay."""
+    keep_checkpoint_every: int | None = option(None, resume=True)
+    """Checkpoints at multiples of so many steps stay for good."""
     log_every: int = option(10, resume=True)
     """Steps between lines in metrics.jsonl; nothing is read from the device in between."""
     picture_every: int | None = option(None, resume=True)
@@ -95,6 +97,15 @@ class RunConfig:
     there: less memory for about a third more arithmetic, the same numbers."""
     grad_checkpointing_share: float = option(1.0, resume=True)
     """Share of the blocks that do so, evenly spread: 0.5 is every second."""
+    sharding: Literal["auto", "replicate", "zero2", "full", "hybrid"] = option("auto", resume=True)
+    """Of a run of several processes (torchrun): replicate holds all in each; zero2 shards gradients and
+    optimiser; full the weights too; hybrid is full within a machine and replicates between machines.
+    auto: replicate where all is small, hybrid beyond one machine, else full."""
+    process_minutes: float = option(10.0, resume=True)
+    """Minutes after which a process that does not answer ends the others of its run."""
+    rewinds: int = option(2, resume=True)
+    """How often a run whose steps are not finite goes back to its last checkpoint, and on with fresh
+    data, before it stops."""
     track: bool = option(False, resume=True)
     """Write TensorBoard files too (pip install 'eva-fast[track]')."""
     progress: bool = option(True, resume=True)
@@ -107,9 +118,14 @@ class RunConfig:
             self.keep_checkpoints >= 1,
             f"keep_checkpoints must be at least 1, got {self.keep_checkpoints}",
         )
-        for name in ("checkpoint_every", "picture_every"):
+        for name in ("checkpoint_every", "keep_checkpoint_every", "picture_every"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        require(
+            self.process_minutes > 0,
+            f"process_minutes must be above 0, got {self.process_minutes}",
+        )
+        require(self.rewinds >= 0, f"rewinds must be 0 or more, got {self.rewinds}")
         require(
             self.checkpoint_minutes >= 0,
             f"checkpoint_minutes must be 0 or more, got {self.checkpoint_minutes}",

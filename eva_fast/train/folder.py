@@ -27,6 +27,7 @@ from eva_fast.files import (
 )
 from eva_fast.train import checkpoint
 from eva_fast.version import __version__
+from eva_fast.world import from_first, world
 
 if TYPE_CHECKING:
     from eva_fast.config import Config
@@ -37,10 +38,22 @@ log = logging.getLogger(__name__)
 @contextlib.contextmanager
 def open_folder(config: "Config") -> Iterator[tuple[Path, Path | None]]:
     """(the run's folder, the checkpoint to go on from or None); the folder is this run's alone until
-    the block ends. UsageError where another run writes to it, it holds a run, or that was another."""
-    out = _make_folder(config)
-    with locked(out):
-        yield out, _start_from(out, config)
+    the block ends. UsageError where another run writes to it, it holds a run, or that was another. Of
+    several processes the first looks and holds it, and tells the others."""
+    with contextlib.ExitStack() as held:
+        found, error = None, None
+        if world().first:
+            try:
+                out = _make_folder(config)
+                held.enter_context(locked(out))
+                found = out, _start_from(out, config)
+            except (UsageError, OSError) as met:
+                error = met
+        found, error = from_first((found, error))
+        if error is not None:
+            raise error
+        assert found is not None
+        yield found
 
 
 def _make_folder(config: "Config") -> Path:
@@ -82,6 +95,8 @@ def _has_lines(path: Path) -> bool:
 
 def write_header(out: Path, config: "Config", model: nn.Module, device: torch.device) -> None:
     """The record of what runs, before it runs: config.yaml and environment.json."""
+    if not world().first:
+        return
     with atomic_write(out / RUN_CONFIG) as draft:
         draft.write_text(yaml.safe_dump(config.options(), sort_keys=False))
     environment = {
@@ -92,6 +107,7 @@ def write_header(out: Path, config: "Config", model: nn.Module, device: torch.de
         "numpy": numpy.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "processes": world().size,
         "cpp_kernels": native.available(),
         "parameters": sum(p.numel() for p in model.parameters()),
     }

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eva_fast import world
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.setting import Setting
 from eva_fast.ops import FusedAdamW, choose
@@ -48,7 +49,8 @@ def settle_kernels(
         take_over(kept, device.type)
         return kept
     with choose.random_state_kept(device):
-        size, module = optim.batch_size // optim.accumulate, state.module.train()
+        share = optim.accumulate * world.asked_for().size
+        size, module = optim.batch_size // share, state.module.train()
         if device.type == "cpu":
             size = min(size, CPU_IMAGES)
         batch, target = objective.example(setting, state.teacher, size)

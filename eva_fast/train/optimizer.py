@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from eva_fast.ops import FusedAdamW
+from eva_fast.train.sharding import is_shard, local
 
 
 def decay_groups(model: nn.Module) -> tuple[list[str], list[str]]:
@@ -53,9 +54,17 @@ def make_optimizer(
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """Global L2 norm of the gradients of `parameters`, on their device."""
+    """Global L2 norm of the gradients of `parameters`, on their device; of sharded ones over the
+    processes that have the shards."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    return torch.nn.utils.get_total_norm(grads, foreach=True)
+    if not grads or not is_shard(grads[0]):
+        return torch.nn.utils.get_total_norm(grads, foreach=True)
+    import torch.distributed as dist
+
+    group = grads[0].device_mesh.get_group(mesh_dim=-1)  # type: ignore[attr-defined]
+    squares = torch.nn.utils.get_total_norm([local(g) for g in grads], foreach=True) ** 2
+    dist.all_reduce(squares, group=group)
+    return squares.sqrt()
 
 
 class Ema:
@@ -63,8 +72,8 @@ class Ema:
 
     def __init__(self, model: nn.Module, decay: float):
         self.weights = {n: p.detach().clone().float() for n, p in model.named_parameters()}
-        self._sources = [p.detach() for p in model.parameters()]
-        self._averages = list(self.weights.values())
+        self._sources = [local(p.detach()) for p in model.parameters()]
+        self._averages = [local(w) for w in self.weights.values()]
         self._share = torch.full((), 1 - decay, device=self._sources[0].device)
 
     @torch.no_grad()

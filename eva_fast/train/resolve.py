@@ -20,7 +20,9 @@ from eva_fast.objectives.request import check_sample
 from eva_fast.objectives.setting import SIZE_OPTIONS, Setting
 from eva_fast.ops.fp8_gemm import has_fp8
 from eva_fast.ops.registry import family_obstacle
+from eva_fast.train.processes import check_processes
 from eva_fast.train.telemetry import require_tensorboard
+from eva_fast.world import World, asked_for, world
 
 if TYPE_CHECKING:
     from eva_fast.config import Config
@@ -42,12 +44,7 @@ def setting_of(config: "Config") -> Setting:
 
 def device_and_dtype(config: "Config") -> tuple[torch.device, torch.dtype]:
     """Where the run computes, and in what the student's blocks do."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            "a run is one process and one device; started by torchrun with several, the processes "
-            "would write over each other. Start it without torchrun"
-        )
-    device = choose_device(config.run.device)
+    device = choose_device(_own_device(config.run.device, asked_for()))
     precision = config.run.precision
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
@@ -55,6 +52,20 @@ def device_and_dtype(config: "Config") -> tuple[torch.device, torch.dtype]:
         _check_fp8(config, device)
         precision = "bf16"  # of all but the products of the blocks
     return device, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _own_device(name: str, to: World) -> str:
+    """Of several processes on a machine each takes a GPU of its own. ValueError where they would share
+    one."""
+    if to.size == 1 or name == "cpu" or not torch.cuda.is_available():
+        return name
+    found = torch.cuda.device_count()
+    if ":" in name or to.local_size > found:
+        raise UsageError(
+            f"{to.local_size} processes on this machine need a GPU each; there are {found}, and "
+            f"device={name!r}: start as many processes as GPUs, with device='cuda' or 'auto'"
+        )
+    return f"cuda:{to.local_rank}"
 
 
 def _check_fp8(config: "Config", device: torch.device) -> None:
@@ -83,6 +94,7 @@ def check_run(config: "Config", device: torch.device) -> None:
         raise UsageError("resume='auto' needs out=, the folder of the run to go on with")
     _check_pictures(config.data.data, config.run.out)
     check_count(config.data.workers or 0)
+    check_processes(config, asked_for())
     if config.data.decode == "gpu" and device.type != "cuda":
         raise UsageError(f"decode='gpu' needs an NVIDIA GPU, and the run is on {device}")
     kernels = config.run.kernels
@@ -129,7 +141,7 @@ def loader_workers(config: "Config", device: torch.device) -> int:
         return config.data.workers
     if not can_start():
         return 0
-    cores = cpu_count()
+    cores = max(1, cpu_count() // asked_for().local_size)
     if device.type == "cuda":
         return min(max(1, cores - 1), 16)
     return max(1, cores // 8) if cores > 1 else 0
@@ -138,8 +150,11 @@ def loader_workers(config: "Config", device: torch.device) -> int:
 def loader_options(setting: Setting, out: Path) -> dict[str, Any]:
     """Options of `build_loader` that say how a run reads its samples."""
     config = setting.config
+    to = world()
     return {
-        "batch_size": config.optim.batch_size,
+        "batch_size": config.optim.batch_size // to.size,
+        "rank": to.rank,
+        "world": to.size,
         "workers": loader_workers(config, setting.device),
         "bad_images": out / "bad_images.jsonl",
         "device": setting.device,

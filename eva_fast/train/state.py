@@ -14,6 +14,7 @@ from eva_fast.ops import FusedAdamW
 from eva_fast.teachers import Teacher
 from eva_fast.train import checkpoint
 from eva_fast.train.baseline import LOSS, Baseline
+from eva_fast.train.checkpoint_writer import Writer
 from eva_fast.train.guard import Guard
 from eva_fast.train.optimizer import Ema, make_optimizer
 from eva_fast.train.same_data import without_names
@@ -36,6 +37,8 @@ class TrainState:
     guard: Guard
     sums: Sums
     device: torch.device
+    whole: nn.Module | None = None
+    """What gives the loss where the module is sharded over several processes."""
     ema: Ema | None = None
     baseline: Baseline | None = None
     """Of what a constant scores; `sums` then has its `baseline_loss` among the metrics."""
@@ -55,8 +58,10 @@ class TrainState:
         module: nn.Module,
         teacher: nn.Module | None,
         loader: Any,
+        whole: nn.Module | None = None,
     ) -> "TrainState":
-        """The state before the first step. `module` is on its device, with its initial values."""
+        """The state before the first step. `module` is on its device, with its initial values; `whole`
+        is what `eva_fast.train.sharding` made of it."""
         optim, device, dtype = setting.config.optim, setting.device, setting.compute_dtype
         baseline = Baseline.of(objective, objective.target_width(module, teacher), device)
         return cls(
@@ -74,12 +79,13 @@ class TrainState:
             guard=Guard(device, scaled=dtype == torch.float16),
             sums=Sums(objective.metrics + ((LOSS,) if baseline else ()), device),
             device=device,
+            whole=whole,
             ema=Ema(module, optim.ema) if optim.ema else None,
             baseline=baseline,
         )
 
-    def save(self, root: Path, keep: int, options: dict[str, Any]) -> Path:
-        """Writes a checkpoint under `root` and returns its folder."""
+    def save(self, writer: Writer, options: dict[str, Any]) -> None:
+        """Has a checkpoint written, beside what follows: it holds the state as it is now."""
         state = {
             "step": self.step,
             "loader": self.loader.state_dict(),
@@ -87,7 +93,7 @@ class TrainState:
             "teacher": self._teacher_fingerprint(),
             "options": options,
         }
-        return checkpoint.save(root, self.step, self._tensors(), state, keep)
+        writer.start(self.step, self._tensors(), state)
 
     def _teacher_fingerprint(self) -> str | None:
         """Of the frozen teacher: asked for once a run."""
@@ -95,10 +101,11 @@ class TrainState:
             self._fingerprint = fingerprint(self.teacher)
         return self._fingerprint
 
-    def restore(self, folder: Path, data_moved: bool = False) -> None:
+    def restore(self, folder: Path, data_moved: bool = False, with_data: bool = True) -> None:
         """Continues exactly where the checkpoint was written: weights, optimiser, random state,
         position in the data. The optimiser's settings stay those of this run, which may change
-        them. data_moved: the names of the images may be others. ValueError if the checkpoint is of
+        them. data_moved: the names of the images may be others. with_data=False leaves the position in
+        the data. ValueError if the checkpoint is of
         another module or other data."""
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
@@ -135,9 +142,10 @@ class TrainState:
         torch.set_rng_state(tensors["random"]["cpu"])
         if "cuda" in tensors["random"]:
             torch.cuda.set_rng_state(tensors["random"]["cuda"], self.device)
-        self.loader.load_state_dict(
-            without_names(state["loader"]) if data_moved else state["loader"]
-        )
+        if with_data:
+            self.loader.load_state_dict(
+                without_names(state["loader"]) if data_moved else state["loader"]
+            )
         self.step = state["step"]
 
     def _tensors(self) -> dict[str, Any]:

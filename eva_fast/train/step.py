@@ -6,6 +6,9 @@
 
 Nothing in it waits for the device, and what never changes is made at set-up. All that it changes
 is written in place, so that a step can be captured as a CUDA graph (`eva_fast.train.captured`).
+
+Of several processes each has its share of the batch. Gradients are averaged as they appear
+(`eva_fast.train.sharding`), loss and metrics here, so that all decide alike about a step.
 """
 
 from typing import Any, NamedTuple
@@ -13,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from eva_fast import world
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.request import Ask
 from eva_fast.train.baseline import LOSS
@@ -59,6 +63,7 @@ class TrainStep:
         if not updated or updated != set(self._parameters):
             raise ValueError("the optimiser must hold the parameters of the module that train")
         self._loss = torch.zeros((), device=state.device)
+        self._several = world.world().size > 1
 
     def __call__(self, batch: Any, rate: float) -> Outcome:
         """Trains on `batch` with learning rate `rate`."""
@@ -72,6 +77,8 @@ class TrainStep:
         """What the device does in a step, with the learning rate that the optimiser has."""
         state = self.state
         loss, metrics = self._gradients(batch)
+        if self._several:
+            loss, metrics = _of_all(loss, metrics)
         norm = state.guard.unscale(gradient_norm(self._parameters))
         applied = state.guard.step(state.optimizer, loss, norm, self.clip_grad)
         with torch.no_grad():
@@ -97,9 +104,9 @@ class TrainStep:
             parameter.grad = None
         loss, parts, baseline = self._loss.zero_(), self.accumulate, self.state.baseline
         metrics: dict[str, Tensor] = {}
-        for part in batch.chunk(parts):
+        for number, part in enumerate(batch.chunk(parts), 1):
             target = self._target(part)
-            value, measured = self.objective.loss(self.state.module, part, target)
+            value, measured = self._loss_of(part, target, last=number == parts)
             value = value / parts
             self.state.guard.scale(value).backward()
             loss += value.detach()
@@ -109,3 +116,20 @@ class TrainStep:
                 found = measured[name].detach() / parts
                 metrics[name] = metrics[name] + found if name in metrics else found
         return loss, metrics
+
+    def _loss_of(
+        self, part: Any, target: Tensor | None, last: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of a micro-batch; gradients leave the process with the last one."""
+        whole = self.state.whole
+        if whole is None:
+            return self.objective.loss(self.state.module, part, target)
+        if self.accumulate > 1:
+            whole.set_requires_gradient_sync(last)  # type: ignore[operator]
+        return whole(part, target)
+
+
+def _of_all(loss: Tensor, metrics: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Means over the processes, by one exchange; not finite where any has a value that is not."""
+    means = world.mean_(torch.stack([loss, *(m.float() for m in metrics.values())]))
+    return means[0], dict(zip(metrics, means[1:].unbind()))

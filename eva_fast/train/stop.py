@@ -31,6 +31,16 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    @property
+    def number(self) -> int:
+        """Of the signal that came; 0 for none."""
+        return 0 if self.signal_name is None else signal.Signals[self.signal_name].value
+
+    def take(self, number: int) -> None:
+        """The request of another process of the run, or of this one."""
+        if self.signal_name is None:
+            self._on_signal(number, None)
+
     def _on_signal(self, number, _frame) -> None:
         if self.signal_name is not None and number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -3,8 +3,10 @@
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -18,6 +20,10 @@ from rich.progress import (
 
 from eva_fast.errors import UsageError
 from eva_fast.files import atomic_write
+from eva_fast.world import world
+
+if TYPE_CHECKING:
+    from eva_fast.config import Config
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 10.0
@@ -90,6 +96,31 @@ class Telemetry:
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+class Silent:
+    """The telemetry of all processes of a run but the first."""
+
+    def advance(self, step: int) -> None:
+        pass
+
+    def record(self, **values: Any) -> None:
+        pass
+
+
+@contextmanager
+def open_telemetry(
+    out: Path, config: "Config", first_step: int, total: int
+) -> Iterator[Telemetry | Silent]:
+    """What this process says of the run."""
+    if not world().first:
+        yield Silent()
+        return
+    run = config.run
+    with Telemetry(
+        out, first_step=first_step, total=total, track=run.track, progress=run.progress
+    ) as telemetry:
+        yield telemetry
 
 
 def keep_until(path: Path, step: int) -> None:

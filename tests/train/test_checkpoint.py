@@ -8,6 +8,7 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from eva_fast.train import checkpoint
+from eva_fast.train.checkpoint_writer import save
 
 
 def tensors(value):
@@ -15,7 +16,7 @@ def tensors(value):
 
 
 def write(root, step, value, keep=2):
-    return checkpoint.save(root, step, tensors(value), {"step": step}, keep)
+    return save(root, step, tensors(value), {"step": step}, keep)
 
 
 def test_round_trip_and_retention(tmp_path):

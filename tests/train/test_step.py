@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from eva_fast.train import checkpoint
+from eva_fast.train.checkpoint_writer import Writer
 from tests.train.fakes import Counting, FakeLoader, Squares, ask, batch, make_step, snapshot
 
 
@@ -162,7 +164,9 @@ def test_saved_and_restored_it_goes_on_to_the_same_bits(tmp_path, objective):
     whole, first, second = fresh(), fresh(), fresh()
     run(whole, range(6))
     run(first, range(3))
-    folder = first.state.save(tmp_path, keep=1, options={})
+    with Writer(tmp_path, keep=1) as writer:
+        first.state.save(writer, options={})
+    folder = checkpoint.newest(tmp_path)
     torch.manual_seed(5)
     second.state.restore(folder)
     assert second.state.step == 3

@@ -1,0 +1,115 @@
+"""The module over several processes: FSDP2 (Zhao et al. 2023; torch.distributed.fsdp) in every case.
+
+    replicate   each process holds all; gradients are averaged (what DDP does)
+    zero2       shards of gradients and optimiser; weights stay gathered from forward to backward
+    full        weights come before a block and go after it
+    hybrid      full within a machine, replicate between machines
+
+Blocks are units of their own, so that gathering the next one overlaps with computing this one. The
+rest is one unit more, around the objective's loss, so that an objective may call its module as it
+likes. Arithmetic is in the run's dtype, master weights and the averages of gradients in float32.
+"""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from eva_fast.world import World
+
+if TYPE_CHECKING:
+    from eva_fast.objectives.base import Objective
+
+log = logging.getLogger(__name__)
+
+SMALL = 4e9
+"""Bytes of weights, gradients and moments up to which a process may hold all of them by itself."""
+BYTES_A_PARAMETER = 16
+
+
+class Whole(nn.Module):
+    """The loss of an objective as one module: what is sharded and called."""
+
+    def __init__(self, objective: "Objective", module: nn.Module):
+        super().__init__()
+        self.objective, self.module = objective, module
+
+    def forward(self, batch: Any, target: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.objective.loss(self.module, batch, target)
+
+
+def shard(
+    objective: "Objective", module: nn.Module, to: World, sharding: str, dtype: torch.dtype
+) -> Whole:
+    """Shards `module` in place, on its device, over the processes of `to`, and returns what gives the
+    loss. sharding: as above, or "auto"."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    device = next(module.parameters()).device
+    chosen = _usual(module, to) if sharding == "auto" else sharding
+    shape = {"replicate": (to.size, 1), "hybrid": (to.nodes, to.size // to.nodes)}.get(chosen)
+    names = ("replicate", "shard") if shape else ("shard",)
+    mesh = init_device_mesh(device.type, shape or (to.size,), mesh_dim_names=names)
+    low = None if dtype == torch.float32 else dtype
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False
+        ),
+        "reshard_after_forward": chosen in ("full", "hybrid"),
+    }
+    for unit in units(module):
+        fully_shard(unit, **options)
+    whole = Whole(objective, module)
+    fully_shard(whole, **options)
+    log.info("%d processes, sharding %s", to.size, chosen)
+    return whole
+
+
+def usual(parameters: int, nodes: int) -> str:
+    """replicate where all of the state is small, hybrid beyond one machine, else full."""
+    if parameters * BYTES_A_PARAMETER <= SMALL:
+        return "replicate"
+    return "hybrid" if nodes > 1 else "full"
+
+
+def _usual(module: nn.Module, to: World) -> str:
+    return usual(sum(p.numel() for p in module.parameters()), to.nodes)
+
+
+def units(module: nn.Module) -> list[nn.Module]:
+    """The blocks: modules in the innermost lists, which read their own parameters alone."""
+    lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
+    inner = [m for m in lists if not any(isinstance(n, nn.ModuleList) for n in _below(m))]
+    return [
+        block
+        for found in inner
+        for block in found
+        if any(p.requires_grad for p in block.parameters())
+    ]
+
+
+def _below(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if m is not module]
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Whether this is a DTensor; asked for without importing torch.distributed."""
+    return hasattr(tensor, "to_local")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor; any other as it is."""
+    return tensor.to_local() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def full(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor, on every process; any other as it is. All must call it."""
+    return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a sharded module, put together on every process, on the CPU."""
+    return {name: full(value.detach()).cpu() for name, value in module.state_dict().items()}
