@@ -16,6 +16,7 @@ import torch
 
 from eva_fast import world
 from eva_fast.errors import RunError, UsageError
+from eva_fast.train.meeting import agent_store
 from eva_fast.world import World
 
 if TYPE_CHECKING:
@@ -65,7 +66,11 @@ def joined(to: World, device: torch.device, minutes: float) -> Iterator[None]:
     else:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         bound = device if device.type == "cuda" else None
-        dist.init_process_group(backend, timeout=timeout, device_id=bound)
+        store = agent_store(to, timeout)
+        rank, size = (-1, -1) if store is None else (to.rank, to.size)  # -1: as torchrun says
+        dist.init_process_group(
+            backend, timeout=timeout, device_id=bound, store=store, rank=rank, world_size=size
+        )
     try:
         with world.joined(to):
             yield

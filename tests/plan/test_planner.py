@@ -72,7 +72,7 @@ def test_parameters_by_hand():
 
 
 def test_memory_of_the_giant():
-    """16 bytes a parameter in mixed precision; ZeRO-2 over 8 spreads all but the weights that blocks read."""
+    """16 bytes a parameter in mixed precision; ZeRO-2 over 8 spreads all but the weights in use."""
     count = count_step("tuned", GIANT, 32)
     alone = estimate(count, DEVICES["h100"])
     n = parameter_count(GIANT)
@@ -253,11 +253,6 @@ def test_sharding_is_the_runs():
     found = {n: plan(gpus=n, **{**_EVA, "batch_size": 4096}).sharding for n in (1, 8, 128)}
     assert found == {1: "replicate", 8: "full", 128: "hybrid"}
     assert plan(gpus=8, images=1e5).sharding == "replicate"
-    wire = {
-        kind: plan(gpus=128, sharding=kind, **{**_EVA, "batch_size": 4096}).asked.wire_seconds
-        for kind in ("full", "hybrid")
-    }
-    assert wire["hybrid"] < wire["full"]
 
 
 def test_an_average_of_the_weights_takes_memory():

@@ -1,0 +1,90 @@
+"""Several processes train as one: the same samples, the same losses, whatever happens to them."""
+
+import os
+import shutil
+import signal
+
+import pytest
+
+import eva_fast
+from eva_fast.train import checkpoint
+from tests.train.several import (
+    OPTIONS,
+    done,
+    ended,
+    furthest,
+    lines,
+    losses,
+    pretrain,
+    wait_for,
+    weights,
+    workers_of,
+)
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+CLOSE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run of one process that all are compared with."""
+    out = tmp_path_factory.mktemp("several") / "alone"
+    eva_fast.pretrain(out=out, ema=0.9, **OPTIONS)
+    return out
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A run of two processes, one of which was killed after a checkpoint; torchrun starts them anew."""
+    out = tmp_path_factory.mktemp("several") / "killed"
+    run = pretrain(
+        2, out, restarts=1, sharding="full", checkpoint_every=4, keep_checkpoints=9, ema=0.9
+    )
+    wait_for(out / "checkpoints/step_000000004", run)
+    os.kill(workers_of(run)[-1], signal.SIGKILL)
+    return out, done(run)
+
+
+def is_close(out, alone):
+    assert max(abs(a - b) for a, b in zip(losses(out), losses(alone), strict=True)) < CLOSE
+    assert furthest(weights(out), weights(alone)) < CLOSE
+
+
+@pytest.mark.parametrize("sharding", ["replicate", "zero2"])
+def test_two_processes_learn_what_one_does(tmp_path, alone, sharding):
+    done(pretrain(2, tmp_path / "run", sharding=sharding, ema=0.9))
+    is_close(tmp_path / "run", alone)
+    assert lines(tmp_path / "run")[-1].keys() >= {"data_waits", "waits_for_others"}
+
+
+def test_a_killed_process_is_started_again_and_the_run_goes_on(alone, killed):
+    out, said = killed
+    is_close(out, alone)
+    assert "going on from" in said
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_a_run_of_two_goes_on_with_another_number(tmp_path, alone, killed, processes):
+    """From a checkpoint in the middle, whose shards are two processes'."""
+    out = tmp_path / "run"
+    shutil.copytree(killed[0], out)
+    for folder in checkpoint.steps_in(out / "checkpoints")[1:]:
+        shutil.rmtree(folder)
+    options = {"sharding": "full", "ema": 0.9, "resume": "auto"}
+    if processes == 1:
+        eva_fast.pretrain(out=out, **{**OPTIONS, **options})
+    else:
+        done(pretrain(processes, out, **options))
+    is_close(out, alone)
+
+
+def test_a_request_to_stop_reaches_all_and_loses_nothing(tmp_path, alone):
+    out = tmp_path / "run"
+    run = pretrain(2, out, checkpoint_every=3, ema=0.9)
+    wait_for(out / "checkpoints/step_000000003", run)
+    os.kill(workers_of(run)[0], signal.SIGTERM)  # one of them alone
+    assert ended(run)[0] == 0
+    stopped = lines(out)[-1]["step"] if lines(out) else 0
+    assert checkpoint.newest(out / "checkpoints").name >= f"step_{stopped:09d}"
+    done(pretrain(2, out, resume="auto", ema=0.9))
+    is_close(out, alone)
