@@ -22,8 +22,9 @@ Extractor = Callable[[Tensor], Tensor]
 
 
 def student_features(model: nn.Module) -> Extractor:
-    """The mean of the patch tokens that `model.forward_features` gives behind its first token."""
-    return lambda images: model.forward_features(images)[:, 1:].float().mean(1)  # type: ignore
+    """The mean of the tokens that `model.forward_features` gives behind its CLS token, if it has one."""
+    first: int = getattr(model, "prefix_tokens", 1)
+    return lambda images: model.forward_features(images)[:, first:].float().mean(1)  # type: ignore
 
 
 def pixel_features(images: Tensor) -> Tensor:

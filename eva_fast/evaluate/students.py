@@ -8,18 +8,35 @@ import torch
 import yaml
 
 from eva_fast.errors import MissingFileError, UsageError
-from eva_fast.model import EvaViT, MaeEncoder, ModelSizes, create_model, sizes_of
+from eva_fast.model import (
+    EvaViT,
+    MaeEncoder,
+    ModelSizes,
+    SwinSizes,
+    SwinV2,
+    create_model,
+    sizes_of,
+    swin_sizes_of,
+)
 from eva_fast.objectives import OBJECTIVES, open_objective
 from eva_fast.options import user_path
 from eva_fast.train import checkpoint
-from eva_fast.weights import infer_sizes, read, read_student
+from eva_fast.weights import (
+    holds_swin,
+    infer_sizes,
+    naming,
+    read,
+    read_student,
+    read_swin_student,
+    swin_sizes_in,
+)
 from eva_fast.weights.folder import weight_file
 from eva_fast.weights.naming import official, timm
 from eva_fast.weights.student import MAE, PRETRAINING_ONLY, SIZE_NAMES
 
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 RANDOM_INIT_SEED = 0
-Student = EvaViT | MaeEncoder
+Student = EvaViT | MaeEncoder | SwinV2
 
 
 def find_weights(run_or_weights: str | Path) -> Path:
@@ -55,6 +72,9 @@ def run_config(weights: Path) -> dict[str, Any]:
 def load_student(weights: Path, device: torch.device) -> Student:
     """The model of a weight file, in evaluation mode. Sizes are the tensors'; the number of heads
     is the file's own metadata's, else that of the run's config.yaml, else the usual head width's."""
+    found = read(weights)
+    if holds_swin(found):
+        return _swin(swin_sizes_in(found), read_swin_student(found), device, weights)
     state, metadata = read_student(weights)
     known: dict[str, object] = dict(metadata)
     if "num_heads" not in known:
@@ -62,7 +82,7 @@ def load_student(weights: Path, device: torch.device) -> Student:
     sizes = infer_sizes(state, known)
     try:
         if metadata.get("network") == MAE:
-            return _encoder(sizes, metadata["statistics"], dict(read(weights)), device)
+            return _encoder(sizes, metadata["statistics"], dict(found), device)
         model = random_student(sizes, device)
         own = model.state_dict()
         model.load_official({**{name: own[name] for name in PRETRAINING_ONLY}, **state})
@@ -79,18 +99,16 @@ def load_checkpoint(folder: Path, device: torch.device) -> Student:
         raise UsageError(f"checkpoint {folder} is damaged: {fault}")
     names = checkpoint.names_in(folder)
     trained = {name: names[name] for name in names if name.startswith("model.")}
+    options = checkpoint.read_state(folder)["options"]
+    if (prefix := naming.swin.V2.find(trained)) is not None:
+        named = swin_sizes_of(options["model"], **_chosen(options))
+        return _swin(named, _tensors(folder, trained, prefix), device, folder)
     prefix, encoder = official.EVA.find(trained), timm.VIT.find(trained)
     if prefix is None:
         prefix = encoder
     if prefix is None:
         raise UsageError(f"checkpoint {folder} holds no student")
-    tensors = {
-        name.removeprefix(prefix): torch.empty(stored.size)
-        for name, stored in trained.items()
-        if name.startswith(prefix)
-    }
-    checkpoint.load(folder, {prefix + name: tensor for name, tensor in tensors.items()})
-    options = checkpoint.read_state(folder)["options"]
+    tensors = _tensors(folder, trained, prefix)
     known = _heads(options)
     if prefix == encoder:
         sizes = infer_sizes(timm.VIT.read(tensors, ""), known)
@@ -108,15 +126,22 @@ def random_student(sizes: ModelSizes, device: torch.device) -> EvaViT:
     return model.to(device).eval()
 
 
-def untrained(student: Student, device: torch.device, sizes: ModelSizes | None = None) -> Student:
+def untrained(
+    student: Student, device: torch.device, sizes: ModelSizes | SwinSizes | None = None
+) -> Student:
     """`random_student` of a student's own kind, of its own sizes unless said."""
     sizes = student.sizes if sizes is None else sizes
-    if isinstance(student, EvaViT):
+    if isinstance(sizes, ModelSizes) and isinstance(student, EvaViT):
         return random_student(sizes, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_INIT_SEED)
-        encoder = MaeEncoder(sizes, student.statistics)
-    return encoder.to(device).eval()
+        model: Student
+        if isinstance(sizes, SwinSizes):
+            model = SwinV2(sizes)
+        else:
+            assert isinstance(student, MaeEncoder)
+            model = MaeEncoder(sizes, student.statistics)
+    return model.to(device).eval()
 
 
 def _encoder(
@@ -125,6 +150,29 @@ def _encoder(
     encoder = MaeEncoder(sizes, statistics)
     encoder.load_official(tensors)
     return encoder.to(device).eval()
+
+
+def _swin(
+    sizes: SwinSizes, tensors: dict[str, torch.Tensor], device: torch.device, where: Path
+) -> SwinV2:
+    with torch.random.fork_rng(devices=[]):
+        model = SwinV2(sizes)
+    try:
+        model.load_official(tensors)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
+    return model.to(device).eval()
+
+
+def _tensors(folder: Path, trained: dict[str, Any], prefix: str) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds under a prefix."""
+    tensors = {
+        name.removeprefix(prefix): torch.empty(stored.size)
+        for name, stored in trained.items()
+        if name.startswith(prefix)
+    }
+    checkpoint.load(folder, {prefix + name: tensor for name, tensor in tensors.items()})
+    return tensors
 
 
 def _statistics(options: dict[str, Any]) -> str:
@@ -137,5 +185,9 @@ def _heads(options: dict[str, Any]) -> dict[str, object]:
     """What a run's options say of the one size that shapes do not show; {} if nothing."""
     if not options.get("model"):
         return {}
-    chosen = {name: options.get(name) for name in SIZE_NAMES if name != "predict_dim"}
-    return {"num_heads": sizes_of(options["model"], **chosen).num_heads}
+    return {"num_heads": sizes_of(options["model"], **_chosen(options)).num_heads}
+
+
+def _chosen(options: dict[str, Any]) -> dict[str, Any]:
+    """The sizes among a run's options."""
+    return {name: options.get(name) for name in SIZE_NAMES if name != "predict_dim"}

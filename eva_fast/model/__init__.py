@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eva_fast.model.beit import BeitViT
     from eva_fast.model.mae import DecoderSizes, MaeEncoder, MaskedAutoencoder
-    from eva_fast.model.registry import create_model
+    from eva_fast.model.registry import create_model, named_sizes
     from eva_fast.model.sizes import LONG, PRESETS, ModelSizes, is_beit, sizes_of
     from eva_fast.model.student import VitStudent
+    from eva_fast.model.swin import SwinV2
+    from eva_fast.model.swin_sizes import SwinSizes, is_swin, swin_sizes_of
     from eva_fast.model.vit import EvaViT
 
 _HOME = {
@@ -27,6 +29,11 @@ _HOME = {
     "ModelSizes": "sizes",
     "is_beit": "sizes",
     "sizes_of": "sizes",
+    "named_sizes": "registry",
+    "SwinV2": "swin",
+    "SwinSizes": "swin_sizes",
+    "is_swin": "swin_sizes",
+    "swin_sizes_of": "swin_sizes",
 }
 
 __all__ = [
@@ -38,10 +45,15 @@ __all__ = [
     "MaeEncoder",
     "MaskedAutoencoder",
     "ModelSizes",
+    "SwinSizes",
+    "SwinV2",
     "VitStudent",
     "create_model",
     "is_beit",
+    "is_swin",
+    "named_sizes",
     "sizes_of",
+    "swin_sizes_of",
 ]
 
 

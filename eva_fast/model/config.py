@@ -11,7 +11,8 @@ class ModelConfig:
     """Student."""
 
     model: str = "eva_ti_patch16_96"
-    """Student by name: eva_SIZE_patchP_R with SIZE one of ti, s, b, l, h, g (or tiny ... giant)."""
+    """Student by name: eva_SIZE_patchP_R with SIZE one of ti, s, b, l, h, g (or tiny ... giant);
+    fd also swinv2_SIZE_windowW_R with SIZE one of tiny, small, base, large."""
     img_size: int | None = None
     """Side of the square crop in pixels, if other than the name says."""
     patch_size: int | None = None
@@ -19,9 +20,10 @@ class ModelConfig:
     embed_dim: int | None = None
     """Width, if other than the name says."""
     depth: int | None = None
-    """Number of blocks, if other than the name says."""
+    """Number of blocks, if other than the name says; of a Swin of all stages, of which the third has
+    what the others' six leave."""
     num_heads: int | None = None
-    """Attention heads, if other than the name says."""
+    """Attention heads, if other than the name says; of a Swin those of its first stage."""
     mlp_hidden: int | None = None
     """Width inside the MLP, if other than the name says."""
     drop_path: float = 0.1

@@ -5,7 +5,9 @@ from typing import Any
 import torch
 
 from eva_fast.model.beit import BeitViT
-from eva_fast.model.sizes import is_beit, sizes_of
+from eva_fast.model.sizes import ModelSizes, is_beit, sizes_of
+from eva_fast.model.swin import SwinV2
+from eva_fast.model.swin_sizes import SwinSizes, is_swin, swin_sizes_of
 from eva_fast.model.vit import EvaViT
 
 
@@ -28,8 +30,8 @@ def create_model(
 
     Names: `eva_g_patch14_224`, `eva_giant_patch14_224`, `eva_ti_patch16_224`, ... are an `EvaViT`, and
     so are keywords alone; `beit_base_patch16_224`, ... a `BeitViT`, with `mask_token` and `lm_head`
-    where `predict_dim` is given."""
-    sizes = sizes_of(
+    where `predict_dim` is given; `swinv2_base_window14_224`, ... a `SwinV2`, which has no head."""
+    sizes = named_sizes(
         name,
         predict_dim=predict_dim,
         img_size=img_size,
@@ -42,6 +44,15 @@ def create_model(
     options: dict[str, Any] = dict(
         drop_path=drop_path, compute_dtype=compute_dtype, kernels=kernels
     )
+    if isinstance(sizes, SwinSizes):
+        return SwinV2(sizes, **options)
     if is_beit(name):
         return BeitViT(sizes, masked=predict_dim is not None, **options)
     return EvaViT(sizes, **options)
+
+
+def named_sizes(name: str | None, **overrides: int | None) -> ModelSizes | SwinSizes:
+    """`swin_sizes_of` of a Swin's name, `sizes_of` of any other, or of None."""
+    if name is not None and is_swin(name):
+        return swin_sizes_of(name, **overrides)
+    return sizes_of(name, **overrides)

@@ -89,7 +89,7 @@ def sizes_of(name: str | None, **overrides: int | None) -> ModelSizes:
         raise UsageError(
             f"unknown model {name!r}: write eva_SIZE_patchP_R (or vit_..., beit_...) with SIZE one of "
             f"{', '.join(PRESETS)} or {', '.join(LONG)}, P the patch and R the image side in pixels, "
-            "for example eva_g_patch14_224; or give every size by keyword"
+            "for example eva_g_patch14_224; or swinv2_SIZE_windowW_R; or give every size by keyword"
         )
     width, depth, heads, hidden = PRESETS[size]
     sizes = dict(

@@ -14,6 +14,7 @@ from eva_fast.layers import Precision, plain, plain_swin, swin
 from eva_fast.layers.recompute import spread
 from eva_fast.layers.stream import Scales, drop_path_scales
 from eva_fast.layers.window import Windows
+from eva_fast.model.official import Official
 from eva_fast.model.student import KERNELS
 from eva_fast.model.swin_sizes import Stage, SwinSizes
 
@@ -48,7 +49,7 @@ class SwinStage(nn.Module):
         return x if self.downsample is None else self.downsample(x)
 
 
-class SwinV2(nn.Module):
+class SwinV2(Official):
     """A Swin V2 without a head: `forward_features(images)` is [B, N, width], the last stage's tokens
     after the final norm, row-major.
 
@@ -62,6 +63,9 @@ class SwinV2(nn.Module):
             norms of q and k and the bias of distances are float32 whatever it is.
         kernels: "torch" builds it of the plain layers; anything else of the fused ones.
     """
+
+    prefix_tokens = 0
+    """Tokens in front of those of the image: it has no CLS."""
 
     def __init__(
         self,
@@ -79,7 +83,7 @@ class SwinV2(nn.Module):
         self.fused = kernels != "torch"
         kit: Any = swin if self.fused else plain_swin
         self.precision: Any = (Precision if self.fused else plain.Precision)(compute_dtype)
-        stages, depth = sizes.stages, sum(sizes.depths)
+        stages, depth = sizes.stages, sizes.depth
         self.patch_embed = kit.PatchEmbed(sizes.patch_size, sizes.embed_dim, stages[0].windows)
         rates = iter([drop_path * i / max(depth - 1, 1) for i in range(depth)])
         self.layers = nn.ModuleList(

@@ -40,11 +40,13 @@ class SwinSizes:
     """Side of a window in tokens; a stage whose map is no larger is one window."""
     mlp_ratio: int = 4
     """Width inside the MLP over the width around it."""
+    predict_dim: int = 1
+    """Width of the prediction: the teacher's feature dimension. The student itself has no head."""
 
     def __post_init__(self):
         numbers = (
             self.img_size, self.patch_size, self.embed_dim, self.window_size, self.mlp_ratio,
-            *self.depths, *self.num_heads,
+            self.predict_dim, *self.depths, *self.num_heads,
         )  # fmt: skip
         if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers):
             raise UsageError(f"sizes of a Swin are whole numbers of at least 1: {self}")
@@ -75,6 +77,11 @@ class SwinSizes:
         )  # fmt: skip
 
     @property
+    def depth(self) -> int:
+        """Blocks of all stages."""
+        return sum(self.depths)
+
+    @property
     def width(self) -> int:
         """Of the last stage's tokens."""
         return self.embed_dim << (len(self.depths) - 1)
@@ -99,9 +106,9 @@ def is_swin(name: str | None) -> bool:
 def swin_sizes_of(name: str, **overrides: int | None) -> SwinSizes:
     """Sizes of `swinv2_SIZE_windowW_R`, as timm names them.
 
-    Overrides that are not None win: img_size, patch_size, embed_dim; depth, all blocks, of which the
-    third stage has what the others leave; num_heads, of the first stage, each further one twice as
-    many. ValueError names what is possible."""
+    Overrides that are not None win: img_size, patch_size, embed_dim, predict_dim; depth, all blocks, of
+    which the third stage has what the others leave; num_heads, of the first stage, each further one
+    twice as many. ValueError names what is possible."""
     match = _NAME.fullmatch(name)
     if not match or match["size"] not in PRESETS:
         raise UsageError(

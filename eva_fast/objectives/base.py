@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from eva_fast.data import Batch, Field, ImageField, Ragged
 from eva_fast.data.samples.fields import IDS, VIEWS
 from eva_fast.errors import UsageError
-from eva_fast.model import EvaViT, MaeEncoder
+from eva_fast.model import EvaViT, MaeEncoder, SwinV2
 from eva_fast.model.mae import Statistics
 from eva_fast.objectives.picture import save_columns
 from eva_fast.objectives.request import Request
 from eva_fast.objectives.setting import Setting
-from eva_fast.weights import initialise, initialise_encoder, write, write_student
+from eva_fast.weights import initialise, initialise_encoder, initialise_swin, write, write_student
 
 log = logging.getLogger(__name__)
 CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 8, 64
@@ -39,6 +39,8 @@ class Objective:
     name = "objective"
     metrics: tuple[str, ...] = ()
     """Names of what `loss` measures beside the loss; `metrics.jsonl` holds their means."""
+    swin = False
+    """Whether its student may be a Swin, which sees whole images and gives no CLS row."""
     capturable = False
     """Whether `loss` and `after_step` can be captured as a CUDA graph: they read the batch's fields on
     the device alone, change tensors in place, and ask the host for nothing, not for a random number."""
@@ -166,6 +168,8 @@ class Objective:
         part = self.exported(module)
         if isinstance(part, MaeEncoder):
             initialise_encoder(part, path)
+        elif isinstance(part, SwinV2):
+            initialise_swin(part, path)
         elif isinstance(part, EvaViT):
             initialise(part, path)
         else:
@@ -183,7 +187,7 @@ class Objective:
             for name, value in (weights or {}).items()
             if name.startswith(prefix)
         }
-        if isinstance(part, EvaViT | MaeEncoder):
+        if isinstance(part, EvaViT | MaeEncoder | SwinV2):
             write_student(part, path, own)
         else:
             tensors = {**part.state_dict(), **own}

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from eva_fast.layers import use_fp8
-from eva_fast.model import DecoderSizes, EvaViT, MaskedAutoencoder, ModelSizes, create_model
+from eva_fast.model import (
+    DecoderSizes,
+    EvaViT,
+    MaskedAutoencoder,
+    ModelSizes,
+    SwinSizes,
+    create_model,
+)
 from eva_fast.model.mae import Statistics
 
 if TYPE_CHECKING:
@@ -23,11 +30,17 @@ class Setting:
     """What is known of a run before anything is built."""
 
     config: "Config"
-    sizes: ModelSizes
+    sizes: ModelSizes | SwinSizes
     """Of the student; `predict_dim` is the preset's, since the teacher is not known yet."""
     device: torch.device
     compute_dtype: torch.dtype
     """Of the student's blocks and of the teacher; bfloat16 where the blocks' products are fp8."""
+
+    @property
+    def vit(self) -> ModelSizes:
+        """The sizes of a student that is a ViT, as those of all objectives without `swin` are."""
+        assert isinstance(self.sizes, ModelSizes)
+        return self.sizes
 
     def student(self, predict_dim: int) -> EvaViT:
         """The student that the options name, with a head of that width, random values."""
@@ -52,7 +65,7 @@ class Setting:
         depth = decoder_depth if options.decoder_depth is None else options.decoder_depth
         return self._as_run(
             MaskedAutoencoder(
-                replace(self.sizes, predict_dim=predict_dim),
+                replace(self.vit, predict_dim=predict_dim),
                 DecoderSizes(dim=options.decoder_dim, depth=depth, heads=options.decoder_heads),
                 statistics,
                 compute_dtype=self.compute_dtype,

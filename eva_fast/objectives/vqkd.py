@@ -50,7 +50,7 @@ class TrainTokenizer(Objective):
         options, run = setting.config.objective, setting.config.run
         width = cast(int, cast(Any, teacher).dim)
         sizes = VqKdSizes(
-            student=replace(setting.sizes, predict_dim=width), codes=options.codebook_size,
+            student=replace(setting.vit, predict_dim=width), codes=options.codebook_size,
             code_dim=options.code_dim, decoder_depth=options.decoder_depth or DECODER_DEPTH,
         )  # fmt: skip
         module = VqKd(sizes, compute_dtype=setting.compute_dtype, kernels=run.kernels)

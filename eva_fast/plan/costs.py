@@ -40,7 +40,7 @@ class Costs:
         if self.formulation == OURS:
             return self.run.count(micro, recompute)
         return count_step_at(
-            self.formulation, self.run.sizes, micro, recompute=recompute, **self._options
+            self.formulation, self.run.setting.vit, micro, recompute=recompute, **self._options
         )
 
     def option(self, micro: int, checkpointing: bool) -> Option:
@@ -90,7 +90,7 @@ class Costs:
     def _block_bytes(self, micro: int) -> int:
         if self.formulation == OURS:
             return self.run.block_bytes(micro)
-        return block_bytes(self.formulation, self.run.sizes, micro, **self._options)
+        return block_bytes(self.formulation, self.run.setting.vit, micro, **self._options)
 
     def _time(self, count: StepCount, passes: int) -> tuple[Prediction, float, float]:
         device, micro = self.device, count.batch

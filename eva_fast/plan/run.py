@@ -18,7 +18,7 @@ from eva_fast.config import Config
 from eva_fast.data import Batch, Field, Ragged
 from eva_fast.data.samples.fields import IDS, VIEWS
 from eva_fast.layers import keep_copies
-from eva_fast.model.sizes import ModelSizes, sizes_of
+from eva_fast.model import ModelSizes, SwinSizes, named_sizes
 from eva_fast.objectives import open_objective
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.request import Request, answer
@@ -58,7 +58,7 @@ class PlannedRun:
         model = replace(config.model, drop_path=0.0)
         kernels: Any = "triton" if device == "cuda" else "native"
         config = replace(config, model=model, run=replace(config.run, kernels=kernels))
-        sizes = sizes_of(
+        sizes = named_sizes(
             config.model.model, **{name: getattr(config.model, name) for name in SIZE_OPTIONS}
         )
         setting = Setting(config=config, sizes=sizes, device=META, compute_dtype=wide(dtype))
@@ -74,7 +74,7 @@ class PlannedRun:
         )  # fmt: skip
 
     @property
-    def sizes(self) -> ModelSizes:
+    def sizes(self) -> ModelSizes | SwinSizes:
         return self.setting.sizes
 
     @property
@@ -157,7 +157,7 @@ class PlannedRun:
         if recompute:
             needed = self._counted(batch, 0.0).needed_flops
         elif self.objective.baselines:
-            needed = model_flops(self.sizes, batch, self.masked)  # alike for all formulations
+            needed = model_flops(self.setting.vit, batch, self.masked)  # alike for all formulations
         else:
             needed = _needed(operators)
         return StepCount(

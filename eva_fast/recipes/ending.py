@@ -40,11 +40,11 @@ def ending(config: Config, result: "PretrainResult") -> list[str]:
 
 def next_commands(config: Config, result: "PretrainResult") -> dict[str, str]:
     """{what it is for: a command for the shell}, as fits this run."""
-    from eva_fast.model import EvaViT, MaeEncoder
+    from eva_fast.model import EvaViT, MaeEncoder, SwinV2
 
     out, teacher = result.out, config.teacher.teacher
     found = {}
-    if isinstance(result.model, EvaViT | MaeEncoder):
+    if isinstance(result.model, EvaViT | MaeEncoder | SwinV2):
         found["how good its features are, beside untrained ones, pixels and the teacher:"] = (
             _command("eval", out)
         )

@@ -14,7 +14,7 @@ from eva_fast.data.loader.workers import can_start, check_count
 from eva_fast.device import choose_device
 from eva_fast.errors import UsageError
 from eva_fast.files import RUN_PICTURES, cpu_count
-from eva_fast.model import sizes_of
+from eva_fast.model import SwinSizes, named_sizes
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.request import check_sample
 from eva_fast.objectives.setting import SIZE_OPTIONS, Setting
@@ -36,7 +36,7 @@ def setting_of(config: "Config") -> Setting:
     options = {name: getattr(config.model, name) for name in SIZE_OPTIONS}
     return Setting(
         config=config,
-        sizes=sizes_of(config.model.model, **options),
+        sizes=named_sizes(config.model.model, **options),
         device=device,
         compute_dtype=compute_dtype,
     )
@@ -124,6 +124,10 @@ def _check_pictures(data: Any, out: Path | None) -> None:
 
 def sample_options(setting: Setting, objective: Objective) -> dict[str, Any]:
     """Options of `build_loader` that say what a sample is: the same for training and examples."""
+    if isinstance(setting.sizes, SwinSizes) and not objective.swin:
+        raise UsageError(
+            f"the objective {objective.name!r} trains a ViT, and {setting.config.model.model} is a Swin"
+        )
     config, fields = setting.config, objective.sample(setting)
     check_sample(objective.request(setting), fields)
     return {

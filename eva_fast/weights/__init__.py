@@ -21,6 +21,12 @@ from eva_fast.weights.student import (
     read_student,
     write_student,
 )
+from eva_fast.weights.swin import (
+    holds_swin,
+    initialise_swin,
+    read_swin_student,
+    swin_sizes_in,
+)
 from eva_fast.weights.writer import write, write_torch
 
 __all__ = [
@@ -31,14 +37,18 @@ __all__ = [
     "Weights",
     "export",
     "fit",
+    "holds_swin",
     "infer_sizes",
     "initialise",
     "initialise_encoder",
+    "initialise_swin",
     "naming",
     "read",
     "read_student",
+    "read_swin_student",
     "resize_patches",
     "resize_positions",
+    "swin_sizes_in",
     "write",
     "write_student",
     "write_torch",

@@ -25,13 +25,15 @@ from eva_fast.errors import UsageError
 from eva_fast.files import atomic_write
 from eva_fast.layers.block import LAYER_NORM_EPS
 from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD, STATISTICS
-from eva_fast.model import EvaViT, MaeEncoder, ModelSizes
+from eva_fast.model import EvaViT, MaeEncoder, ModelSizes, SwinSizes, SwinV2
 from eva_fast.weights import naming
 from eva_fast.weights.student import write_student
 from eva_fast.weights.writer import write, write_torch
 
 TIMM_MODEL = "eva_giant_patch14_224"
 """timm's plain EVA-01: any other size of it is asked for by arguments."""
+TIMM_SWIN = "swinv2_tiny_window8_256"
+"""timm's Swin V2; likewise."""
 TIMM_VIT = "vit_base_patch16_224"
 """timm's plain ViT, which MAE's encoder is; likewise."""
 WEIGHTS = "model.safetensors"
@@ -52,7 +54,7 @@ class Exported:
 
 
 def export(
-    model: EvaViT | MaeEncoder, out: str | os.PathLike[str], format: str = "official"
+    model: EvaViT | MaeEncoder | SwinV2, out: str | os.PathLike[str], format: str = "official"
 ) -> Exported:
     """Writes a student for another library, in float32.
 
@@ -61,7 +63,7 @@ def export(
             .pth), "timm" (one file, either kind), "hf" (a folder of the Hugging Face hub for timm and
             transformers), "hf-vit" (the same for transformers' own `ViTModel`), "open_clip" (a folder
             whose image tower this is). MAE's encoder is written as the first two, in timm's names of a
-            plain ViT.
+            plain ViT; a Swin V2 as the first two, the official code being Feature Distillation's.
         out: the file, or for the last three the folder; what it held under the same names is replaced.
 
     UsageError for an unknown format or a folder's name that is a file's; OSError where it cannot be
@@ -72,13 +74,15 @@ def export(
     path = Path(out).absolute()
     if format in FOLDERS and path.exists() and not path.is_dir():
         raise UsageError(f"format {format} is a folder, and {path} is a file; choose another out=")
+    if not isinstance(model, EvaViT) and format not in FILES:
+        kind = "MAE's encoder" if isinstance(model, MaeEncoder) else "a Swin V2"
+        raise UsageError(
+            f"format {format} is of EVA's student; {kind} is written as {' or '.join(FILES)}"
+        )
     if isinstance(model, MaeEncoder):
-        if format not in ENCODER_FORMATS:
-            raise UsageError(
-                f"format {format} is of EVA's student; MAE's encoder is written as "
-                f"{' or '.join(ENCODER_FORMATS)}"
-            )
         return _timm_vit(model, path)
+    if isinstance(model, SwinV2):
+        return _swin(model, path) if format == "official" else _timm_swin(model, path)
     return FORMATS[format](model, path)
 
 
@@ -111,19 +115,55 @@ def _timm_vit(model: MaeEncoder, path: Path) -> Exported:
     return _timm_snippet(TIMM_VIT, arguments, path, model.statistics)
 
 
+def timm_swin_arguments(sizes: SwinSizes) -> dict[str, Any]:
+    """What `timm.create_model("swinv2_tiny_window8_256", ...)` is to be given for a student's sizes."""
+    return dict(
+        img_size=sizes.img_size,
+        patch_size=sizes.patch_size,
+        window_size=sizes.window_size,
+        embed_dim=sizes.embed_dim,
+        depths=sizes.depths,
+        num_heads=sizes.num_heads,
+        mlp_ratio=float(sizes.mlp_ratio),
+        global_pool="avg",
+    )
+
+
+def _swin(model: SwinV2, path: Path) -> Exported:
+    """A file for Feature Distillation's code."""
+    load = _official_file(model, path)
+    return Exported(
+        path,
+        f"{load}"
+        "model.load_state_dict(state, strict=False)  # SwinTransformerV2 of the same sizes; what it\n"
+        "# misses is computed: relative_coords_table, relative_position_index, attn_mask\n",
+    )
+
+
+def _timm_swin(model: SwinV2, path: Path) -> Exported:
+    """One file for timm's `SwinTransformerV2`."""
+    _timm_file(naming.swin.TIMM_V2.write(model.official_state_dict()), path)
+    found = _timm_snippet(TIMM_SWIN, timm_swin_arguments(model.sizes), path, "imagenet")
+    return Exported(path, found.snippet.replace(_TIMM_GIVES, _TIMM_SWIN_GIVES))
+
+
 def _ratio(hidden: int, width: int) -> float:
     """The ratio of which timm makes `hidden` again: it cuts the product off to a whole number."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def _official(model: EvaViT, path: Path) -> Exported:
+def _official_file(model: EvaViT | SwinV2, path: Path) -> str:
+    """Writes the official names, and returns the Python that reads `state`."""
     if path.suffix in TORCH_SUFFIXES:
         write_torch(path, {"model": model.official_state_dict()})
-        load = f'import torch\n\nstate = torch.load({_text(path)}, weights_only=True)["model"]\n'
-    else:
-        write_student(model, path)
-        load = f"from safetensors.torch import load_file\n\nstate = load_file({_text(path)})\n"
+        return f'import torch\n\nstate = torch.load({_text(path)}, weights_only=True)["model"]\n'
+    write_student(model, path)
+    return f"from safetensors.torch import load_file\n\nstate = load_file({_text(path)})\n"
+
+
+def _official(model: EvaViT, path: Path) -> Exported:
+    load = _official_file(model, path)
     return Exported(
         path,
         f"{load}"
@@ -136,17 +176,25 @@ _TIMM_GIVES = (
     "# model.forward_features(images): all tokens after the last norm, class token first, [B,T,D]\n"
     "# model(images): the mean of the patch tokens, [B,D]\n"
 )
+_TIMM_SWIN_GIVES = (
+    "# model.forward_features(images): the last tokens after the last norm, [B,rows,columns,D]\n"
+    "# model(images): their mean, [B,D]\n"
+)
 
 
-def _timm(model: EvaViT, path: Path) -> Exported:
+def _timm_file(tensors: dict[str, Tensor], path: Path) -> None:
     if path.suffix in TORCH_SUFFIXES:
-        write_torch(path, _plain(model, naming.timm.EVA))
+        write_torch(path, tensors)
     elif path.suffix == ".safetensors":
-        write(path, _plain(model, naming.timm.EVA))
+        write(path, tensors)
     else:
         raise UsageError(
             f"timm tells what a file is by its name: end {path.name} in .safetensors or .pth"
         )
+
+
+def _timm(model: EvaViT, path: Path) -> Exported:
+    _timm_file(_plain(model, naming.timm.EVA), path)
     return _timm_snippet(TIMM_MODEL, timm_arguments(model.sizes), path, "clip")
 
 
@@ -255,7 +303,7 @@ FORMATS: dict[str, Writer] = {
     "hf-vit": _hf_vit,
     "open_clip": _open_clip,
 }
-ENCODER_FORMATS = ("official", "timm")
+FILES = ("official", "timm")
 FOLDERS = ("hf", "hf-vit", "open_clip")
 """Formats of several files."""
 

@@ -19,11 +19,12 @@ from pathlib import Path
 from torch import Tensor
 
 from eva_fast.errors import UsageError
-from eva_fast.model import EvaViT, MaeEncoder, ModelSizes
+from eva_fast.model import EvaViT, MaeEncoder, ModelSizes, SwinSizes, SwinV2
 from eva_fast.weights import naming
 from eva_fast.weights.hints import heads_beside
 from eva_fast.weights.reader import Weights, read
 from eva_fast.weights.resize import resize_patches, resize_positions
+from eva_fast.weights.swin import SWIN
 from eva_fast.weights.writer import write
 
 logger = logging.getLogger(__name__)
@@ -38,12 +39,12 @@ HEAD_WIDTH, GIANT_HEAD_WIDTH, GIANT_WIDTH = 64, 88, 1408
 
 
 def write_student(
-    model: EvaViT | MaeEncoder,
+    model: EvaViT | MaeEncoder | SwinV2,
     path: str | os.PathLike[str],
     values: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Writes a student as float32 safetensors in official naming; timm's `eva_*` loads the file, its
-    `vit_*` that of MAE's encoder.
+    `vit_*` that of MAE's encoder. Swin's are Feature Distillation's names.
 
     Args:
         model: the student; its sizes go into the metadata.
@@ -59,9 +60,11 @@ def write_student(
     return write(path, tensors, {"sizes": json.dumps(_description(model))})
 
 
-def _description(model: EvaViT | MaeEncoder) -> dict[str, object]:
+def _description(model: EvaViT | MaeEncoder | SwinV2) -> dict[str, object]:
     """What a file says of its model."""
     sizes = asdict(model.sizes)
+    if isinstance(model, SwinV2):
+        return {**sizes, "network": SWIN}
     if isinstance(model, MaeEncoder):
         return {**sizes, "predict_dim": 1, "network": MAE, "statistics": model.statistics}
     return sizes
@@ -167,7 +170,9 @@ def initialise_encoder(encoder: MaeEncoder, path: str | os.PathLike[str]) -> Non
         raise UsageError(f"{path}: {error}") from None
 
 
-def fit(state: Mapping[str, Tensor], sizes: ModelSizes, resize: str = "timm") -> dict[str, Tensor]:
+def fit(
+    state: Mapping[str, Tensor], sizes: ModelSizes | SwinSizes, resize: str = "timm"
+) -> dict[str, Tensor]:
     """`state` with positions and patch convolution of `sizes`, resized where they are of others.
     resize: one of `RESIZES`."""
     out = dict(state)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+import eva_fast
 from eva_fast.errors import UsageError
 from eva_fast.model.swin import SwinV2
 from eva_fast.model.swin_sizes import SwinSizes, swin_sizes_of
@@ -154,3 +155,9 @@ def test_names_and_sizes_that_cannot_be(name, options, message):
 def test_images_of_another_size():
     with pytest.raises(ValueError, match=r"\[B,3,96,96\]"):
         student().forward_features(torch.zeros(1, 3, 64, 96))
+
+
+def test_objectives_of_vits_refuse_it(tmp_path):
+    with pytest.raises(UsageError, match="the objective 'eva' trains a ViT"):
+        eva_fast.pretrain(model="swinv2_tiny_window8_64", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

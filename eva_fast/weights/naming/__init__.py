@@ -16,6 +16,7 @@ __all__ = [
     "CLIP",
     "EVA",
     "SWIN",
+    "SWIN_V2",
     "VIT",
     "Naming",
     "Rule",
@@ -37,6 +38,8 @@ VIT = vit.ALL
 """Where any other vision transformer is looked for."""
 SWIN = (swin.V1, swin.TIMM_V1)
 """Where a Swin (V1) is looked for as a teacher."""
+SWIN_V2 = (swin.V2, swin.TIMM_V2)
+"""Where a Swin V2 is looked for as a student."""
 
 
 def find(names: Mapping[str, object], namings: Sequence[Naming]) -> tuple[Naming, str] | None:
