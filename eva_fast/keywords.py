@@ -51,6 +51,7 @@ class PretrainOptions(TypedDict, total=False):
     norm_pix: bool
     codebook_size: int
     code_dim: int
+    branch_depth: int
     batch_size: int
     accumulate: int
     steps: int | None

@@ -18,6 +18,7 @@ OBJECTIVES = {
     "mae": "eva_fast.objectives.mae:Mae",
     "pixels": "eva_fast.objectives.pixels:Pixels",
     "vqkd": "eva_fast.objectives.vqkd:TrainTokenizer",
+    "tokens": "eva_fast.objectives.tokens:Tokens",
 }
 _HOME = {
     "Objective": "eva_fast.objectives.base",

@@ -15,13 +15,14 @@ class ObjectiveConfig:
     objective: TextOrObject = "eva"
     """What the student is trained towards: eva (the teacher's features of masked patches), mae (the
     same from the visible patches alone, with a decoder), pixels (the dropped patches themselves),
-    vqkd (a tokenizer whose codes tell the teacher's features); from Python also an Objective of one's
-    own."""
+    vqkd (a tokenizer whose codes tell the teacher's features), tokens (the codes that a tokenizer,
+    teacher=RUN, gives to masked patches); from Python also an Objective of one's own."""
     mask_count: int | None = None
-    """Masked patches an image; by default EVA-01's share, 105 of 256 (eva), or three quarters (mae,
-    pixels)."""
+    """Masked patches an image; by default EVA-01's share, 105 of 256 (eva), three quarters (mae,
+    pixels) or BEiT's 75 of 196 (tokens)."""
     mask_min_block: int | None = None
-    """eva: smallest block of masked patches; by default a sixteenth of the patches (16 of 256)."""
+    """Smallest block of masked patches; by default a sixteenth of the patches, 16 of 256 (eva), or 16 of
+    196 (tokens)."""
     decoder_dim: int = 512
     """mae, pixels: width of the decoder."""
     decoder_depth: int | None = None
@@ -34,8 +35,11 @@ class ObjectiveConfig:
     """vqkd: codes in the tokenizer's codebook."""
     code_dim: int = 32
     """vqkd: numbers a code has."""
+    branch_depth: int = 2
+    """tokens: blocks of the second prediction, from the CLS token; 0 for none, as in the first BEiT."""
 
     def __post_init__(self):
-        for name in ("codebook_size", "code_dim", "decoder_depth"):
+        for name in ("codebook_size", "code_dim"):
             value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+            require(value >= 1, f"{name} must be at least 1, got {value}")
+        require(self.branch_depth >= 0, f"branch_depth must be 0 or more, got {self.branch_depth}")

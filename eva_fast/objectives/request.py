@@ -114,6 +114,11 @@ def _check_answers(teacher: nn.Module, request: Request) -> None:
             f"the objective asks for no CLS row, which teacher {name!r} gives: load_teacher(..., "
             "cls=False) makes one that fits"
         )
+    if request.point == "code" and "code" not in points:
+        raise UsageError(
+            f"the objective predicts the codes of a tokenizer, and teacher {name!r} gives features: "
+            "teacher= takes the folder of a run with objective='vqkd', or a file of the official VQ-KD"
+        )
     if request.point not in points:
         raise UsageError(
             f"the objective asks for features at {request.point!r}; teacher {name!r} gives them at "

@@ -16,12 +16,14 @@ from eva_fast.model import (
     create_model,
 )
 from eva_fast.model.mae import Statistics
+from eva_fast.model.token_vit import TokenViT
+from eva_fast.model.vqkd import VqKd
 
 if TYPE_CHECKING:
     from eva_fast.config import Config
 
 log = logging.getLogger(__name__)
-Student = TypeVar("Student", EvaViT, MaskedAutoencoder)
+Student = TypeVar("Student", EvaViT, MaskedAutoencoder, VqKd, TokenViT)
 SIZE_OPTIONS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden")
 
 
@@ -53,7 +55,7 @@ class Setting:
             compute_dtype=self.compute_dtype,
             kernels=run.kernels,
         )
-        return self._as_run(student)
+        return self.as_run(student)
 
     def autoencoder(
         self, predict_dim: int, decoder_depth: int, statistics: Statistics
@@ -63,7 +65,7 @@ class Setting:
         statistics: what uint8 images are normalised with."""
         options = self.config.objective
         depth = decoder_depth if options.decoder_depth is None else options.decoder_depth
-        return self._as_run(
+        return self.as_run(
             MaskedAutoencoder(
                 replace(self.vit, predict_dim=predict_dim),
                 DecoderSizes(dim=options.decoder_dim, depth=depth, heads=options.decoder_heads),
@@ -73,7 +75,7 @@ class Setting:
             )
         )
 
-    def _as_run(self, student: Student) -> Student:
+    def as_run(self, student: Student) -> Student:
         """The student with the products and the checkpointing that the run's options ask for."""
         run = self.config.run
         if run.precision == "fp8":

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eva_fast.data import Batch
+from eva_fast.data import Batch, Field
+from eva_fast.errors import UsageError
 from eva_fast.model.vqkd import VqKd, VqKdSizes
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.code_picture import code_colours, squares
@@ -41,21 +42,27 @@ class TrainTokenizer(Objective):
     capturable = True
     perfect = 0.0
 
+    def sample(self, setting: Setting) -> list[Field]:
+        depth = setting.config.objective.decoder_depth
+        if depth is not None and depth < 1:
+            raise UsageError(f"decoder_depth must be at least 1, got {depth}")
+        return super().sample(setting)
+
     def request(self, setting: Setting) -> Request:
         return Request(
             rows="all", norm_after="calibrated" if setting.config.teacher.whiten else "none"
         )
 
     def build(self, setting: Setting, teacher: nn.Module | None) -> VqKd:
-        options, run = setting.config.objective, setting.config.run
+        options = setting.config.objective
         width = cast(int, cast(Any, teacher).dim)
         sizes = VqKdSizes(
             student=replace(setting.vit, predict_dim=width), codes=options.codebook_size,
             code_dim=options.code_dim, decoder_depth=options.decoder_depth or DECODER_DEPTH,
         )  # fmt: skip
-        module = VqKd(sizes, compute_dtype=setting.compute_dtype, kernels=run.kernels)
-        module.set_grad_checkpointing(run.grad_checkpointing, run.grad_checkpointing_share)
-        return module
+        return setting.as_run(
+            VqKd(sizes, compute_dtype=setting.compute_dtype, kernels=setting.config.run.kernels)
+        )
 
     def start(
         self,

@@ -1,5 +1,5 @@
-"""VQ-KD's tokenizer: outputs, gradients, the codebook's update, steps of training, and k-means, by
-every implementation that runs."""
+"""VQ-KD's tokenizer: outputs, gradients, the codebook's update, steps of training, and k-means, and the
+student that predicts its codes, by every implementation that runs."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from eva_fast.teachers.clip import ClipTeacher
 from eva_fast.teachers.clip_file import read_clip
 from eva_fast.train import decay_groups, make_optimizer
 from eva_fast.weights import Weights
-from tests.golden import Check, largest, read, relative, worst
+from tests.golden import Check, largest, read, relative, tokens, worst
 
 MARGIN = 1e-4
 """Codes whose product leads by more than this are equal whatever the rounding."""
@@ -84,6 +84,7 @@ def _rows(t: dict, meta: dict[str, str], kernels: str) -> Iterator[Check]:
     yield _codes("codes after", model.codes(images), t["indices_after"], t["index_margin"])
     yield from _steps(t, meta, model, images)
     yield from _kmeans(t)
+    yield from tokens.rows(t, meta, kernels, model.eval().codes(images))
 
 
 def _target(t: dict, meta: dict[str, str]) -> Iterator[Check]:

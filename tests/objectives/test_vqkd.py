@@ -124,6 +124,7 @@ def test_a_tokenizer_is_no_teacher_of_features(trained, tmp_path, message):
 
 
 @pytest.mark.parametrize("name", ["codebook_size", "code_dim", "decoder_depth"])
-def test_sizes_are_at_least_one(name):
+def test_sizes_are_at_least_one(name, tmp_path):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        Config.from_options({"objective": "vqkd", name: 0})
+        eva_fast.pretrain(objective="vqkd", out=tmp_path / "run", **{**OPTIONS, name: 0})
+    assert not (tmp_path / "run").exists()

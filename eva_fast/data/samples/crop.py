@@ -88,7 +88,7 @@ class Cropper:
             image = open_image(data, self.max_megapixels)
             self._from_pixels(image, self.box(image.width, image.height, seed), 1, out)
         elif isinstance(data, torch.Tensor):
-            image = Image.fromarray(_tensor_pixels(data, self.max_megapixels))
+            image = Image.fromarray(tensor_pixels(data, self.max_megapixels))
             self._from_pixels(image, self.box(image.width, image.height, seed), 1, out)
         else:
             raise TypeError(
@@ -201,7 +201,7 @@ class Cropper:
         out[:] = pixels[:, :, ::-1] if box.flip else pixels
 
 
-def _tensor_pixels(tensor: torch.Tensor, max_megapixels: float) -> np.ndarray:
+def tensor_pixels(tensor: torch.Tensor, max_megapixels: float) -> np.ndarray:
     """uint8 [H, W, 3] of a uint8 tensor [3, H, W], [1, H, W] or [H, W]."""
     if tensor.ndim == 2:
         tensor = tensor[None]
