@@ -27,6 +27,7 @@ def test_kernels_through_the_interpreter():
         str(HERE),
         str(HERE.parent / "model" / "test_fused.py"),
         str(HERE.parent / "model" / "test_vqkd.py"),
+        str(HERE.parent / "model" / "test_mae.py"),
     ]
     child = subprocess.run(
         command,
