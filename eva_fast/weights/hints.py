@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eva_fast.errors import UsageError
-from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD
+from eva_fast.layers.inputs import STATISTICS
 from eva_fast.weights.reader import Weights
 
 
@@ -43,7 +43,8 @@ def clip_hints(weights: Weights) -> dict[str, Any]:
 def vit_hints(weights: Weights) -> dict[str, Any]:
     """Hints for the sizes of any vision transformer: any of heads, activation, image_size, eps, mean,
     std. From Hugging Face's config.json and preprocessor_config.json beside the file or open_clip's
-    normalisation, then the file's metadata; a student of one's own says its heads there."""
+    normalisation, then the file's metadata; a student of one's own says its heads and statistics
+    there."""
     folder = weights.path.parent
     config, image = (
         read_json(folder / "config.json"),
@@ -62,10 +63,12 @@ def vit_hints(weights: Weights) -> dict[str, Any]:
     hints.update(_metadata_hints(weights.metadata))
     if "sizes" in weights.metadata:
         try:
-            hints["heads"] = int(json.loads(weights.metadata["sizes"])["num_heads"])
+            said = json.loads(weights.metadata["sizes"])
+            hints["heads"] = int(said["num_heads"])
+            hints["mean"], hints["std"] = STATISTICS[said.get("statistics", "clip")]
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{weights.path}: `sizes` in its metadata: {error}") from None
-        hints["activation"], hints["mean"], hints["std"] = "gelu", CLIP_MEAN, CLIP_STD
+        hints["activation"] = "gelu"
     return {key: value for key, value in hints.items() if value is not None}
 
 

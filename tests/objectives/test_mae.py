@@ -111,6 +111,15 @@ def test_the_encoder_is_timms_vit(trained, tmp_path):
     assert torch.equal(student.norm.weight, run.model.norm.weight)
 
 
+def test_it_teaches(trained):
+    """A run as the teacher of another: its patch features, by its own statistics."""
+    teacher = eva_fast.load_teacher(trained[1].out, grid=(4, 4))
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = trained[1].model.forward_features(images)[:, 1:]
+    torch.testing.assert_close(teacher(images), expected, rtol=0, atol=1e-5)
+
+
 def test_other_formats_are_refused(trained, tmp_path):
     with pytest.raises(ValueError, match="format hf is of EVA's student; MAE's encoder is written"):
         export(trained[1].out, tmp_path / "folder", format="hf")
