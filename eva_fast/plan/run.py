@@ -173,7 +173,13 @@ class PlannedRun:
         with self._recording(Recorder(self.masked * batch)):
             target = self._target(batch)
         images = self._batch(batch)
-        return module, lambda: self.objective.loss(module, images, target)[0], copies
+
+        def loss() -> Tensor:
+            with torch.no_grad():
+                wanted = self.objective.target(module, images) if target is None else target
+            return self.objective.loss(module, images, wanted)[0]
+
+        return module, loss, copies
 
     def _target(self, batch: int) -> Tensor | None:
         teacher = None if self.teacher is None else self.teacher.module

@@ -33,13 +33,14 @@ def real_flops(**options) -> int:
     teacher = open_teacher(setting.config.teacher.teacher, objective.request(setting), setting)
     module = objective.build(setting, teacher)
     batch, target = objective.example(setting, teacher, BATCH)
+    target = objective.target(module, batch) if target is None else target
     with Recorder() as recorder:
         objective.loss(module, batch, target)[0].backward()
     return sum(op.flops for op in recorder.operators)
 
 
 @pytest.mark.skipif(not native.available(), reason="the native library is not built")
-@pytest.mark.parametrize("objective", ["eva"])
+@pytest.mark.parametrize("objective", ["eva", "mae", "pixels"])
 def test_the_count_is_that_of_the_real_step(objective):
     run = planned(objective=objective)
     count = run.count(BATCH)
