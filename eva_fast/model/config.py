@@ -27,7 +27,7 @@ class ModelConfig:
     mlp_hidden: int | None = None
     """Width inside the MLP, if other than the name says."""
     drop_path: float = 0.1
-    """Stochastic depth of the last block; grows linearly from 0."""
+    """Stochastic depth of the last block; grows linearly from 0. mae and pixels have none."""
     init_from: Path | None = option(None, resume=True)
     """Start from these student weights instead of random ones: a file or folder of the official code,
     timm, transformers, open_clip or a run."""

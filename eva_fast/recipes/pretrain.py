@@ -192,7 +192,7 @@ def _train(
         loader.close()
 
         metrics = from_first(last_metrics(out) if world().first else {})
-        poor = None if stopped_by else verdict(metrics)
+        poor = None if stopped_by else verdict(metrics, taught=request is not None)
         if poor is not None:
             log.warning("%s", poor)
         drop_copies(module.eval())

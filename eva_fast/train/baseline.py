@@ -71,15 +71,16 @@ def with_gain(means: dict[str, float | None]) -> dict[str, float | None]:
     return {**first, **{name: value for name, value in means.items() if name not in first}}
 
 
-def verdict(metrics: dict[str, Any]) -> str | None:
+def verdict(metrics: dict[str, Any], taught: bool = True) -> str | None:
     """Plain words for a run whose last log point shows no gain; None where it has one or where
-    nothing is known of it."""
+    nothing is known of it. taught: whether it has a teacher."""
     gain = metrics.get("gain")
     if gain is None or gain >= NO_GAIN:
         return None
+    other = ", or with a teacher whose features share less of a mean (whiten=True takes it away)"
     return (
         f"the student learned nothing that shows: its loss {metrics['loss']:.4f} is no better than "
         f"{metrics[LOSS]:.4f}, what one constant prediction scores on the same patches. Train longer "
-        "(steps, epochs), with another learning rate (lr), or with a teacher whose features share "
-        "less of a mean (whiten=True takes it away)"
+        f"(steps, epochs){', ' if taught else ' or '}with another learning rate (lr)"
+        f"{other if taught else ''}"
     )

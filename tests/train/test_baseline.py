@@ -101,4 +101,8 @@ def test_verdict_only_where_it_is_known():
     assert verdict({"loss": 1.0}) is None
     assert verdict({"loss": None, "baseline_loss": None, "gain": None}) is None
     assert verdict({"loss": -0.5, "baseline_loss": -0.3, "gain": 0.2}) is None
-    assert "no better" in verdict({"loss": -0.3, "baseline_loss": -0.3, "gain": 0.0})
+    poor = {"loss": -0.3, "baseline_loss": -0.3, "gain": 0.0}
+    assert "no better" in verdict(poor) and "whiten" in verdict(poor)
+    assert "no better" in verdict(poor, taught=False) and "teacher" not in verdict(
+        poor, taught=False
+    )
