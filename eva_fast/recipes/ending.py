@@ -41,23 +41,28 @@ def ending(config: Config, result: "PretrainResult") -> list[str]:
 def next_commands(config: Config, result: "PretrainResult") -> dict[str, str]:
     """{what it is for: a command for the shell}, as fits this run."""
     from eva_fast.model import EvaViT, MaeEncoder, SwinV2
+    from eva_fast.objectives import Objective, open_objective
 
-    out, teacher = result.out, config.teacher.teacher
+    out, teacher, named = result.out, config.teacher.teacher, config.objective.objective
+    same = [] if not isinstance(named, str) or named == "eva" else ["--objective", named]
+    student = ["--model", config.model.model] if same else []
+    taught = type(open_objective(named)).request is not Objective.request
+    plain = isinstance(result.model, EvaViT | MaeEncoder)
     found = {}
-    if isinstance(result.model, EvaViT | MaeEncoder | SwinV2):
+    if plain or isinstance(result.model, SwinV2):
         found["how good its features are, beside untrained ones, pixels and the teacher:"] = (
             _command("eval", out)
         )
     if config.data.is_builtin:
         found["train on your own images, any folder of them in place of FOLDER:"] = _command(
-            "pretrain", "--data", "FOLDER", "--out", _beside(out, "images")
+            "pretrain", *same, *student, "--data", "FOLDER", "--out", _beside(out, "images")
         )
-    if teacher in (BUILTIN, "hog"):
+    if taught and plain and teacher in (BUILTIN, "hog"):
         given = config.data.data
         typed = isinstance(given, str | os.PathLike) and given != BUILTIN
         data = os.fspath(given) if typed else "FOLDER"  # a list or dataset has no place in a shell
         found["with your own teacher, a CLIP file for example:"] = _command(
-            "pretrain", "--data", data, "--teacher", "ViT-L-14.pt",
+            "pretrain", *same, "--data", data, "--teacher", "ViT-L-14.pt",
             "--model", "eva_s_patch14_224", "--out", _beside(out, "teacher"),
         )  # fmt: skip
     return found

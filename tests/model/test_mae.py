@@ -55,7 +55,8 @@ def test_published_outputs(kernels):
     tensors, meta = read(FOLDER / "mae_micro.safetensors")
     here = torch.empty(0).device
     tensors = {name: tensor.to(here) for name, tensor in tensors.items()}
-    rows = list(mae.outputs(tensors, meta, "auto"))
+    # in the interpreter a forward takes ten seconds
+    rows = list(mae.outputs(tensors, meta, "auto", whole=kernels != "triton"))
     assert rows and not [row for row in rows if not row.ok]
 
 

@@ -73,6 +73,7 @@ def test_a_run(trained):
     assert load_file(run.out / "model_ema.safetensors").keys() == weights.keys()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_with_the_same_bytes(trained, tmp_path):
     name, run = trained
     done = subprocess.run([sys.executable, "-c", KILLED, name, str(tmp_path)], env=os.environ)
@@ -125,6 +126,7 @@ def test_other_formats_are_refused(trained, tmp_path):
         export(trained[1].out, tmp_path / "folder", format="hf")
 
 
+@pytest.mark.slow
 def test_it_is_evaluated(trained, tmp_path):
     result = evaluate(trained[1].out, probes=["knn"], teacher="none", out=tmp_path / "eval.json")
     names = [row["features"] for row in result["results"]]

@@ -53,6 +53,15 @@ def test_the_evaluation_runs_as_it_is_printed(finished, capsys):
     assert (finished[1].out / "eval.json").is_file()
 
 
+def test_another_objective_stays_and_needs_no_teacher_where_it_has_none(finished):
+    result = finished[1]
+    for name, commands in (("mae", 3), ("pixels", 2)):
+        config = Config.from_options({**TINY, "objective": name})
+        found = list(next_commands(config, result).values())
+        assert len(found) == commands
+        assert all(f"--objective {name}" in c for c in found if " pretrain " in c)
+
+
 def test_a_run_on_ones_own_images_and_teacher_is_not_told_to_use_them(finished):
     result = finished[1]
     own = Config.from_options({**TINY, "data": "/my/images", "teacher": "/my/clip.pt"})
