@@ -143,7 +143,10 @@ def _open_teacher(
     if name is None:
         return None
     try:
-        return load_teacher(name, grid=grid, device=str(device))
+        found = load_teacher(name, grid=grid, device=str(device))
+        if "code" in found.points:
+            raise UsageError(f"teacher {name} is a tokenizer: codes are no features to probe")
+        return found
     except (UsageError, OSError) as error:
         if teacher is not None:
             raise

@@ -18,10 +18,14 @@ from eva_fast.model import (
     sizes_of,
     swin_sizes_of,
 )
+from eva_fast.model.token_vit import TokenViT
+from eva_fast.model.vqkd import VqKd
 from eva_fast.objectives import OBJECTIVES, open_objective
 from eva_fast.options import user_path
 from eva_fast.train import checkpoint
 from eva_fast.weights import (
+    code_model,
+    holds_codes,
     holds_swin,
     infer_sizes,
     naming,
@@ -36,7 +40,7 @@ from eva_fast.weights.student import MAE, PRETRAINING_ONLY, SIZE_NAMES
 
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 RANDOM_INIT_SEED = 0
-Student = EvaViT | MaeEncoder | SwinV2
+Student = EvaViT | MaeEncoder | SwinV2 | VqKd | TokenViT
 
 
 def find_weights(run_or_weights: str | Path) -> Path:
@@ -73,6 +77,8 @@ def load_student(weights: Path, device: torch.device) -> Student:
     """The model of a weight file, in evaluation mode. Sizes are the tensors'; the number of heads
     is the file's own metadata's, else that of the run's config.yaml, else the usual head width's."""
     found = read(weights)
+    if holds_codes(found):
+        return code_model(found, weights).to(device)
     if holds_swin(found):
         return _swin(swin_sizes_in(found), read_swin_student(found), device, weights)
     state, metadata = read_student(weights)
@@ -100,6 +106,9 @@ def load_checkpoint(folder: Path, device: torch.device) -> Student:
     names = checkpoint.names_in(folder)
     trained = {name: names[name] for name in names if name.startswith("model.")}
     options = checkpoint.read_state(folder)["options"]
+    if holds_codes(name.removeprefix("model.") for name in trained):
+        heads = int(str(_heads(options)["num_heads"]))
+        return code_model(_tensors(folder, trained, "model."), folder, heads).to(device)
     if (prefix := naming.swin.V2.find(trained)) is not None:
         named = swin_sizes_of(options["model"], **_chosen(options))
         return _swin(named, _tensors(folder, trained, prefix), device, folder)
@@ -130,6 +139,8 @@ def untrained(
     student: Student, device: torch.device, sizes: ModelSizes | SwinSizes | None = None
 ) -> Student:
     """`random_student` of a student's own kind, of its own sizes unless said."""
+    if isinstance(student, VqKd | TokenViT):
+        return _untrained_codes(student).to(device).eval()
     sizes = student.sizes if sizes is None else sizes
     if isinstance(sizes, ModelSizes) and isinstance(student, EvaViT):
         return random_student(sizes, device)
@@ -142,6 +153,14 @@ def untrained(
             assert isinstance(student, MaeEncoder)
             model = MaeEncoder(sizes, student.statistics)
     return model.to(device).eval()
+
+
+def _untrained_codes(student: VqKd | TokenViT) -> VqKd | TokenViT:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_INIT_SEED)
+        if isinstance(student, VqKd):
+            return VqKd(student.sizes, decodes=False)
+        return TokenViT(student.sizes, branch_depth=0)
 
 
 def _encoder(

@@ -44,6 +44,11 @@ class VqKdSizes:
     code_dim: int = 32
     decoder_depth: int = 3
 
+    @property
+    def img_size(self) -> int:
+        """Side of the square input in pixels."""
+        return self.student.img_size
+
 
 class Tower(nn.Module):
     """A ViT on rows of patches, [B, N, F] -> [B, N + 1, D], CLS in front; positions are learned."""

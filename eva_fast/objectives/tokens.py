@@ -6,8 +6,7 @@ Loss: cross-entropy over the codes, once from the patches and once from the bran
 The tokenizer is a run of the objective `vqkd` or a file of the official code: `teacher="runs/vq"`.
 """
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +24,7 @@ from eva_fast.objectives.picture import GREY, save_columns
 from eva_fast.objectives.request import Request
 from eva_fast.objectives.setting import Setting
 from eva_fast.teachers.config import BUILTIN
-from eva_fast.weights import write
+from eva_fast.weights import write_code_model
 
 MASKED_SHARE, BLOCK_SHARE = 75 / 196, 16 / 196
 JITTER = 0.4
@@ -140,8 +139,6 @@ class Tokens(Objective):
     def save(
         self, module: nn.Module, path: Path, weights: dict[str, Tensor] | None = None
     ) -> nn.Module:
-        """The whole student in official naming, with its sizes as metadata."""
-        tensors = {**module.state_dict(), **(weights or {})}
-        sizes = json.dumps(asdict(cast(TokenViT, module).sizes))
-        write(path, {k: t.detach().float().cpu() for k, t in tensors.items()}, {"sizes": sizes})
+        """The whole student in official naming."""
+        write_code_model(cast(TokenViT, module), path, weights)
         return module

@@ -5,10 +5,9 @@ Loss, over all patches: mean of 1 - cos(reconstruction, target), plus the mean s
 patches and channels, which moves z alone. The codebook moves by its own average, once a step.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +24,7 @@ from eva_fast.objectives.picture import pca_colours, save_columns
 from eva_fast.objectives.request import Request
 from eva_fast.objectives.setting import Setting
 from eva_fast.ops.negative_cosine import negative_cosine
-from eva_fast.weights import write
+from eva_fast.weights import write_code_model
 
 COMMITMENT = 1.0
 DECODER_DEPTH = 3
@@ -102,10 +101,8 @@ class TrainTokenizer(Objective):
     def save(
         self, module: nn.Module, path: Path, weights: dict[str, Tensor] | None = None
     ) -> nn.Module:
-        """The whole tokenizer in official naming, with its sizes as metadata."""
-        tensors = {**module.state_dict(), **(weights or {})}
-        sizes = json.dumps(asdict(cast(VqKd, module).sizes))
-        write(path, {k: t.detach().float().cpu() for k, t in tensors.items()}, {"sizes": sizes})
+        """The whole tokenizer in official naming."""
+        write_code_model(cast(VqKd, module), path, weights)
         return module
 
     def picture(

@@ -41,6 +41,8 @@ def ending(config: Config, result: "PretrainResult") -> list[str]:
 def next_commands(config: Config, result: "PretrainResult") -> dict[str, str]:
     """{what it is for: a command for the shell}, as fits this run."""
     from eva_fast.model import EvaViT, MaeEncoder, SwinV2
+    from eva_fast.model.token_vit import TokenViT
+    from eva_fast.model.vqkd import VqKd
     from eva_fast.objectives import Objective, open_objective
 
     out, teacher, named = result.out, config.teacher.teacher, config.objective.objective
@@ -48,11 +50,19 @@ def next_commands(config: Config, result: "PretrainResult") -> dict[str, str]:
     student = ["--model", config.model.model] if same else []
     taught = type(open_objective(named)).request is not Objective.request
     plain = isinstance(result.model, EvaViT | MaeEncoder)
+    if isinstance(result.model, TokenViT):
+        same += ["--teacher", str(teacher)]
     found = {}
-    if plain or isinstance(result.model, SwinV2):
+    codes = isinstance(result.model, VqKd | TokenViT)
+    if plain or codes or isinstance(result.model, SwinV2):
         found["how good its features are, beside untrained ones, pixels and the teacher:"] = (
             _command("eval", out)
         )
+    if isinstance(result.model, VqKd):
+        found["predict its codes of masked patches:"] = _command(
+            "pretrain", "--objective", "tokens", "--teacher", out, "--model", config.model.model,
+            *_sides(config), "--out", _beside(out, "tokens"),
+        )  # fmt: skip
     if config.data.is_builtin:
         found["train on your own images, any folder of them in place of FOLDER:"] = _command(
             "pretrain", *same, *student, "--data", "FOLDER", "--out", _beside(out, "images")
@@ -66,6 +76,12 @@ def next_commands(config: Config, result: "PretrainResult") -> dict[str, str]:
             "--model", "eva_s_patch14_224", "--out", _beside(out, "teacher"),
         )  # fmt: skip
     return found
+
+
+def _sides(config: Config) -> list[str]:
+    """The sides of image and patch where the model's name does not say them."""
+    said = {"--img-size": config.model.img_size, "--patch-size": config.model.patch_size}
+    return [word for flag, side in said.items() if side for word in (flag, str(side))]
 
 
 def _go_on(out: Path) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,8 @@ from eva_fast.evaluate.students import (
     untrained,
 )
 from eva_fast.files import writing_to
+from eva_fast.model.token_vit import TokenViT
+from eva_fast.model.vqkd import VqKd
 from eva_fast.options import user_path
 from eva_fast.train import checkpoint
 
@@ -51,6 +54,8 @@ def export(
     _spare(path, given, format)
     model = _resized(_student(given), img_size, patch_size, resize)
     with writing_to(path):
+        if isinstance(model, VqKd | TokenViT):
+            return weights.export_codes(model, path, format)
         return weights.export(model, path, format)
 
 
@@ -88,10 +93,14 @@ def _spare(path: Path, source: Path, format: str) -> None:
 
 
 def _resized(model: Student, img_size: int | None, patch_size: int | None, resize: str) -> Student:
+    if isinstance(model, VqKd | TokenViT):
+        if img_size or patch_size:
+            raise UsageError("tokenizers and students of tokens are exported at their own size")
+        return model
     old = model.sizes
     sizes = replace(old, img_size=img_size or old.img_size, patch_size=patch_size or old.patch_size)
     if sizes == old:
         return model
-    new = untrained(model, CPU, sizes)
+    new: Any = untrained(model, CPU, sizes)
     new.load_official(weights.fit(model.official_state_dict(), sizes, resize))
     return new

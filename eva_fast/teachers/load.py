@@ -20,12 +20,12 @@ from eva_fast.teachers.hog import HogTeacher
 from eva_fast.teachers.swin import SwinTeacher
 from eva_fast.teachers.swin_file import read_swin
 from eva_fast.teachers.timm_backbone import timm_models, timm_teacher
-from eva_fast.teachers.tokenizer import CODEBOOK, TokenizerTeacher
+from eva_fast.teachers.tokenizer import TokenizerTeacher
 from eva_fast.teachers.torchvision_backbone import torchvision_models, torchvision_teacher
 from eva_fast.teachers.transformers_backbone import transformers_teacher
 from eva_fast.teachers.vit import VitTeacher
 from eva_fast.teachers.vit_file import read_vit
-from eva_fast.weights import Weights, hub, naming, read
+from eva_fast.weights import CODEBOOK, Weights, hub, naming, read
 from eva_fast.weights.hints import clip_hints, read_json, timm_hints
 
 logger = logging.getLogger(__name__)

@@ -1,21 +1,15 @@
 """VQ-KD's tokenizer as a frozen teacher: the index of each patch's code."""
 
-import json
-import re
-from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from eva_fast.errors import UsageError
 from eva_fast.layers import Precision, keep_copies
-from eva_fast.model import ModelSizes
-from eva_fast.model.vqkd import HALF, VqKd, VqKdSizes
+from eva_fast.model.vqkd import HALF, VqKd
 from eva_fast.teachers.base import Teacher, patch_index
-from eva_fast.weights import Weights
-
-CODEBOOK = "quantize.embedding.weight"
-HEAD_WIDTH = 64
+from eva_fast.weights import Weights, code_model
 
 
 class CodeTeacher(Teacher):
@@ -41,14 +35,13 @@ class TokenizerTeacher(CodeTeacher):
     capturable = True
 
     def __init__(self, name: str, weights: Weights, grid: tuple[int, int] | None, whiten: bool):
-        sizes = tokenizer_sizes(weights)
-        side = sizes.student.img_size
-        check_code_grid(name, sizes.student.grid, grid)
-        super().__init__(name, sizes.codes, sizes.student.grid, (side, side), HALF, HALF)
+        tokenizer = cast(VqKd, code_model(weights, weights.path, decodes=False))
+        side = tokenizer.sizes.student.img_size
+        check_code_grid(name, tokenizer.grid, grid)
         if whiten:
             raise UsageError(f"teacher {name!r} gives codes, which cannot be whitened")
-        self.tokenizer = VqKd(sizes, decodes=False)
-        load_tokenizer(self.tokenizer, weights)
+        super().__init__(name, tokenizer.sizes.codes, tokenizer.grid, (side, side), HALF, HALF)
+        self.tokenizer = tokenizer
 
     def freeze(self, device: str | torch.device, dtype: torch.dtype | None) -> Teacher:
         """Only the encoder's blocks compute in 16 bits: codes are chosen in float32."""
@@ -63,44 +56,6 @@ class TokenizerTeacher(CodeTeacher):
         return self.tokenizer.codes(images)
 
 
-def load_tokenizer(model: VqKd, weights: Weights) -> None:
-    """Reads a tokenizer's parameters and codebook; a decoder only where the model has one. UsageError
-    lists what is missing or of another shape."""
-    own = model.state_dict()
-    faults = [
-        name if name not in weights else f"{name} {tuple(weights[name].shape)}"
-        for name in own
-        if name not in weights or weights[name].numel() != own[name].numel()
-    ]
-    if faults:
-        raise UsageError(
-            f"{weights.path} is not a whole tokenizer of these sizes; missing or of another shape: "
-            f"{', '.join(faults[:8])}{' ...' if len(faults) > 8 else ''}"
-        )
-    model.load_state_dict({name: weights[name].view(value.shape) for name, value in own.items()})
-
-
-def tokenizer_sizes(weights: Weights) -> VqKdSizes:
-    """Sizes from the file's own words, else from its shapes, with heads of 64. UsageError where names
-    are missing."""
-    if "sizes" in weights.metadata:
-        told = json.loads(weights.metadata["sizes"])
-        return VqKdSizes(**{**told, "student": ModelSizes(**told["student"])})
-    try:
-        dim, _, patch, _ = weights["encoder.patch_embed.proj.weight"].shape
-        side = round((weights["encoder.pos_embed"].shape[1] - 1) ** 0.5)
-        hidden = weights["encoder.blocks.0.mlp.fc1.weight"].shape[0]
-        codes, width = weights[CODEBOOK].shape
-    except KeyError as error:
-        raise UsageError(f"{weights.path} is not a VQ-KD tokenizer: it lacks {error}") from None
-    student = ModelSizes(
-        img_size=side * patch, patch_size=patch, embed_dim=dim, depth=_depth(weights, "encoder"),
-        num_heads=max(1, dim // HEAD_WIDTH), mlp_hidden=hidden, predict_dim=_told(weights),
-    )  # fmt: skip
-    depth = _depth(weights, "decoder")
-    return VqKdSizes(student=student, codes=codes, code_dim=width, decoder_depth=depth)
-
-
 def check_code_grid(name: str, own: tuple[int, int], asked: tuple[int, int] | None) -> None:
     """UsageError where codes are wanted of another grid than a tokenizer was trained on."""
     if asked is not None and asked != own:
@@ -109,13 +64,3 @@ def check_code_grid(name: str, own: tuple[int, int], asked: tuple[int, int] | No
             f"student has {asked[0]}x{asked[1]}: choose img_size and patch_size with "
             f"{own[0]} patches a side"
         )
-
-
-def _depth(weights: Iterable[str], tower: str) -> int:
-    found = [int(m[1]) for name in weights if (m := re.match(rf"{tower}\.blocks\.(\d+)\.", name))]
-    return max(found, default=0) + bool(found)
-
-
-def _told(weights: Weights) -> int:
-    last = "decode_task_layer.2.bias"
-    return len(weights[last]) if last in weights else 1

@@ -10,6 +10,8 @@ to other image and patch sizes, `hub.py` finds weights by name.
 """
 
 from eva_fast.weights import naming
+from eva_fast.weights.code_formats import export_codes
+from eva_fast.weights.codes import CODEBOOK, code_model, holds_codes, write_code_model
 from eva_fast.weights.formats import FOLDERS, FORMATS, Exported, export
 from eva_fast.weights.reader import Weights, read
 from eva_fast.weights.resize import RESIZES, resize_patches, resize_positions
@@ -30,13 +32,17 @@ from eva_fast.weights.swin import (
 from eva_fast.weights.writer import write, write_torch
 
 __all__ = [
+    "CODEBOOK",
     "FOLDERS",
     "FORMATS",
     "RESIZES",
     "Exported",
     "Weights",
+    "code_model",
     "export",
+    "export_codes",
     "fit",
+    "holds_codes",
     "holds_swin",
     "infer_sizes",
     "initialise",
@@ -50,6 +56,7 @@ __all__ = [
     "resize_positions",
     "swin_sizes_in",
     "write",
+    "write_code_model",
     "write_student",
     "write_torch",
 ]

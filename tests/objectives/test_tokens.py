@@ -9,7 +9,10 @@ from safetensors.torch import load_file
 
 import eva_fast
 from eva_fast.config import Config
+from eva_fast.evaluate.evaluation import evaluate
+from eva_fast.evaluate.students import load_student
 from eva_fast.objectives.tokens import Tokens
+from eva_fast.recipes.export import export
 from eva_fast.recipes.pretrain import run
 from tests.objectives.test_vqkd import Killed
 
@@ -132,3 +135,48 @@ def test_bad_input_is_one_clear_error(tokenizer, tmp_path, message):
 def test_options():
     with pytest.raises(ValueError, match="branch_depth must be 0 or more, got -1"):
         Config.from_options({"objective": "tokens", "branch_depth": -1})
+
+
+def test_timm_s_beit_is_its_encoder(trained, tmp_path):
+    pytest.importorskip("timm")
+    done = export(trained.out, tmp_path / "beit.safetensors", format="timm")
+    scope: dict = {}
+    exec(done.snippet, scope)
+    images = torch.randn(2, 3, 32, 32)
+    student = trained.model.eval()
+    with torch.no_grad():
+        found, own = scope["model"].forward_features(images), student.forward_features(images)
+    assert (found - own).abs().max() <= 1e-6 * own.abs().max()
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["final weights", "a checkpoint"])
+@pytest.mark.parametrize("kind", ["tokenizer", "student"])
+def test_export_and_back(trained, tokenizer, tmp_path, kind, ended):
+    out = tokenizer if kind == "tokenizer" else trained.out
+    source = out if ended else sorted((out / "checkpoints").iterdir())[-1]
+    done = export(source, tmp_path / "weights.safetensors")
+    found, own = load_file(done.path), load_file(out / "model.safetensors")
+    assert found.keys() == own.keys()
+    assert all(torch.equal(found[name], own[name]) for name in own)
+    again = load_student(done.path, torch.device("cpu"))
+    assert type(again).__name__ == ("VqKd" if kind == "tokenizer" else "TokenViT")
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert again.forward_features(images).shape == (2, 17, 32)
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "student"])
+def test_what_cannot_be_exported(trained, tokenizer, tmp_path, kind):
+    out = tokenizer if kind == "tokenizer" else trained.out
+    with pytest.raises(ValueError, match="format hf is of EVA's student"):
+        export(out, tmp_path / "folder", format="hf")
+    with pytest.raises(ValueError, match="exported at their own size"):
+        export(out, tmp_path / "x.safetensors", img_size=64)
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "student"])
+def test_evaluation(trained, tokenizer, tmp_path, kind):
+    out = tokenizer if kind == "tokenizer" else trained.out
+    result = evaluate(out, probes=("knn",), out=tmp_path / "eval.json", device="cpu")
+    kinds = [row["features"] for row in result["results"]]
+    assert kinds[:2] == ["student", "random init"]
+    assert any("teacher" in name for name in kinds) == (kind == "tokenizer")

@@ -1,0 +1,34 @@
+"""Tokenizers and students of their codes as other libraries load them."""
+
+from pathlib import Path
+
+from eva_fast.errors import UsageError
+from eva_fast.model.vqkd import VqKd
+from eva_fast.weights.codes import CodeModel, timm_beit_arguments, timm_tensors, write_code_model
+from eva_fast.weights.formats import Exported
+from eva_fast.weights.writer import write
+
+
+def export_codes(model: CodeModel, path: Path, format: str) -> Exported:
+    """Writes a tokenizer or a student of its codes for BEiT v2's code ("official"), or the student's
+    encoder for timm. UsageError for another format."""
+    if format == "official":
+        write_code_model(model, path)
+        read = f"from safetensors.torch import load_file\n\nstate = load_file({str(path)!r})\n"
+        kind = "VQKD" if isinstance(model, VqKd) else "VisionTransformerForMaskedImageModelingCLS"
+        return Exported(
+            path, f"{read}model.load_state_dict(state, strict=False)  # BEiT v2's {kind}\n"
+        )
+    if format != "timm" or isinstance(model, VqKd):
+        what = "a tokenizer is" if isinstance(model, VqKd) else "a student of tokens is"
+        kinds = "official" if isinstance(model, VqKd) else "official or timm"
+        raise UsageError(f"format {format} is of EVA's student; {what} written as {kinds}")
+    write(path, timm_tensors(model))
+    arguments = ", ".join(f"{k}={v!r}" for k, v in timm_beit_arguments(model.sizes).items())
+    return Exported(
+        path,
+        "from safetensors.torch import load_file\nfrom timm.models.beit import Beit\n\n"
+        f"model = Beit({arguments}).eval()\nmodel.load_state_dict(load_file({str(path)!r}))\n"
+        "# model.forward_features(images): all tokens after the last norm, [B,T,D], of images\n"
+        "# normalised by ImageNet's mean and standard deviation\n",
+    )
