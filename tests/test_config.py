@@ -203,6 +203,11 @@ def test_a_path_is_the_same_relative_and_absolute(tmp_path, monkeypatch):
     }
 
 
+def test_hardware_is_no_device():
+    with pytest.raises(ValueError, match="got 'h100'; .* `eva-fast plan --hardware`"):
+        Config.from_options({"device": "h100"})
+
+
 @pytest.mark.parametrize("name", ["out", "init_from"])
 def test_an_empty_path_is_no_path(name):
     """`--out=$RUN` with RUN unset is not the current folder."""

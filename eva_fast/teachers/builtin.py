@@ -21,8 +21,8 @@ from eva_fast.teachers.base import Teacher, select_patches
 FILE = Path(__file__).parent / "mobilenet" / "mobilenet_v2.safetensors"
 STRIDE, DIM = 16, 96
 # On a CPU, pixels at a time: the feature maps of so few stay in reach of its caches, and their memory
-# is not asked from the system anew each time. 64 images of 128 pixels take half as long as 16 at a time
-# and a third of all at once (measured).
+# is not asked from the system anew each time. 64 images of 128 pixels, their channels side by side, take
+# 0.45 times as long as 16 at a time do, and a quarter of all at once (measured, one thread).
 PART = 12 * 128**2
 NATIVE = 14  # patches a side where nothing else is asked for: images of 224 pixels
 # (expansion, channels, repeats, stride of the first), table 2 of the paper, as far as it is used.
@@ -94,10 +94,15 @@ class BuiltinTeacher(Teacher):
         grid = grid or (NATIVE, NATIVE)
         size = (grid[0] * STRIDE, grid[1] * STRIDE)
         super().__init__("builtin", DIM, grid, size, IMAGENET_MEAN, IMAGENET_STD, whiten)
-        self.network = mobilenet()
+        self.network = mobilenet().to(memory_format=torch.channels_last)
+
+    def image_features(self, images: Tensor, index: Tensor | None) -> Tensor:
+        height, width = self.input_size or images.shape[-2:]
+        pixels = len(images) * height * width if images.device.type == "cpu" else 0
+        parts = images.tensor_split(min(max(1, -(-pixels // PART)), len(images) or 1))
+        features = torch.cat([self.patch_features(self.prepare(part), None) for part in parts])
+        return select_patches(features, index)
 
     def patch_features(self, images: Tensor, index: Tensor | None) -> Tensor:
-        pixels = images[:, 0].numel() if images.device.type == "cpu" else 0
-        parts = min(max(1, -(-pixels // PART)), len(images) or 1)
-        features = torch.cat([self.network(part) for part in images.tensor_split(parts)])
+        features = self.network(images.contiguous(memory_format=torch.channels_last))
         return select_patches(features.flatten(2).mT, index)

@@ -59,6 +59,8 @@ class VitConfig:
     grid: tuple[int, int]
     prefix: int
     activation: str = "gelu"
+    last_norm: bool = True
+    """Whether all tokens are normalised at the end: not where a mean of them is (`fc_norm`)."""
     eps: float = 1e-6
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -161,7 +163,7 @@ class VitTower(nn.Module):
         self.prefix = nn.Parameter(torch.empty(config.prefix, width))
         self.positions = nn.Parameter(torch.empty(grid[0] * grid[1], width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(width, config.eps)
+        self.norm = nn.LayerNorm(width, config.eps) if config.last_norm else None
 
     def forward(self, rows: Tensor, index: Tensor | None = None, with_cls: bool = False) -> Tensor:
         conv = self.patch_embed.proj
@@ -174,6 +176,8 @@ class VitTower(nn.Module):
             stream = block.feed_forward(block.attention(stream))
         assert isinstance(last, Block)
         stream = last.feed_forward(_wanted(last, stream, index, self.config.prefix, with_cls))
+        if self.norm is None:
+            return stream.added()
         return add_layer_norm(*stream, self.norm.weight, self.norm.bias, self.norm.eps)[1]
 
 

@@ -33,6 +33,7 @@ _USUAL: dict[naming.Naming, dict[str, Any]] = {
     naming.vit.HF_SIGLIP: _SIGLIP,
     naming.vit.HF_VIT: dict(activation="gelu", eps=1e-12, mean=_HALF, std=_HALF),
     naming.vit.TIMM: dict(activation="gelu", eps=1e-6, mean=_HALF, std=_HALF),
+    naming.vit.TIMM_POOLED: dict(activation="gelu", eps=1e-6, mean=_HALF, std=_HALF),
     naming.vit.EVA: dict(activation="gelu", eps=1e-6, mean=CLIP_MEAN, std=CLIP_STD),
 }
 # Hugging Face's names of activations.
@@ -89,7 +90,7 @@ def _config(
     usual = dict(_USUAL[names])
     if names is naming.vit.TIMM and any("attn_pool." in name for name in weights):
         usual = dict(_SIGLIP)
-    elif names is naming.vit.TIMM and "blocks.0.ls1.gamma" in state:
+    elif names in (naming.vit.TIMM, naming.vit.TIMM_POOLED) and "blocks.0.ls1.gamma" in state:
         usual = dict(_IMAGENET)
     known = {key: hints[key] for key in usual if hints.get(key) is not None}
     if "activation" in known:
@@ -115,6 +116,7 @@ def _config(
             patch_size=patch,
             grid=_grid(positions.shape[1], patch, prefix, "cls_token" in state, hints),
             prefix=prefix,
+            last_norm=names is not naming.vit.TIMM_POOLED,
             **{**usual, **known},
         )
     except UsageError as error:

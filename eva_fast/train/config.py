@@ -137,5 +137,6 @@ class RunConfig:
         )
         require(
             self.device in ("auto", "cpu") or self.device.split(":")[0] == "cuda",
-            f"device must be auto, cpu or cuda, got {self.device!r}",
+            f"device must be auto, cpu or cuda, got {self.device!r}; a GPU's name such as h100 is for "
+            "`eva-fast plan --hardware`",
         )

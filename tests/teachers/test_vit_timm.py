@@ -34,6 +34,7 @@ TIMM = {
         "vit_tiny_patch16_224",
         dict(img_size=48, class_token=False, global_pool="avg", fc_norm=False),
     ),
+    "norm of the mean": ("vit_tiny_patch16_224", dict(img_size=48, global_pool="avg", num_classes=5)),
     "registers": ("vit_small_patch14_reg4_dinov2", dict(img_size=56)),
     "distilled": ("deit_tiny_distilled_patch16_224", dict(img_size=48)),
     "patch 32, layer scale": ("vit_tiny_patch16_224", dict(img_size=96, patch_size=32, init_values=0.1)),

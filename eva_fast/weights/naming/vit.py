@@ -35,6 +35,13 @@ TIMM = Naming(
 )
 """timm's `VisionTransformer` where the last norm is of all tokens."""
 
+TIMM_POOLED = Naming(
+    "timm",
+    probes=("blocks.0.attn.qkv.bias", "pos_embed", "patch_embed.proj.weight", "fc_norm.weight"),
+    rules=TIMM.rules,
+)
+"""The same where it is of their mean: the tokens themselves have none."""
+
 DINOV2 = Naming(
     "dinov2",
     probes=("blocks.0.ls1.gamma", "mask_token", "pos_embed", "blocks.0.attn.qkv.bias"),
@@ -165,5 +172,5 @@ HF_SIGLIP = Naming(
 )
 """The image tower of transformers' `SiglipModel` and `SiglipVisionModel`."""
 
-ALL = (DINOV2, TIMM, EVA, HF_DINOV2, HF_VIT, HF_SIGLIP)
+ALL = (DINOV2, TIMM, TIMM_POOLED, EVA, HF_DINOV2, HF_VIT, HF_SIGLIP)
 """Where a vision transformer is looked for, in this order."""
