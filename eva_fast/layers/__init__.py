@@ -28,7 +28,7 @@ from eva_fast.layers.linear import Linear, drop_copies, keep_copies
 from eva_fast.layers.mlp import Mlp
 from eva_fast.layers.patch_embed import KeptPatchEmbed, PatchEmbed
 from eva_fast.layers.precision import Precision
-from eva_fast.layers.projection import Projection
+from eva_fast.layers.projection import PointwiseProjection, Projection
 from eva_fast.layers.rel_pos import RelativePositionBias
 from eva_fast.layers.stream import Stream
 
@@ -40,6 +40,7 @@ __all__ = [
     "Linear",
     "Mlp",
     "PatchEmbed",
+    "PointwiseProjection",
     "Precision",
     "Projection",
     "RelativePositionBias",

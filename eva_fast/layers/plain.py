@@ -245,3 +245,11 @@ class Head(nn.Linear):
         prediction = self.project(x, norm)
         dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
         return -F.cosine_similarity(prediction.to(dtype), target.to(dtype), dim=-1).mean()
+
+
+class PointwiseProjection(nn.Conv1d):
+    """A convolution of one token after the final norm."""
+
+    def project(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """[rows, C] of x [B, T, D]."""
+        return self(norm(x).mT).mT.flatten(0, -2)

@@ -5,12 +5,14 @@
 It keeps x' and the row statistics; the backward computes the norm again.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from eva_fast.layers.add_norm import add_norm, add_norm_backward, rows_of
-from eva_fast.layers.linear import Linear, Matrix
-from eva_fast.layers.stream import Stream
+from eva_fast.layers.linear import Linear, Matrix, RoundedWeight
+from eva_fast.layers.stream import Stream, as_stream
 from eva_fast.ops.linear import matmul, weight_gradient
 
 
@@ -57,11 +59,23 @@ def projection_branch(
     )
 
 
-class Projection(Linear):
-    """A Linear that can take the norm before it into its pass."""
+class _Projects(RoundedWeight):
+    """Can take the norm before it into its pass."""
 
-    def project(self, stream: Stream, norm: nn.LayerNorm) -> Tensor:
+    bias: Any
+
+    def project(self, stream: Stream | Tensor, norm: nn.LayerNorm) -> Tensor:
         """`projection_branch` with this module's parameters: this Linear of `norm(stream)`,
-        [rows, C], row-major over (image, token)."""
+        [rows, C], row-major over (image, token). stream: or tokens [B, T, D]."""
+        stream = as_stream(stream)
         head = self.matrix(stream.x.dtype)
         return projection_branch(stream, norm.weight, norm.bias, head, self.bias, norm.eps)
+
+
+class Projection(_Projects, Linear):
+    """A Linear that can take the norm before it into its pass."""
+
+
+class PointwiseProjection(_Projects, nn.Conv1d):
+    """The same with the weight [C, D, 1] of a convolution of one token, as Feature Distillation's
+    files have it."""

@@ -83,6 +83,11 @@ class EvaViT(VitStudent):
             tokens = self._tokens(images, masked, masked + 1, dtype)
             return self.lm_head.loss(tokens, self.norm, target)
 
+    def tokens(self, images: Tensor) -> Any:
+        """What leaves the last block, a `Stream` or (plain) [B,T,D], without masks. Call it inside
+        `precision.region`."""
+        return self._tokens(images, None, None, self._dtype(self.pos_embed, images))
+
     def no_weight_decay(self) -> set[str]:
         """Parameters without weight decay beside biases and 1-D ones, as EVA-01's code has them;
         `mask_token` decays."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 OBJECTIVES = {
     "eva": "eva_fast.objectives.eva:Eva",
+    "fd": "eva_fast.objectives.feature_distillation:FeatureDistillation",
     "mae": "eva_fast.objectives.mae:Mae",
     "pixels": "eva_fast.objectives.pixels:Pixels",
     "vqkd": "eva_fast.objectives.vqkd:TrainTokenizer",

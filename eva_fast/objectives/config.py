@@ -13,8 +13,9 @@ class ObjectiveConfig:
     """Published defaults of an objective by name, all that they say of student, crop, mask, teacher and
     optimiser: eva-g14. Options that are given win over it."""
     objective: TextOrObject = "eva"
-    """What the student is trained towards: eva (the teacher's features of masked patches), mae (the
-    same from the visible patches alone, with a decoder), pixels (the dropped patches themselves),
+    """What the student is trained towards: eva (the teacher's features of masked patches), fd (Feature
+    Distillation: those of all tokens, from the whole image), mae (of dropped patches, from the visible
+    ones alone, with a decoder), pixels (the dropped patches themselves),
     vqkd (a tokenizer whose codes tell the teacher's features), tokens (the codes that a tokenizer,
     teacher=RUN, gives to masked patches); from Python also an Objective of one's own."""
     mask_count: int | None = None

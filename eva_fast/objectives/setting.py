@@ -8,12 +8,15 @@ import torch
 
 from eva_fast.layers import use_fp8
 from eva_fast.model import (
+    BeitViT,
     DecoderSizes,
     EvaViT,
     MaskedAutoencoder,
     ModelSizes,
     SwinSizes,
+    SwinV2,
     create_model,
+    is_beit,
 )
 from eva_fast.model.mae import Statistics
 from eva_fast.model.token_vit import TokenViT
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from eva_fast.config import Config
 
 log = logging.getLogger(__name__)
-Student = TypeVar("Student", EvaViT, MaskedAutoencoder, VqKd, TokenViT)
+Student = TypeVar("Student", EvaViT, BeitViT, SwinV2, MaskedAutoencoder, VqKd, TokenViT)
 SIZE_OPTIONS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden")
 
 
@@ -55,6 +58,23 @@ class Setting:
             compute_dtype=self.compute_dtype,
             kernels=run.kernels,
         )
+        return self.as_run(student)
+
+    def encoder(self) -> EvaViT | BeitViT | SwinV2:
+        """The student that the options name, without what predicts of it, random values."""
+        model = self.config.model
+        eva = isinstance(self.sizes, ModelSizes) and not is_beit(model.model)
+        student = create_model(
+            model.model,
+            **{name: getattr(model, name) for name in SIZE_OPTIONS},
+            predict_dim=1 if eva else None,
+            drop_path=model.drop_path,
+            compute_dtype=self.compute_dtype,
+            kernels=self.config.run.kernels,
+        )
+        if isinstance(student, EvaViT):  # its files have these; nothing is trained towards them
+            student.lm_head.requires_grad_(False)
+            student.mask_token.requires_grad_(False)
         return self.as_run(student)
 
     def autoencoder(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 KINDS = {
     "eva": "eva", "clip": "clip", "mae": "mae", "mask_stats": "mask_stats", "vqkd": "vqkd",
-    "fd_swin": "fd_swin",
+    "fd_swin": "fd_swin", "fd_vit": "fd_vit",
 }  # fmt: skip
 FOLDER = Path(__file__).parent
 
