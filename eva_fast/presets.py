@@ -39,7 +39,41 @@ EVA_G14 = Recipe(
     )
 )  # fmt: skip
 
-RECIPES = {"eva-g14": EVA_G14}
+# The published log of EVA-L, and MAE's rule for the rate; the log does not tell the batch. Its teacher
+# was EVA-CLIP's g/14 after its projection, 1024 wide; timm has the same tower up to there, 1408 wide.
+EVA_L14 = Recipe(
+    options=dict(
+        objective="mae", model="eva_l_patch14_224", teacher="timm/eva_giant_patch14_clip_224",
+        drop_path=0.0, mask_count=192, decoder_dim=512, decoder_depth=4, decoder_heads=16,
+        crop_scale=(0.2, 1.0), batch_size=4096, epochs=150.0, min_lr=1e-5, warmup_lr=0.0,
+        warmup_epochs=2.0, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.05, clip_grad=3.0,
+    ),
+    rates=dict(lr=1.5e-4), images=256,
+)  # fmt: skip
+
+# He et al., CVPR 2022, and main_pretrain.py.
+MAE_B16 = Recipe(
+    options=dict(
+        objective="pixels", model="eva_b_patch16_224", drop_path=0.0, mask_count=147,
+        norm_pix=True, decoder_dim=512, decoder_depth=8, decoder_heads=16, crop_scale=(0.2, 1.0),
+        batch_size=4096, epochs=1600.0, min_lr=0.0, warmup_lr=0.0, warmup_epochs=40.0,
+        betas=(0.9, 0.95), eps=1e-8, weight_decay=0.05, clip_grad=0.0,
+    ),
+    rates=dict(lr=1.5e-4), images=256,
+)  # fmt: skip
+
+# Peng et al. 2022 (BEiT v2), run_vqkd_training.py.
+VQKD_B16 = Recipe(
+    options=dict(
+        objective="vqkd", model="eva_b_patch16_224", teacher="openai/ViT-B-16", drop_path=0.0,
+        codebook_size=8192, code_dim=32, tokenizer_decoder_depth=3, crop_scale=(0.08, 1.0),
+        batch_size=512, epochs=100.0, min_lr=1e-5, warmup_lr=0.0, warmup_epochs=10.0,
+        betas=(0.9, 0.99), eps=1e-8, weight_decay=1e-4, clip_grad=0.0,
+    ),
+    rates=dict(lr=5e-5), images=128,
+)  # fmt: skip
+
+RECIPES = {"eva-g14": EVA_G14, "eva-l14": EVA_L14, "mae-b16": MAE_B16, "vqkd-b16": VQKD_B16}
 
 
 def with_recipe(options: Mapping[str, Any]) -> dict[str, Any]:

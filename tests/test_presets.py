@@ -10,6 +10,9 @@ from eva_fast.presets import RECIPES
 # drop-path; share of an image in a crop.
 PUBLISHED = {
     "eva-g14": (4096, 1e-3, 1e-5, 0.0, 2, 150, (0.9, 0.98), 1e-6, 0.05, 3.0, 0.1, (0.2, 1.0)),
+    "eva-l14": (4096, 2.4e-3, 1e-5, 0.0, 2, 150, (0.9, 0.95), 1e-6, 0.05, 3.0, 0.0, (0.2, 1.0)),
+    "mae-b16": (4096, 2.4e-3, 0.0, 0.0, 40, 1600, (0.9, 0.95), 1e-8, 0.05, 0.0, 0.0, (0.2, 1.0)),
+    "vqkd-b16": (512, 2e-4, 1e-5, 0.0, 10, 100, (0.9, 0.99), 1e-8, 1e-4, 0.0, 0.0, (0.08, 1.0)),
 }
 
 
@@ -31,6 +34,17 @@ def test_what_is_said_wins():
     config = Config.from_options(said)
     assert (config.teacher.teacher, config.optim.epochs) == ("builtin", 3)
     assert config.optim.betas == (0.8, 0.9) and config.model.model == "eva_g_patch14_224"
+
+
+def test_rates_follow_the_batch_where_they_did():
+    rates = {
+        name: Config.from_options({"recipe": name, "batch_size": 64}).optim.lr for name in RECIPES
+    }
+    assert rates["eva-g14"] == 1e-3 and rates["vqkd-b16"] == 2.5e-5
+    assert rates["mae-b16"] == rates["eva-l14"] == 1.5e-4 / 4
+    assert Config.from_options({"recipe": "mae-b16", "lr": 0.5}).optim.lr == 0.5
+    with pytest.raises(UsageError, match="batch_size must be of type int"):
+        Config.from_options({"recipe": "mae-b16", "batch_size": "many"})
 
 
 def test_the_file_of_a_run_is_the_run(tmp_path):
