@@ -66,14 +66,30 @@ MAE_B16 = Recipe(
 VQKD_B16 = Recipe(
     options=dict(
         objective="vqkd", model="eva_b_patch16_224", teacher="openai/ViT-B-16", drop_path=0.0,
-        codebook_size=8192, code_dim=32, tokenizer_decoder_depth=3, crop_scale=(0.08, 1.0),
+        codebook_size=8192, code_dim=32, decoder_depth=3, crop_scale=(0.08, 1.0),
         batch_size=512, epochs=100.0, min_lr=1e-5, warmup_lr=0.0, warmup_epochs=10.0,
         betas=(0.9, 0.99), eps=1e-8, weight_decay=1e-4, clip_grad=0.0,
     ),
     rates=dict(lr=5e-5), images=128,
 )  # fmt: skip
 
-RECIPES = {"eva-g14": EVA_G14, "eva-l14": EVA_L14, "mae-b16": MAE_B16, "vqkd-b16": VQKD_B16}
+# The same, run_beitv2_pretraining.py, 300 epochs; its teacher is a run of VQ-KD.
+BEIT2_B16 = Recipe(
+    options=dict(
+        objective="tokens", model="eva_b_patch16_224", drop_path=0.0, mask_count=75,
+        mask_min_block=16, branch_depth=2, crop_scale=(0.2, 1.0), batch_size=2048, epochs=300.0,
+        lr=1.5e-3, min_lr=1e-5, warmup_lr=0.0, warmup_epochs=10.0, betas=(0.9, 0.98), eps=1e-8,
+        weight_decay=0.05, clip_grad=3.0,
+    )
+)  # fmt: skip
+
+RECIPES = {
+    "eva-g14": EVA_G14,
+    "eva-l14": EVA_L14,
+    "mae-b16": MAE_B16,
+    "vqkd-b16": VQKD_B16,
+    "beit2-b16": BEIT2_B16,
+}
 
 
 def with_recipe(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def real_flops(**options) -> int:
 
 
 @pytest.mark.skipif(not native.available(), reason="the native library is not built")
-@pytest.mark.parametrize("objective", ["eva", "mae", "pixels"])
+@pytest.mark.parametrize("objective", ["eva", "mae", "pixels", "vqkd"])
 def test_the_count_is_that_of_the_real_step(objective):
     run = planned(objective=objective)
     count = run.count(BATCH)
@@ -64,3 +64,23 @@ def test_other_formulations_are_of_their_objective_alone():
 
     with pytest.raises(UsageError, match="'tuned' is none of the objective 'other': .* eva_fast"):
         plan(formulation="tuned", objective=Other, images=100)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "student", "teacher", "parameters"),
+    [
+        # of features 1024 wide; this teacher's are 768 wide
+        ("eva-l14", 46.6, 160.9, 316_576_768 - 256 * (512 + 1)),
+        ("mae-b16", 19.1, 0.0, 111_655_680),
+        ("vqkd-b16", 44.6, 35.3, 108_829_216),
+    ],
+)
+def test_published_networks_have_the_published_cost(recipe, student, teacher, parameters):
+    """Forward GFLOP an image at 224 pixels, and parameters that train."""
+    options = {"recipe": recipe, **({"teacher": "openai/ViT-L-14"} if recipe == "eva-l14" else {})}
+    run = PlannedRun.of(Config.from_options(options), torch.bfloat16, "cuda")
+    count = run.count(2)
+    assert count.total("flops", phase="forward") / 2e9 == pytest.approx(student, abs=0.06)
+    asked = sum(op.flops for op in run.teacher_operators(2)) / 2e9
+    assert asked == pytest.approx(teacher, abs=0.06)
+    assert count.parameters == parameters

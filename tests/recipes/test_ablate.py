@@ -21,9 +21,10 @@ from eva_fast.recipes.ablation.rows import ROWS, Row, said_of
 pytest.importorskip("matplotlib")
 TINY = dict(
     model="eva_ti_patch8_32", embed_dim=24, depth=2, num_heads=2, mlp_hidden=48, batch_size=8,
+    codebook_size=16, code_dim=8,
     workers=0, device="cpu", kernels="torch", progress=False, log_every=4,
 )  # fmt: skip
-SEED_FLOPS = 2e10
+SEED_FLOPS = 6e9
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def pictures(tmp_path_factory):
 
 
 def ablate(out, pictures, **asked):
-    options = dict(budget=1.0, seeds=1, flops=SEED_FLOPS, probes=("knn",), rows=("eva",))
+    options = dict(budget=1.0, seeds=1, flops=SEED_FLOPS, probes=("knn",), rows=("eva", "tokens"))
     return run_ablation(out, {**TINY, "data": str(pictures)}, **{**options, **asked})
 
 
@@ -60,7 +61,7 @@ def test_tables_figure_and_json(done):
     names = [row["features"] for row in found["beside"]]
     assert names == ["teacher", "8x8 pixels", "random init"]
     text = (done.out / "ablation.md").read_text()
-    assert "## Tokenise?" in text and "## Distil?" in text and "| teacher |" in text
+    assert "## Tokenise?" in text and "## Distil?" not in text and "| teacher |" in text
     assert (done.out / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -82,16 +83,19 @@ def test_a_killed_run_goes_on_to_the_same_scores(tmp_path, done, pictures):
     code = (
         "from pathlib import Path; from eva_fast.recipes.ablate import run_ablation\n"
         f"run_ablation(Path({str(tmp_path)!r}), {said!r}, budget=1.0, seeds=1, flops={SEED_FLOPS!r},"
-        "probes=('knn',), rows=('eva',))"
+        "probes=('knn',), rows=('eva', 'tokens'))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    checkpoints, deadline = tmp_path / "runs" / "eva-0" / "checkpoints", time.monotonic() + 240
+    checkpoints, deadline = (
+        tmp_path / "runs" / "tokens-vqkd-0" / "checkpoints",
+        time.monotonic() + 240,
+    )
     while not list(checkpoints.glob("step_*[0-9]")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "scores").exists()
+    assert not (tmp_path / "scores" / "tokens-0.json").exists()
     again = ablate(tmp_path, pictures)
     assert again.tables == done.tables
 
@@ -123,7 +127,7 @@ def test_equal_arithmetic_by_hand():
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (dict(rows=("evil",)), "no row 'evil': there are eva"),
+        (dict(rows=("evil",)), "no row 'evil': there are eva, "),
         (dict(seeds=0), "seeds must be at least 1"),
         (dict(budget=0), "budget must be above 0"),
         (dict(probes=("svm",)), "unknown probe 'svm'"),

@@ -97,7 +97,7 @@ def aggregate(scores: list[dict[str, Any]], probes: list[str]) -> dict[str, Any]
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The two tables, and what they were measured on."""
+    """The tables whose rows are there, or one of all rows, and what they were measured on."""
     probes = found["probes"]
     lines = [
         "# Ablation at equal budget",
@@ -110,15 +110,15 @@ def markdown(found: dict[str, Any]) -> str:
         f"{found['spread']}.",
     ]
     rows = {row["name"]: row for row in found["rows"]}
-    asked = {name for names in TABLES.values() for name in names}
+    answered: dict[str, tuple[str, ...]] = {
+        title: names for title, names in TABLES.items() if set(names) <= set(rows)
+    }
+    asked = {name for names in answered.values() for name in names}
     rest = [name for name in rows if name not in asked]
-    for title, names in TABLES.items():
-        if not set(names) & set(rows):
-            continue
+    for title, names in (answered or {"Beside each other": ()}).items():
         lines += ["", f"## {title}", "", *_head(probes)]
         for name in (*names, *rest):
-            if name in rows:
-                lines += _lines(rows[name], probes)
+            lines += _lines(rows[name], probes)
         for row in found["beside"]:
             lines.append(_line(row["features"], "", "", "", row, probes))
     missing = [f"{row['name']} ({row['seeds_done']} of {found['seeds']})" for row in found["rows"]]

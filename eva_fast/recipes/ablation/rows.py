@@ -1,12 +1,14 @@
 """The rows of the ablation: one objective each, with the optimiser of its publication."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from eva_fast.config import Config
 from eva_fast.errors import UsageError
+from eva_fast.model.sizes import ModelSizes, sizes_of
+from eva_fast.objectives.setting import SIZE_OPTIONS
 from eva_fast.presets import RECIPES
 
 # What a row takes from its recipe. Student, teacher, batch, learning rate, warm-up and length are the
@@ -21,9 +23,11 @@ SET = (
 )  # fmt: skip
 TOKENIZER_SHARE = 0.25
 """Of a row's budget, where a tokenizer is trained first: 100 of the 100 + 300 epochs of BEiT v2."""
-DRAWINGS: dict[str, Any] = {"depth": 6, "patch_size": 12, "batch_size": 32}
-"""On the built-in drawings: the student of a first run, and batches that learn more an image
-(docs/results.md)."""
+DRAWINGS: dict[str, Any] = {"depth": 6, "patch_size": 12}
+"""The student on the built-in drawings, unless a person says another: that of a first run."""
+DRAWN_BATCH, DRAWN_CODES = 32, 512
+"""On the drawings: batches that learn more an image (docs/results.md), and no more codes than a first
+batch has patches for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,8 +37,8 @@ class Row:
     name: str
     title: str
     recipe: str
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """Further options of this row."""
+    extra: Callable[[ModelSizes], Mapping[str, Any]] = lambda student: {}
+    """Further options of this row, that follow the student's sizes."""
     tokenizer: "Row | None" = None
     """Trained first, on a share of the budget; its run is the row's teacher."""
 
@@ -42,8 +46,10 @@ class Row:
         """Options of the row's run: its publication's and its own, and what a person said on top."""
         recipe = RECIPES[self.recipe].options
         published = {name: recipe[name] for name in PUBLISHED if name in recipe}
-        drawings = DRAWINGS if said.get("data", "builtin") == "builtin" else {}
-        return {**drawings, **published, **self.extra, **said}
+        known = {**_of_drawings(said), **published}
+        model = Config.from_options({**known, **said}).model
+        student = sizes_of(model.model, **{name: getattr(model, name) for name in SIZE_OPTIONS})
+        return {**known, **self.extra(student), **said}
 
     @property
     def trained(self) -> "tuple[Row, ...]":
@@ -57,7 +63,33 @@ class Row:
         return TOKENIZER_SHARE if part is self.tokenizer else 1 - TOKENIZER_SHARE
 
 
-ROWS = (Row(name="eva", title="regression of masked features (EVA)", recipe="eva-g14"),)
+def _of_drawings(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults on the built-in drawings; none elsewhere."""
+    data = said.get("data", "builtin")
+    if not isinstance(data, str) or data != "builtin":
+        return {}
+    student = {} if {"model", *SIZE_OPTIONS} & said.keys() else DRAWINGS
+    return {**student, "batch_size": DRAWN_BATCH, "codebook_size": DRAWN_CODES}
+
+
+def _decoder(student: ModelSizes) -> dict[str, int]:
+    """MAE-B's decoder is two thirds as wide as its encoder, in heads of 32."""
+    heads = max(1, round(student.embed_dim * 2 / 3 / 32))
+    return {"decoder_dim": 32 * heads, "decoder_heads": heads}
+
+
+VQKD = Row(name="vqkd", title="tokenizer (VQ-KD)", recipe="vqkd-b16")
+ROWS = (
+    Row(name="eva", title="masked features, regressed (EVA)", recipe="eva-g14"),
+    Row(
+        name="tokens", title="tokens of features (BEiT v2)", recipe="beit2-b16", tokenizer=VQKD
+    ),
+    Row(
+        name="mae", title="dropped features, regressed (MAE-style EVA)", recipe="eva-l14",
+        extra=_decoder,
+    ),
+    Row(name="pixels", title="pixels (MAE)", recipe="mae-b16", extra=_decoder),
+)  # fmt: skip
 
 TABLES = {"Tokenise?": ("tokens", "eva"), "Distil?": ("fd", "eva")}
 """The two questions, and the rows that answer each; the other rows stand beside."""
