@@ -34,15 +34,22 @@ class Form(NamedTuple):
     read: Callable[[str], Any]
 
 
+def _path(word: str) -> Path:
+    """`--out=$RUN` with RUN unset is not the current folder, which an empty path would be."""
+    if not word:
+        raise ValueError("an empty path")
+    return Path(word)
+
+
 PAIR = tuple[float, float]
 TRUTH = {"true": True, "yes": True, "false": False, "no": False}
 FORMS: dict[Any, Form] = {
     int: Form("N", "a whole number", int),
     float: Form("X", "a number", float),
     bool: Form("", "true or false", lambda word: TRUTH[word.lower()]),
-    Path: Form("PATH", "a path", Path),
+    Path: Form("PATH", "a path", _path),
     PAIR: Form("X X", "two numbers", float),
-    tuple[Path, ...]: Form("PATH ...", "paths", Path),
+    tuple[Path, ...]: Form("PATH ...", "paths", _path),
 }
 
 

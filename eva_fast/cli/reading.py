@@ -37,10 +37,11 @@ class Said(NamedTuple):
         for name, flag in ((f.name, f.flag) for f in self.command.flags if f.of_config):
             value = r"'?([\w/]*(?:\.\w+)*)'?"
             message = re.sub(rf"(?<!-)\b{name}={value}", rf"{flag} \1", message)
+            message = re.sub(rf"({flag}) (?=[,;.\s]|$)", r"\1", message)  # no value behind it
             if name in self.typed:
                 where = rf"\b{name}\b" if "_" in name else rf"^{name}\b"
                 message = re.sub(rf"(?<![-\w]){where}(?!=)", self.typed[name], message)
-        return re.sub(r" +(?=[,;.]|$)", "", message)
+        return message
 
 
 def read(parser: Parser, names: Sequence[str], argv: Sequence[str]) -> Said:

@@ -56,6 +56,8 @@ def test_right_values(words, name, value):
         (["--betas", "1", "2", "3"], "--betas must be two numbers, got '1 2 3'"),
         (["--track", "maybe"], "--track must be true or false, got 'maybe'"),
         (["--no-track", "yes"], "--no-track takes no value, got 'yes'"),
+        (["--out="], "--out must be a path, got ''"),
+        (["--init-from", ""], "--init-from must be a path, got ''"),
         (["--batch", "3"], "unknown option --batch; did you mean"),
         (["--no-lr"], "unknown option --no-lr; did you mean"),
         (["--xyzzy"], "unknown option --xyzzy; `eva-fast pretrain --help` shows what there is"),
@@ -77,6 +79,8 @@ def test_wrong_values(words, message):
         ("--seed", "decode='gpu' needs a GPU", "--decode gpu needs a GPU"),
         ("--seed", "a run goes on in out=, its folder", "a run goes on in --out, its folder"),
         ("--data", "/data/x: no images", "/data/x: no images"),
+        ("--data", "OpenAI .pt files, ('a', 1), ...", "OpenAI .pt files, ('a', 1), ..."),
+        ("--data", "choose another out=", "choose another --out"),
     ],
 )
 def test_messages_have_the_flag_as_typed(typed, message, shown):
