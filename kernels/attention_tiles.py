@@ -72,6 +72,31 @@ def dot_heads(a_0, a_1, b_0, b_1):
 
 
 @triton.jit
+def add_bias(b_s, p_bias, p_mask, o_s, m_s, EVEN: tl.constexpr):
+    """Scores with the bias and, if there is one, the mask: [queries, keys] at o_s, where m_s."""
+    if EVEN:
+        b_s += tl.load(p_bias + o_s)
+    else:
+        b_s += tl.load(p_bias + o_s, mask=m_s, other=0.0)
+    if p_mask is not None:
+        if EVEN:
+            b_s += tl.load(p_mask + o_s)
+        else:
+            b_s += tl.load(p_mask + o_s, mask=m_s, other=0.0)
+    return b_s
+
+
+@triton.jit
+def softmax_again(b_s, b_lse, p_bias, p_mask, o_s, m_s, scale, EVEN: tl.constexpr):
+    """Probabilities from products b_s = q k^T and saved lse. With a bias the difference is taken before
+    it is scaled to powers of two: larger scores would round more."""
+    if p_bias is None:
+        return tl.exp2(b_s * (scale * LOG2E) - b_lse * LOG2E)
+    else:
+        return tl.exp(add_bias(b_s * scale, p_bias, p_mask, o_s, m_s, EVEN) - b_lse)
+
+
+@triton.jit
 def rest_rows(T, FIRST: tl.constexpr, REST: tl.constexpr):
     """The REST rows that are in no exact tile, in a tile of REST_ROWS: row 0 if FIRST, and the last
     ones; the others lie past the end."""
@@ -134,6 +159,22 @@ def same_strides(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.
     return k, v
 
 
+class Bias(NamedTuple):
+    """What is added to the scores of a call."""
+
+    scores: torch.Tensor | None = None
+    """float32 [H, Tq, T]."""
+    mask: torch.Tensor | None = None
+    """float32 [W, Tq, T], for windows; only beside a bias."""
+
+    @property
+    def windows(self) -> int:
+        return 1 if self.mask is None else len(self.mask)
+
+
+NO_BIAS = Bias()
+
+
 def limits(case: Case) -> str | None:
     """What the kernels do not take, see `eva_fast.ops.registry.Implementation`."""
     width = case.sizes[-1:]
@@ -148,13 +189,60 @@ def sizes_of(q: torch.Tensor, k: torch.Tensor) -> tuple:
     return queries, k.shape[1], heads, head_dim, q.dtype
 
 
-def aot_strides(shape: AotShape, masked: bool) -> dict[str, int]:
-    """Strides of the student's attention: packed qkv, or masked queries beside packed kv."""
-    width, head_dim = shape.width, shape.head_dim
-    packed = (2 if masked else 3) * width
-    queries = width if masked else packed
-    return {"S_QT": queries, "S_QH": head_dim, "S_KT": packed, "S_KH": head_dim, "S_OT": width,
-            "S_OH": head_dim}  # fmt: skip
+class AotCall(NamedTuple):
+    """An attention call that is compiled for GPUs that are not here."""
+
+    label: str
+    queries: int
+    keys: int
+    heads: int
+    head_dim: int
+    biased: bool = False
+    windows: int = 1
+    """Of the mask; 1: there is none."""
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def first_query(self) -> bool:
+        """As the launchers decide whether row 0 of the queries is apart."""
+        return self.queries == self.keys
+
+
+def packed_calls(shape: AotShape) -> list[AotCall]:
+    """The whole sequence, and the last block's masked queries."""
+    tokens, heads = shape.tokens, (shape.heads, shape.head_dim)
+    return [
+        AotCall("", tokens, tokens, *heads),
+        AotCall("masked queries", shape.masked, tokens, *heads),
+    ]
+
+
+def biased_calls(shape: AotShape) -> list[AotCall]:
+    """The whole sequence with a bias, and shifted windows of Swin's heads, as large as the grid."""
+    tokens, patches = shape.tokens, shape.tokens - 1
+    return [
+        AotCall("bias", tokens, tokens, shape.heads, shape.head_dim, True),
+        AotCall("windows", patches, patches, shape.width // 32, 32, True, 4),
+    ]
+
+
+def aot_strides(call: AotCall) -> dict[str, int]:
+    """Strides of packed qkv, or of queries apart from packed kv."""
+    parts = 3 if call.first_query else 2
+    return {
+        "S_QT": call.width * (3 if call.first_query else 1), "S_QH": call.head_dim,
+        "S_KT": parts * call.width, "S_KH": call.head_dim, "S_OT": call.width, "S_OH": call.head_dim,
+    }  # fmt: skip
+
+
+def aot_bias(call: AotCall) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments and constants of a call's bias and mask."""
+    present = {"p_bias": call.biased, "p_mask": call.windows > 1}
+    args: dict[str, Any] = {name: "*fp32" for name, there in present.items() if there}
+    return args | {"windows": call.windows}, {n: None for n, there in present.items() if not there}
 
 
 def backward_strides(dout, q, k) -> dict[str, int]:
@@ -166,29 +254,29 @@ def backward_strides(dout, q, k) -> dict[str, int]:
 
 
 def backward_aot_case(
-    kernel: Any, shape: AotShape, masked: bool, tiles: Tiles, programs: int, own_keys: bool
+    kernel: Any, shape: AotShape, call: AotCall, tiles: Tiles, programs: int, own_keys: bool
 ) -> AotCase:
-    """A case of either kernel of the backward: of the whole sequence, or of the last block's masked
-    queries."""
-    pointer, tokens = f"*{shape.dtype}", shape.tokens
-    queries = shape.masked if masked else tokens
-    strides = aot_strides(shape, masked)
-    config = dict(tile_constants(queries, tokens, shape.head_dim, not masked, tiles))
+    """A case of the dq kernel or, with own_keys, of that of dk and dv."""
+    pointer = f"*{shape.dtype}"
+    strides = aot_strides(call)
+    config = dict(tile_constants(call.queries, call.keys, call.head_dim, call.first_query, tiles))
     warps, stages = config.pop("num_warps"), config.pop("num_stages")
     names = ("p_do", "p_q", "p_k", "p_v", "p_out", "p_dq", "p_dk", "p_dv")
     gradient = strides["S_KT" if own_keys else "S_QT"]
+    bias_args, no_bias = aot_bias(call)
     args = {
         **dict.fromkeys(names, pointer), "p_lse": "*fp32", "p_delta": "*fp32", "p_sums": "*fp32",
-        "scale": shape.head_dim**-0.5, "NQ": queries, "NK": tokens, "tiles": programs,
-        "s_db": queries * shape.width, "s_qb": queries * strides["S_QT"],
-        "s_kb": tokens * strides["S_KT"], "s_ob": queries * shape.width,
-        "s_gb": (tokens if own_keys else queries) * gradient,
+        "scale": call.head_dim**-0.5, "NQ": call.queries, "NK": call.keys, "tiles": programs,
+        "s_db": call.queries * call.width, "s_qb": call.queries * strides["S_QT"],
+        "s_kb": call.keys * strides["S_KT"], "s_ob": call.queries * call.width,
+        "s_gb": (call.keys if own_keys else call.queries) * gradient, **bias_args,
     }  # fmt: skip
     constants = {
-        "H": shape.heads, **strides, "S_DT": shape.width, "S_DH": shape.head_dim, **config,
-        "S_GT": gradient, "S_GH": shape.head_dim,
+        "H": call.heads, **strides, "S_DT": call.width, "S_DH": call.head_dim, **config,
+        "S_GT": gradient, "S_GH": call.head_dim, **no_bias,
     }  # fmt: skip
     if not own_keys:
         constants["BESIDE"] = tiles.beside
-    label = "masked queries" if masked else ""
-    return AotCase(kernel, args, constants, warps, stages, shape.tensor_cores, label, True)
+    return AotCase(
+        kernel, args, constants, warps, stages, shape.tensor_cores, call.label, small_tiles=True
+    )

@@ -24,15 +24,22 @@ import functools
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from eva_fast.kernels.aot_case import DTYPE_BYTES, AotCase, AotShape
 from eva_fast.kernels.attention_tiles import (
     LOG2E,
+    NO_BIAS,
     REST_ROWS,
+    Bias,
+    add_bias,
+    aot_bias,
     aot_strides,
+    biased_calls,
     dot_heads,
     limits,
     load_tile,
+    packed_calls,
     query_programs,
     rest_rows,
     same_strides,
@@ -48,15 +55,31 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 # fmt: off
 @triton.jit
-def _forward_step(q_0, q_1, acc_0, acc_1, b_max, b_sum, k_0, k_1, v_0, v_1, o_n, NK, scale_log2,
-                  EVEN: tl.constexpr):
+def _exponential(b_x, p_bias):
+    """Of differences of scores, which are in units of log2 where there is no bias. With one, scores
+    are larger, and their maximum would round once more on its way into lse."""
+    if p_bias is None:
+        return tl.exp2(b_x)
+    else:
+        return tl.exp(b_x)
+
+
+@triton.jit
+def _forward_step(q_0, q_1, acc_0, acc_1, b_max, b_sum, k_0, k_1, v_0, v_1, p_bias, p_mask,
+                  o_m, o_n, NQ, NK, scale, EVEN_Q: tl.constexpr, EVEN_K: tl.constexpr):
     """Adds one tile of keys to the running softmax of a tile of queries."""
-    b_s = dot_heads(q_0, q_1, k_0, k_1) * scale_log2  # [queries, keys], in units of log2
-    if not EVEN:
+    b_s = dot_heads(q_0, q_1, k_0, k_1)  # [queries, keys]
+    if p_bias is None:
+        b_s *= scale * LOG2E
+    else:
+        m_s = (o_m[:, None] < NQ) & (o_n[None, :] < NK)
+        o_s = o_m[:, None] * NK + o_n[None, :]
+        b_s = add_bias(b_s * scale, p_bias, p_mask, o_s, m_s, EVEN_Q and EVEN_K)
+    if not EVEN_K:
         b_s = tl.where(o_n[None, :] < NK, b_s, float("-inf"))
     new_max = tl.maximum(b_max, tl.max(b_s, 1))
-    b_p = tl.exp2(b_s - new_max[:, None])
-    b_shrink = tl.exp2(b_max - new_max)
+    b_p = _exponential(b_s - new_max[:, None], p_bias)
+    b_shrink = _exponential(b_max - new_max, p_bias)
     b_p16 = b_p.to(v_0.dtype)
     acc_0 = tl.dot(b_p16, v_0, acc_0 * b_shrink[:, None], input_precision="ieee")
     acc_1 = tl.dot(b_p16, v_1, acc_1 * b_shrink[:, None], input_precision="ieee")
@@ -71,15 +94,19 @@ def _forward_start(ROWS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr):
 
 
 @triton.jit
-def _forward_end(p_out, p_lse, acc_0, acc_1, b_max, b_sum, o_m, NQ, S_OT: tl.constexpr,
+def _forward_end(p_bias, p_out, p_lse, acc_0, acc_1, b_max, b_sum, o_m, NQ, S_OT: tl.constexpr,
                  D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, EVEN: tl.constexpr):
     """Writes what a tile of queries got."""
     store_tile(p_out, acc_0 / b_sum[:, None], acc_1 / b_sum[:, None], o_m, NQ, S_OT, D, D0, D1, EVEN)
-    tl.store(p_lse + o_m, (b_max + tl.log2(b_sum)) * LN2, mask=o_m < NQ)
+    if p_bias is None:
+        b_lse = (b_max + tl.log2(b_sum)) * LN2
+    else:
+        b_lse = b_max + tl.log2(b_sum) * LN2
+    tl.store(p_lse + o_m, b_lse, mask=o_m < NQ)
 
 
 @triton.jit
-def _forward_tile(p_q, p_k, p_v, p_out, p_lse, o_m, NQ, NK, scale_log2,
+def _forward_tile(p_q, p_k, p_v, p_bias, p_mask, p_out, p_lse, o_m, NQ, NK, scale,
                   S_QT: tl.constexpr, S_KT: tl.constexpr, S_OT: tl.constexpr, D: tl.constexpr,
                   D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
                   FIRST_QUERY: tl.constexpr, REST_Q: tl.constexpr, REST_K: tl.constexpr,
@@ -91,32 +118,35 @@ def _forward_tile(p_q, p_k, p_v, p_out, p_lse, o_m, NQ, NK, scale_log2,
     k_x0, k_x1 = load_tile(p_k, o_x, NK, S_KT, D, D0, D1, False)
     v_x0, v_x1 = load_tile(p_v, o_x, NK, S_KT, D, D0, D1, False)
     acc_0, acc_1, b_max, b_sum = _forward_step(
-        q_0, q_1, acc_0, acc_1, b_max, b_sum, k_x0, k_x1, v_x0, v_x1, o_x, NK, scale_log2, False)
+        q_0, q_1, acc_0, acc_1, b_max, b_sum, k_x0, k_x1, v_x0, v_x1, p_bias, p_mask, o_m,
+        o_x, NQ, NK, scale, EVEN_Q, False)
     if REST_Q:
         o_r = rest_rows(NQ, FIRST_QUERY, REST_Q)
         q_r0, q_r1 = load_tile(p_q, o_r, NQ, S_QT, D, D0, D1, False)
         acc_r0, acc_r1, r_max, r_sum = _forward_start(REST_ROWS, D0, D1)
         acc_r0, acc_r1, r_max, r_sum = _forward_step(
-            q_r0, q_r1, acc_r0, acc_r1, r_max, r_sum, k_x0, k_x1, v_x0, v_x1, o_x, NK, scale_log2, False)
+            q_r0, q_r1, acc_r0, acc_r1, r_max, r_sum, k_x0, k_x1, v_x0, v_x1, p_bias, p_mask,
+            o_r, o_x, NQ, NK, scale, False, False)
     for start_n in range(1, NK - REST_K + 1, BN):
         o_n = start_n + tl.arange(0, BN)
         k_0, k_1 = load_tile(p_k, o_n, NK, S_KT, D, D0, D1, EVEN_K)
         v_0, v_1 = load_tile(p_v, o_n, NK, S_KT, D, D0, D1, EVEN_K)
         acc_0, acc_1, b_max, b_sum = _forward_step(
-            q_0, q_1, acc_0, acc_1, b_max, b_sum, k_0, k_1, v_0, v_1, o_n, NK, scale_log2, EVEN_K)
+            q_0, q_1, acc_0, acc_1, b_max, b_sum, k_0, k_1, v_0, v_1, p_bias, p_mask, o_m, o_n, NQ,
+            NK, scale, EVEN_Q, EVEN_K)
         if REST_Q:
             acc_r0, acc_r1, r_max, r_sum = _forward_step(
-                q_r0, q_r1, acc_r0, acc_r1, r_max, r_sum, k_0, k_1, v_0, v_1, o_n, NK, scale_log2,
-                EVEN_K)
-    _forward_end(p_out, p_lse, acc_0, acc_1, b_max, b_sum, o_m, NQ, S_OT, D, D0, D1, EVEN_Q)
+                q_r0, q_r1, acc_r0, acc_r1, r_max, r_sum, k_0, k_1, v_0, v_1, p_bias, p_mask, o_r, o_n,
+                NQ, NK, scale, False, EVEN_K)
+    _forward_end(p_bias, p_out, p_lse, acc_0, acc_1, b_max, b_sum, o_m, NQ, S_OT, D, D0, D1, EVEN_Q)
     if REST_Q:
-        _forward_end(p_out, p_lse, acc_r0, acc_r1, r_max, r_sum, o_r, NQ, S_OT, D, D0, D1, False)
+        _forward_end(p_bias, p_out, p_lse, acc_r0, acc_r1, r_max, r_sum, o_r, NQ, S_OT, D, D0, D1, False)
 
 
 @kernel
 @triton.jit
 def attention_forward_kernel(
-    p_q, p_k, p_v, p_out, p_lse, scale, NQ, NK, tiles, s_qb, s_kb, s_ob,
+    p_q, p_k, p_v, p_bias, p_mask, p_out, p_lse, scale, NQ, NK, windows, tiles, s_qb, s_kb, s_ob,
     H: tl.constexpr, S_QT: tl.constexpr, S_QH: tl.constexpr, S_KT: tl.constexpr,
     S_KH: tl.constexpr, S_OT: tl.constexpr, S_OH: tl.constexpr, D: tl.constexpr, D0: tl.constexpr,
     D1: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, FIRST_QUERY: tl.constexpr,
@@ -134,20 +164,24 @@ def attention_forward_kernel(
     p_v += batch * s_kb + head % H * S_KH
     p_out += batch * s_ob + head % H * S_OH
     p_lse += head * NQ
-    scale_log2 = scale * LOG2E
+    if p_bias is not None:
+        p_bias += head % H * NQ * NK
+        if p_mask is not None:
+            p_mask += batch % windows * NQ * NK
     APART: tl.constexpr = REST_Q > 0 and not BESIDE
     o_m = FIRST_QUERY + (tile - APART) * BM + tl.arange(0, BM)
     if REST_Q > 0 and tile == 0:
         if BESIDE:
-            _forward_tile(p_q, p_k, p_v, p_out, p_lse, o_m, NQ, NK, scale_log2, S_QT, S_KT, S_OT, D,
-                          D0, D1, BM, BN, FIRST_QUERY, REST_Q, REST_K, EVEN_Q, EVEN_K)
+            _forward_tile(p_q, p_k, p_v, p_bias, p_mask, p_out, p_lse, o_m, NQ, NK, scale, S_QT,
+                          S_KT, S_OT, D, D0, D1, BM, BN, FIRST_QUERY, REST_Q, REST_K, EVEN_Q, EVEN_K)
         else:
-            _forward_tile(p_q, p_k, p_v, p_out, p_lse, rest_rows(NQ, FIRST_QUERY, REST_Q), NQ, NK,
-                          scale_log2, S_QT, S_KT, S_OT, D, D0, D1, REST_ROWS, BN, FIRST_QUERY, 0,
+            _forward_tile(p_q, p_k, p_v, p_bias, p_mask, p_out, p_lse,
+                          rest_rows(NQ, FIRST_QUERY, REST_Q), NQ, NK, scale, S_QT, S_KT, S_OT,
+                          D, D0, D1, REST_ROWS, BN, FIRST_QUERY, 0,
                           REST_K, False, EVEN_K)
     else:
-        _forward_tile(p_q, p_k, p_v, p_out, p_lse, o_m, NQ, NK, scale_log2, S_QT, S_KT, S_OT, D,
-                      D0, D1, BM, BN, FIRST_QUERY, 0, REST_K, EVEN_Q, EVEN_K)
+        _forward_tile(p_q, p_k, p_v, p_bias, p_mask, p_out, p_lse, o_m, NQ, NK, scale, S_QT,
+                      S_KT, S_OT, D, D0, D1, BM, BN, FIRST_QUERY, 0, REST_K, EVEN_Q, EVEN_K)
 # fmt: on
 
 
@@ -167,24 +201,30 @@ def forward_options(queries: int, keys: int, head_dim: int, dtype_bytes: int) ->
 @triton_op("packed_attention", limits=limits)
 def forward(q, k, v, scale):
     """Row 0 of the queries is apart where there are as many queries as keys."""
+    return run_forward("attention_forward", q, k, v, scale)
+
+
+def run_forward(name: str, q, k, v, scale, bias: Bias = NO_BIAS) -> tuple[Tensor, Tensor]:
+    """out and lse, by the fastest tiles; name: what they are kept under."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     batch, queries, heads, head_dim = q.shape
     lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
     k, v = same_strides(k, v)
     options = functools.partial(forward_options, queries, k.shape[1], head_dim, q.element_size())
-    run = functools.partial(launch_forward, q, k, v, out, lse, scale)
-    run(fastest("attention_forward", sizes_of(q, k), q.device, options, run))
+    run = functools.partial(launch_forward, q, k, v, out, lse, scale, bias=bias)
+    run(fastest(name, sizes_of(q, k), q.device, options, run))
     return out, lse
 
 
-def launch_forward(q, k, v, out, lse, scale, tiles: Tiles) -> None:
+def launch_forward(q, k, v, out, lse, scale, tiles: Tiles, bias: Bias = NO_BIAS) -> None:
     """Fills out and lse; k and v have equal strides."""
     batch, queries, heads, head_dim = q.shape
     keys = k.shape[1]
     first_query = queries == keys
     programs = query_programs(queries, first_query, tiles)
     attention_forward_kernel[(batch * heads * programs,)](
-        q, k, v, out, lse, scale, queries, keys, programs, q.stride(0), k.stride(0), out.stride(0),
+        q, k, v, bias.scores, bias.mask, out, lse, scale, queries, keys, bias.windows, programs,
+        q.stride(0), k.stride(0), out.stride(0),
         H=heads, S_QT=q.stride(1), S_QH=q.stride(2), S_KT=k.stride(1), S_KH=k.stride(2),
         S_OT=out.stride(1), S_OH=out.stride(2), BESIDE=tiles.beside,
         **tile_constants(queries, keys, head_dim, first_query, tiles),
@@ -192,34 +232,26 @@ def launch_forward(q, k, v, out, lse, scale, tiles: Tiles) -> None:
 
 
 def aot_cases(shape: AotShape) -> list[AotCase]:
-    """The whole sequence, and the last block's masked queries."""
+    """The student's calls, and those with a bias."""
     found = []
-    for masked in (False, True):
-        queries = shape.masked if masked else shape.tokens
-        tiles = forward_options(queries, shape.tokens, shape.head_dim, DTYPE_BYTES[shape.dtype])[0]
-        strides = aot_strides(shape, masked)
-        constants = dict(tile_constants(queries, shape.tokens, shape.head_dim, not masked, tiles))
+    for call in packed_calls(shape) + biased_calls(shape):
+        sizes = call.queries, call.keys, call.head_dim
+        tiles = forward_options(*sizes, DTYPE_BYTES[shape.dtype])[0]
+        strides, (bias_args, no_bias) = aot_strides(call), aot_bias(call)
+        constants = dict(tile_constants(*sizes, call.first_query, tiles))
         warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
-        pointer = f"*{shape.dtype}"
         args = {
-            "p_q": pointer, "p_k": pointer, "p_v": pointer, "p_out": pointer, "p_lse": "*fp32",
-            "scale": shape.head_dim**-0.5, "NQ": queries, "NK": shape.tokens,
-            "tiles": query_programs(queries, not masked, tiles),
-            "s_qb": queries * strides["S_QT"], "s_kb": shape.tokens * strides["S_KT"],
-            "s_ob": queries * strides["S_OT"],
+            **dict.fromkeys(("p_q", "p_k", "p_v", "p_out"), f"*{shape.dtype}"), "p_lse": "*fp32",
+            "scale": call.head_dim**-0.5, "NQ": call.queries, "NK": call.keys,
+            "tiles": query_programs(call.queries, call.first_query, tiles),
+            "s_qb": call.queries * strides["S_QT"], "s_kb": call.keys * strides["S_KT"],
+            "s_ob": call.queries * strides["S_OT"], **bias_args,
         }  # fmt: skip
-        constants |= {"H": shape.heads, "BESIDE": tiles.beside, **strides}
-        label = "masked queries" if masked else ""
+        constants |= {"H": call.heads, "BESIDE": tiles.beside, **strides, **no_bias}
         found.append(
             AotCase(
-                attention_forward_kernel,
-                args,
-                constants,
-                warps,
-                stages,
-                shape.tensor_cores,
-                label,
-                True,
+                attention_forward_kernel, args, constants, warps, stages, shape.tensor_cores,
+                call.label, small_tiles=True,
             )
-        )
+        )  # fmt: skip
     return found

@@ -8,11 +8,12 @@ and writes delta for the second kernel, which owns a tile of keys and walks over
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from eva_fast.kernels.attention_tiles import limits, same_strides, sizes_of
+from eva_fast.kernels.attention_tiles import NO_BIAS, Bias, limits, same_strides, sizes_of
 from eva_fast.kernels.launch import triton_op
 from eva_fast.kernels.packed_attention import forward
 from eva_fast.kernels.packed_attention_dkv import dkv_options, launch_dkv
@@ -25,13 +26,31 @@ from eva_fast.kernels.tiles import capability, fastest
 def _backward(dout, q, k, v, out, lse, scale, dq, dk, dv, again):
     if out is None:
         out = again.copy_(forward(q, k, v, scale)[0])
+    _, sums = run_backward("attention", dout, q, k, v, out, lse, scale, dq, dk, dv)
+    return sums
+
+
+def run_backward(
+    name: str, dout, q, k, v, out, lse, scale, dq, dk, dv, bias: Bias = NO_BIAS
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Fills dq, dk and dv by the fastest tiles; name: what these are kept under. Returns delta, and
+    what gives the sums of dq and dv, float32 [2, H d]."""
     k, v = same_strides(k, v)
     own_k, own_v = (dk, dv) if dk.stride() == dv.stride() else map(torch.empty_like, (k, v))
-    sums = _launch(dout, q, k, v, out, lse, scale, dq, own_k, own_v)
+    delta = torch.empty_like(lse)
+    _, queries, _, head_dim = q.shape
+    shape, device = sizes_of(q, k), q.device
+    sizes = queries, k.shape[1], head_dim, q.element_size()
+    run = functools.partial(launch_dq, dout, q, k, v, out, lse, delta, scale, dq, bias=bias)
+    options = lambda: dq_options(*sizes, capability(device))  # noqa: E731
+    sums_q = run(fastest(f"{name}_dq", shape, device, options, run))
+    run = functools.partial(launch_dkv, dout, q, k, v, lse, delta, scale, own_k, own_v, bias=bias)
+    options = lambda: dkv_options(*sizes, capability(device), bias.scores is not None)  # noqa: E731
+    sums_v = run(fastest(f"{name}_dkv", shape, device, options, run))
     if own_k is not dk:
         dk.copy_(own_k)
         dv.copy_(own_v)
-    return functools.partial(_total, sums)
+    return delta, functools.partial(_total, (sums_q, sums_v))
 
 
 def _total(sums: tuple[Tensor, Tensor]) -> Tensor:
@@ -40,19 +59,3 @@ def _total(sums: tuple[Tensor, Tensor]) -> Tensor:
     for row, partials in zip(total, sums):
         sum_into([row], partials)
     return total
-
-
-def _launch(dout, q, k, v, out, lse, scale, dq, dk, dv) -> tuple[Tensor, Tensor]:
-    """Both kernels, on k and v of equal strides, and dk and dv likewise. Returns the partial sums
-    of dq and of dv."""
-    delta = torch.empty_like(lse)
-    _, queries, _, head_dim = q.shape
-    shape, device = sizes_of(q, k), q.device
-    sizes = queries, k.shape[1], head_dim, q.element_size()
-    run = functools.partial(launch_dq, dout, q, k, v, out, lse, delta, scale, dq)
-    sums_q = run(
-        fastest("attention_dq", shape, device, lambda: dq_options(*sizes, capability(device)), run)
-    )
-    run = functools.partial(launch_dkv, dout, q, k, v, lse, delta, scale, dk, dv)
-    options = lambda: dkv_options(*sizes, capability(device))  # noqa: E731
-    return sums_q, run(fastest("attention_dkv", shape, device, options, run))

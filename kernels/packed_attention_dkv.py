@@ -6,13 +6,17 @@ import triton.language as tl
 
 from eva_fast.kernels.aot_case import DTYPE_BYTES, AotCase, AotShape
 from eva_fast.kernels.attention_tiles import (
-    LOG2E,
+    NO_BIAS,
     REST_ROWS,
+    Bias,
     backward_aot_case,
     backward_strides,
+    biased_calls,
     dot_heads,
     load_tile,
+    packed_calls,
     rest_rows,
+    softmax_again,
     split_rows,
     store_sums,
     store_tile,
@@ -24,14 +28,17 @@ from eva_fast.kernels.tiles import Tiles
 
 # fmt: off
 @triton.jit
-def _dkv_step(k_0, k_1, v_0, v_1, dk_0, dk_1, dv_0, dv_1, p_do, p_q, p_lse, p_delta, o_m, NQ,
-              scale_log2, S_DT: tl.constexpr, S_QT: tl.constexpr, D: tl.constexpr,
-              D0: tl.constexpr, D1: tl.constexpr, EVEN: tl.constexpr):
+def _dkv_step(k_0, k_1, v_0, v_1, dk_0, dk_1, dv_0, dv_1, p_do, p_q, p_bias, p_mask, p_lse,
+              p_delta, o_m, o_n, NQ, NK, scale, S_DT: tl.constexpr, S_QT: tl.constexpr,
+              D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, EVEN: tl.constexpr,
+              EVEN_K: tl.constexpr):
     """Adds ds^T q and p^T dout of one tile of queries."""
     q_0, q_1 = load_tile(p_q, o_m, NQ, S_QT, D, D0, D1, EVEN)
     # exp2(s - inf) = 0: queries past the end take no part
-    b_lse2 = tl.load(p_lse + o_m, mask=o_m < NQ, other=float("inf")) * LOG2E
-    b_p = tl.exp2(dot_heads(k_0, k_1, q_0, q_1) * scale_log2 - b_lse2[None, :])  # [BN, BM]
+    b_lse = tl.load(p_lse + o_m, mask=o_m < NQ, other=float("inf"))
+    o_s, m_s = o_m[None, :] * NK + o_n[:, None], (o_m[None, :] < NQ) & (o_n[:, None] < NK)
+    b_p = softmax_again(dot_heads(k_0, k_1, q_0, q_1), b_lse[None, :], p_bias, p_mask, o_s, m_s, scale,
+                        EVEN and EVEN_K)  # [BN, BM]
     do_0, do_1 = load_tile(p_do, o_m, NQ, S_DT, D, D0, D1, EVEN)
     b_p16 = b_p.to(do_0.dtype)
     dv_0 = tl.dot(b_p16, do_0, dv_0, input_precision="ieee")
@@ -45,9 +52,9 @@ def _dkv_step(k_0, k_1, v_0, v_1, dk_0, dk_1, dv_0, dv_1, p_do, p_q, p_lse, p_de
 
 
 @triton.jit
-def _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, p_sums, o_n, NQ, NK, scale, scale_log2,
-              S_DT: tl.constexpr, S_QT: tl.constexpr, S_KT: tl.constexpr, S_GT: tl.constexpr,
-              D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr,
+def _dkv_tile(p_do, p_q, p_k, p_v, p_bias, p_mask, p_lse, p_delta, p_dk, p_dv, p_sums, o_n,
+              NQ, NK, scale, S_DT: tl.constexpr, S_QT: tl.constexpr, S_KT: tl.constexpr,
+              S_GT: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr,
               BN: tl.constexpr, FIRST_QUERY: tl.constexpr, REST_Q: tl.constexpr,
               EVEN_Q: tl.constexpr, EVEN_K: tl.constexpr):
     """dk and dv of keys o_n [BN] of one head; p_sums [D]: the sum of these dv."""
@@ -59,12 +66,14 @@ def _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, p_sums, o_n, NQ, 
     dv_1 = tl.zeros([BN, D1], tl.float32)
     for start_m in range(FIRST_QUERY, NQ - REST_Q + FIRST_QUERY, BM):
         dk_0, dk_1, dv_0, dv_1 = _dkv_step(
-            k_0, k_1, v_0, v_1, dk_0, dk_1, dv_0, dv_1, p_do, p_q, p_lse, p_delta,
-            start_m + tl.arange(0, BM), NQ, scale_log2, S_DT, S_QT, D, D0, D1, EVEN_Q)
+            k_0, k_1, v_0, v_1, dk_0, dk_1, dv_0, dv_1, p_do, p_q, p_bias, p_mask,
+            p_lse, p_delta, start_m + tl.arange(0, BM), o_n, NQ, NK, scale, S_DT, S_QT, D, D0,
+            D1, EVEN_Q, EVEN_K)
     if REST_Q:
         dk_0, dk_1, dv_0, dv_1 = _dkv_step(
-            k_0, k_1, v_0, v_1, dk_0, dk_1, dv_0, dv_1, p_do, p_q, p_lse, p_delta,
-            rest_rows(NQ, FIRST_QUERY, REST_Q), NQ, scale_log2, S_DT, S_QT, D, D0, D1, False)
+            k_0, k_1, v_0, v_1, dk_0, dk_1, dv_0, dv_1, p_do, p_q, p_bias, p_mask,
+            p_lse, p_delta, rest_rows(NQ, FIRST_QUERY, REST_Q), o_n, NQ, NK, scale, S_DT, S_QT,
+            D, D0, D1, False, EVEN_K)
     store_tile(p_dk, dk_0 * scale, dk_1 * scale, o_n, NK, S_GT, D, D0, D1, EVEN_K)
     store_tile(p_dv, dv_0, dv_1, o_n, NK, S_GT, D, D0, D1, EVEN_K)
     if not EVEN_K:  # a key past the end, all zeros, has a probability
@@ -76,8 +85,8 @@ def _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, p_sums, o_n, NQ, 
 @kernel
 @triton.jit
 def attention_dkv_kernel(
-    p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, p_sums, scale, NQ, NK, tiles, s_db,
-    s_qb, s_kb, s_gb,
+    p_do, p_q, p_k, p_v, p_bias, p_mask, p_lse, p_delta, p_dk, p_dv, p_sums, scale, NQ, NK, windows,
+    tiles, s_db, s_qb, s_kb, s_gb,
     H: tl.constexpr, S_DT: tl.constexpr, S_DH: tl.constexpr, S_QT: tl.constexpr,
     S_QH: tl.constexpr, S_KT: tl.constexpr, S_KH: tl.constexpr, S_GT: tl.constexpr,
     S_GH: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr,
@@ -96,23 +105,26 @@ def attention_dkv_kernel(
     p_dk += batch * s_gb + head % H * S_GH
     p_dv += batch * s_gb + head % H * S_GH
     p_lse += head * NQ
+    if p_bias is not None:
+        p_bias += head % H * NQ * NK
+        if p_mask is not None:
+            p_mask += batch % windows * NQ * NK
     p_delta += head * NQ
     p_sums += ((batch * tiles + tile) * H + head % H) * D
-    scale_log2 = scale * LOG2E
     if tile == 0:
-        _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, p_sums, rest_rows(NK, 1, REST_K), NQ,
-                  NK, scale, scale_log2, S_DT, S_QT, S_KT, S_GT, D, D0, D1, BM, REST_ROWS, FIRST_QUERY,
-                  REST_Q, EVEN_Q, False)
+        _dkv_tile(p_do, p_q, p_k, p_v, p_bias, p_mask, p_lse, p_delta, p_dk, p_dv, p_sums,
+                  rest_rows(NK, 1, REST_K), NQ, NK, scale, S_DT, S_QT, S_KT, S_GT, D, D0,
+                  D1, BM, REST_ROWS, FIRST_QUERY, REST_Q, EVEN_Q, False)
     else:
         o_n = 1 + (tile - 1) * BN + tl.arange(0, BN)
-        _dkv_tile(p_do, p_q, p_k, p_v, p_lse, p_delta, p_dk, p_dv, p_sums, o_n, NQ, NK, scale,
-                  scale_log2, S_DT, S_QT, S_KT, S_GT, D, D0, D1, BM, BN, FIRST_QUERY, REST_Q,
+        _dkv_tile(p_do, p_q, p_k, p_v, p_bias, p_mask, p_lse, p_delta, p_dk, p_dv, p_sums, o_n, NQ,
+                  NK, scale, S_DT, S_QT, S_KT, S_GT, D, D0, D1, BM, BN, FIRST_QUERY, REST_Q,
                   EVEN_Q, EVEN_K)
 # fmt: on
 
 
 def dkv_options(
-    queries: int, keys: int, head_dim: int, dtype_bytes: int, capability: int
+    queries: int, keys: int, head_dim: int, dtype_bytes: int, capability: int, biased: bool = False
 ) -> list[Tiles]:
     """Tiles of the dkv kernel, the usual ones first."""
     if dtype_bytes == 4:
@@ -121,8 +133,8 @@ def dkv_options(
         return [Tiles(32, 32, 4, 2)]
     four, eight = Tiles(32, 64, 4, 2), Tiles(32, 64, 8, 2)
     usual = [four, eight]
-    if capability >= 100:
-        usual = [eight, four]  # triton 3.6 spills there with 4 warps
+    if head_dim > 32 and (capability >= 100 or (capability < 90 and biased)):
+        usual = [eight, four]  # triton spills there with 4 warps
     elif capability < 90 and head_dim <= 64:
         usual = [four._replace(stages=1), four]  # and there with two stages
     larger = [Tiles(64, 128, 8, 2)] if keys > 64 and capability >= 90 else []
@@ -134,14 +146,17 @@ def key_programs(keys: int, tiles: Tiles) -> int:
     return 1 + split_rows(keys, tiles.block_n, True).tiles
 
 
-def launch_dkv(dout, q, k, v, lse, delta, scale, dk, dv, tiles: Tiles) -> torch.Tensor:
+def launch_dkv(
+    dout, q, k, v, lse, delta, scale, dk, dv, tiles: Tiles, bias: Bias = NO_BIAS
+) -> torch.Tensor:
     """Fills dk and dv from the delta of `launch_dq`; returns the sums of dv [programs, 1, H d]."""
     batch, queries, heads, head_dim = q.shape
     keys, first = k.shape[1], q.shape[1] == k.shape[1]
     programs = key_programs(keys, tiles)
     sums = lse.new_empty((batch * programs, 1, heads * head_dim))
     attention_dkv_kernel[(batch * heads * programs,)](
-        dout, q, k, v, lse, delta, dk, dv, sums, scale, queries, keys, programs, dout.stride(0),
+        dout, q, k, v, bias.scores, bias.mask, lse, delta, dk, dv, sums, scale, queries, keys,
+        bias.windows, programs, dout.stride(0),
         q.stride(0), k.stride(0), dk.stride(0), S_GT=dk.stride(1), S_GH=dk.stride(2),
         **backward_strides(dout, q, k), **tile_constants(queries, keys, head_dim, first, tiles),
     )  # fmt: skip
@@ -149,12 +164,11 @@ def launch_dkv(dout, q, k, v, lse, delta, scale, dk, dv, tiles: Tiles) -> torch.
 
 
 def aot_cases(shape: AotShape) -> list[AotCase]:
-    """The whole sequence, and the last block's masked queries."""
+    """The student's calls, and those with a bias."""
     found = []
-    for masked in (False, True):
-        queries = shape.masked if masked else shape.tokens
-        sizes = queries, shape.tokens, shape.head_dim, DTYPE_BYTES[shape.dtype]
-        tiles = dkv_options(*sizes, shape.capability)[0]
-        programs = key_programs(shape.tokens, tiles)
-        found.append(backward_aot_case(attention_dkv_kernel, shape, masked, tiles, programs, True))
+    for call in packed_calls(shape) + biased_calls(shape):
+        sizes = call.queries, call.keys, call.head_dim, DTYPE_BYTES[shape.dtype]
+        tiles = dkv_options(*sizes, shape.capability, call.biased)[0]
+        programs = key_programs(call.keys, tiles)
+        found.append(backward_aot_case(attention_dkv_kernel, shape, call, tiles, programs, True))
     return found

@@ -18,8 +18,8 @@ from eva_fast.inspect import aot  # noqa: E402
 from eva_fast.kernels.aot_case import VIT_B, VIT_G, VIT_G_FP32, AotCase  # noqa: E402
 
 DOTS = [
-    "layer_norm_project", "masked_cosine_head", "packed_attention", "packed_attention_dkv",
-    "packed_attention_dq",
+    "biased_attention_dbias", "layer_norm_project", "masked_cosine_head", "packed_attention",
+    "packed_attention_dkv", "packed_attention_dq",
 ]  # fmt: skip
 
 
