@@ -117,7 +117,7 @@ def _check_answers(teacher: nn.Module, request: Request) -> None:
     if request.point == "code" and "code" not in points:
         raise UsageError(
             f"the objective predicts the codes of a tokenizer, and teacher {name!r} gives features: "
-            "teacher= takes the folder of a run with objective='vqkd', or a file of the official VQ-KD"
+            "give it the folder of a run with objective='vqkd', or a file of the official VQ-KD"
         )
     if request.point not in points:
         raise UsageError(

@@ -400,3 +400,22 @@ def test_indices_outside_the_image_are_refused(isa, index):
             message = rf"{op}: (mask|kept) indices must be in {lowest.get(op, 0)}\.\.8, got"
             with pytest.raises(ValueError, match=message):
                 call()
+
+
+def test_codes(isa):
+    """Tiles and their edges under the running argmax; rows of logits that no vector fits."""
+    if isa == "baseline":
+        pytest.skip("products need AVX2")
+    z, codebook = torch.randn(150, 20), torch.randn(403, 20)
+    found = ops.nearest_code(z, codebook, True)
+    for a, b in zip(found, ops.nearest_code.reference(z, codebook, True), strict=True):
+        torch.testing.assert_close(a, b)
+
+    def inputs():
+        weight = leaf(83, 20, scale=0.2)
+        return leaf(19, 20), weight, leaf(83), torch.randint(83, (19,))
+
+    def loss(*arguments):
+        return ops.linear_cross_entropy(*arguments)[0]
+
+    check_against_float64(loss, ops.linear_cross_entropy.reference, inputs)
