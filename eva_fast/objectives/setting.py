@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from eva_fast.errors import UsageError
 from eva_fast.layers import use_fp8
 from eva_fast.model import (
     BeitViT,
@@ -99,6 +100,8 @@ class Setting:
         """The student with the products and the checkpointing that the run's options ask for."""
         run = self.config.run
         if run.precision == "fp8":
+            if isinstance(student, SwinV2):
+                raise UsageError("precision='fp8' is of a ViT's blocks: a Swin computes in 'bf16'")
             left = use_fp8(student)
             if left:
                 log.warning(

@@ -7,37 +7,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import eva_fast
 from eva_fast import native
-from eva_fast.model.swin import SwinV2
-from eva_fast.model.swin_sizes import SwinSizes
+from eva_fast.model import SwinSizes, SwinV2
+from eva_fast.model.distilled import Distilled
 from eva_fast.ops import set_kernels
+from eva_fast.ops.smooth_l1 import smooth_l1
 from eva_fast.train import decay_groups, make_optimizer
 from tests.golden import Check, largest, read, relative, worst
 
 SIZES = ("img_size", "patch_size", "embed_dim", "depths", "num_heads", "window_size")
-
-
-class Distilled(nn.Module):
-    """The student and its projector to the teacher's width."""
-
-    def __init__(self, meta: dict, kernels: str):
-        super().__init__()
-        found = {name: json.loads(meta[name]) for name in SIZES}
-        self.encoder = SwinV2(
-            SwinSizes(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}),
-            kernels=kernels,
-        )
-        width, self.beta = self.encoder.sizes.width, float(meta["smooth_l1_beta"])
-        self.decoder = nn.Sequential(nn.Conv1d(width, int(meta["teacher_dim"]), 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.decoder(self.encoder.forward_features(images).mT).mT
-
-    def loss(self, images: Tensor, target: Tensor) -> Tensor:
-        return F.smooth_l1_loss(self(images), target, beta=self.beta)
 
 
 def check(path: Path) -> Iterator[Check]:
@@ -56,7 +37,9 @@ def check(path: Path) -> Iterator[Check]:
 
 def network(tensors: dict, meta: dict, kernels: str) -> Distilled:
     """The file's student and projector with their parameters."""
-    model = Distilled(meta, kernels)
+    found = {name: json.loads(meta[name]) for name in SIZES}
+    sizes = SwinSizes(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+    model = Distilled(SwinV2(sizes, kernels=kernels), int(meta["teacher_dim"]))
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("param.")})
     return model
 
@@ -88,7 +71,7 @@ def outputs(t: dict, meta: dict, kernels: str) -> Iterator[Check]:
     features = model.encoder.forward_features(images)
     yield Check("features", relative(features, t["features"]), 2e-5)
     yield Check("prediction", relative(model(images), t["prediction"]), 2e-5)
-    loss = model.loss(images, t["target"])
+    loss = smooth_l1(model(images), t["teacher_features"], float(meta["smooth_l1_beta"]))
     yield Check("loss", largest(loss, t["loss"]), 2e-6)
     loss.backward()
     errors = {n: relative(p.grad, t[f"grad.{n}"]) for n, p in model.named_parameters()}
@@ -109,7 +92,7 @@ def _steps(t: dict, meta: dict, kernels: str) -> Iterator[Check]:
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
-        loss = model.loss(t["image"], t["target"])
+        loss = smooth_l1(model(t["image"]), t["teacher_features"], float(meta["smooth_l1_beta"]))
         loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
         optimizer.step(grad_scale=(clip / (norm + 1e-6)).clamp_max(1.0))
