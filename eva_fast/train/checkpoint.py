@@ -12,6 +12,7 @@ and a run's first step need not wait for it.
 
 import json
 import logging
+import pickle
 import warnings
 import zlib
 from pathlib import Path
@@ -41,6 +42,11 @@ def reason(error: BaseException) -> str:
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     return str(error) or type(error).__name__
+
+
+def name_of(step: int) -> str:
+    """Of the folder of a checkpoint."""
+    return f"step_{step:09d}"
 
 
 def steps_in(root: Path) -> list[Path]:
@@ -100,5 +106,11 @@ def load(folder: Path, tensors: dict[str, Any]) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(tensors, storage_reader=SafeReader(folder), planner=SafeLoads(), no_dist=alone)
-    except (dcp.CheckpointException, RuntimeError, KeyError, ValueError) as error:
+    except (
+        dcp.CheckpointException,
+        RuntimeError,
+        KeyError,
+        ValueError,
+        pickle.UnpicklingError,
+    ) as error:
         raise UsageError(f"checkpoint {folder} does not fit this run: {reason(error)}") from None

@@ -15,9 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from eva_fast import world
 from eva_fast.errors import RunError
-from eva_fast.train.checkpoint import MANIFEST, STATE, crc32, fault_of, reason, steps_in
+from eva_fast.train.checkpoint import MANIFEST, STATE, crc32, fault_of, name_of, reason, steps_in
+from eva_fast.train.sharding import local
 
 log = logging.getLogger(__name__)
 
@@ -74,15 +77,28 @@ class Writer:
     def _write(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
         from torch.distributed.checkpoint import CheckpointException
 
-        final = self.root / f"step_{step:09d}"
+        final = self.root / name_of(step)
         try:
             if self._first(lambda: final.is_dir() and fault_of(final) is None):
                 return
             self._write_draft(final, step, tensors, state)
         except (CheckpointException, OSError, RuntimeError) as error:  # the first is no Exception
-            raise RunError(f"checkpoint {final} cannot be written: {reason(error)}") from error
+            why = self._full(tensors) or reason(error)
+            if world.world().first:
+                shutil.rmtree(final.with_suffix(".tmp"), ignore_errors=True)
+            raise RunError(f"checkpoint {final} cannot be written: {why}") from error
         if world.world().first:
             self._remove_old()
+
+    def _full(self, tensors: dict[str, Any]) -> str | None:
+        """In plain words, where it is for want of room: the library's own say nothing of that."""
+        need, free = _bytes(tensors), shutil.disk_usage(_there(self.root)).free
+        if free > need:
+            return None
+        return (
+            f"No space left on device: it needs {need / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free. "
+            "Older checkpoints are whole; make room, or keep fewer (keep_checkpoints)"
+        )
 
     def _write_draft(
         self, final: Path, step: int, tensors: dict[str, Any], state: dict[str, Any]
@@ -145,7 +161,7 @@ def save(root: Path, step: int, tensors: dict[str, Any], state: dict[str, Any], 
     """Writes checkpoint `step` and returns its folder when it is on disk."""
     with Writer(root, keep) as writer:
         writer.start(step, tensors, state)
-    return root / f"step_{step:09d}"
+    return root / name_of(step)
 
 
 def _copied(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -164,6 +180,18 @@ def _copied(tensors: dict[str, Any]) -> dict[str, Any]:
         return stager.stage(tensors)  # type: ignore[return-value]
     finally:
         stager.close()
+
+
+def _bytes(tree: Any) -> int:
+    """Of all tensors in nested dicts; of shards, this process's."""
+    if isinstance(tree, dict):
+        return sum(map(_bytes, tree.values()))
+    return local(tree).nbytes if isinstance(tree, Tensor) else 0
+
+
+def _there(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
 
 
 def _emptied(draft: Path) -> None:

@@ -16,7 +16,11 @@ GROWTH_STEPS = 2000
 
 
 class NonFiniteError(RunError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
+    """Too many steps in a row had a loss or gradient that is not finite: `streak` of them."""
+
+    def __init__(self, message: str, streak: int = 0):
+        super().__init__(message)
+        self.streak = streak
 
 
 class Guard:
@@ -73,7 +77,8 @@ class Guard:
                 f"the loss or its gradient was not finite in {int(longest)} steps in a row. They "
                 "were skipped: the last checkpoint holds the weights from before them. Lower the "
                 "learning rate (lr) or clip_grad, lengthen the warm-up (warmup_epochs), or look at "
-                "the data and the teacher, then resume='auto'"
+                "the data and the teacher, then resume='auto'",
+                streak=int(longest),
             )
         self.state[2] = self.state[1]
         return int(skipped)

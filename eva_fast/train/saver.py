@@ -1,6 +1,7 @@
 """When a run writes its checkpoints, and when it goes back to one."""
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,14 +77,19 @@ class Saver:
             raise
 
     def rewind(self, error: NonFiniteError) -> None:
-        """Goes back to the newest checkpoint, the data going on where it is. Raises `error` where there
-        is none or it was done too often, with a checkpoint of the last good weights."""
+        """Goes back to the newest checkpoint from before the steps that were not finite; later ones go,
+        the data goes on where it is. Raises `error` where there is none or it was done too often, with
+        a checkpoint of the last good weights."""
         self.writer.wait()
-        found = world.from_first(checkpoint.newest(self.folder)) if self.rewinds else None
+        found = world.from_first(self._before(error.streak)) if self.rewinds else None
         if found is None:
             self.finish()
             raise error
         self.rewinds -= 1
+        if world.world().first:
+            for later in checkpoint.steps_in(self.folder):
+                if later.name > found.name:
+                    shutil.rmtree(later)
         here = self.state.step
         self.state.restore(found, with_data=False)
         self.step, self.time = self.state.step, time.monotonic()
@@ -91,3 +97,15 @@ class Saver:
             "%s. Going back from step %d to %s, and on with fresh data (%d more times)",
             error, here, found, self.rewinds,
         )  # fmt: skip
+
+    def _before(self, streak: int) -> Path | None:
+        """The newest whole checkpoint from before the last `streak` steps; asked of process 0 alone."""
+        if not world.world().first:
+            return None
+        begin = self.folder / checkpoint.name_of(self.state.step - streak)
+        whole = (
+            p
+            for p in reversed(checkpoint.steps_in(self.folder))
+            if p.name <= begin.name and checkpoint.fault_of(p) is None
+        )
+        return next(whole, None)

@@ -1,6 +1,9 @@
 """Checkpoints are whole or not there."""
 
+import io
 import json
+import pickle
+from pathlib import Path
 from traceback import StackSummary
 
 import pytest
@@ -8,7 +11,8 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from eva_fast.train import checkpoint
-from eva_fast.train.checkpoint_writer import save
+from eva_fast.train.checkpoint_reader import SafeLoads
+from eva_fast.train.checkpoint_writer import Writer, save
 
 
 def tensors(value):
@@ -48,6 +52,84 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage, caplog):
         bad.rename(bad.with_suffix(".tmp"))  # killed before the rename
     assert checkpoint.newest(tmp_path) == good
     assert ("passed over" in caplog.text) == (damage != "draft")
+
+
+def test_a_flipped_bit_in_any_file_is_seen(tmp_path):
+    write(tmp_path, 1, 1.0)
+    bad = write(tmp_path, 2, 2.0)
+    for victim in sorted(bad.iterdir()):
+        whole = victim.read_bytes()
+        data = bytearray(whole)
+        data[len(data) // 3] ^= 4
+        victim.write_bytes(data)
+        found = checkpoint.newest(tmp_path)
+        assert found is None or found.name == "step_000000001", victim.name
+        victim.write_bytes(whole)
+    assert checkpoint.newest(tmp_path) == bad
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, victim):
+        self.victim = victim
+
+    def __reduce__(self):
+        return (Path(self.victim).touch, ())
+
+
+def test_what_runs_code_is_refused_unread(tmp_path):
+    folder, victim = write(tmp_path, 1, 1.0), tmp_path / "ran"
+    sound = (folder / ".metadata").read_bytes()
+    (folder / ".metadata").write_bytes(pickle.dumps(Bomb(victim)))
+    with pytest.raises(ValueError, match="which no checkpoint needs"):
+        checkpoint.load(folder, tensors(0.0))
+    (folder / ".metadata").write_bytes(sound[: len(sound) // 2])
+    with pytest.raises(ValueError, match="cannot be read"):
+        checkpoint.load(folder, tensors(0.0))
+    (folder / ".metadata").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ValueError, match="is a dict"):
+        checkpoint.load(folder, tensors(0.0))
+    value = io.BytesIO()
+    torch.save(Bomb(victim), value)
+    value.seek(0)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only"):
+        SafeLoads().load_bytes(None, value)
+    assert not victim.exists()
+
+
+def test_contents_outside_the_checkpoint_are_refused(tmp_path):
+    folder = write(tmp_path, 1, 1.0)
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    for info in metadata.storage_data.values():
+        info.relative_path = "../elsewhere.distcp"
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match="outside the checkpoint"):
+        checkpoint.load(folder, tensors(0.0))
+
+
+def test_values_that_are_no_tensors_come_back(tmp_path):
+    kept = {"lr": 0.1, "betas": (0.9, 0.98), "name": "x", "w": torch.ones(2, dtype=torch.bfloat16)}
+    folder = save(tmp_path, 1, {"group": kept}, {}, 2)
+    found = {"lr": 0.0, "betas": (0.0, 0.0), "name": "", "w": torch.zeros(2, dtype=torch.bfloat16)}
+    checkpoint.load(folder, {"group": found})
+    assert found.pop("w").eq(1).all() and found == {k: v for k, v in kept.items() if k != "w"}
+
+
+def test_the_copy_is_of_the_moment(tmp_path):
+    """What changes while the files are written is not in them."""
+    moving = tensors(1.0)
+    with Writer(tmp_path, keep=9, keep_every=2) as writer:
+        for step in range(1, 5):
+            writer.start(step, moving, {"step": step})
+            moving["model"]["w"] += 1
+    for folder, expected in zip(checkpoint.steps_in(tmp_path), (1.0, 2.0, 3.0, 4.0)):
+        target = tensors(0.0)
+        checkpoint.load(folder, target)
+        assert target["model"]["w"].eq(expected).all()
+    with Writer(tmp_path, keep=1, keep_every=2) as writer:
+        writer.start(5, moving, {"step": 5})
+    assert [int(p.name[5:]) for p in checkpoint.steps_in(tmp_path)] == [2, 4, 5]
 
 
 def test_a_left_over_draft_does_not_disturb_saving(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eva_fast.config import Config
-from eva_fast.train import RunLength, checkpoint, train
+from eva_fast.train import RunLength, checkpoint, checkpoint_writer, train
 from eva_fast.train.guard import NonFiniteError
 from eva_fast.train.telemetry import Telemetry
 from tests.train.fakes import FakeLoader, ask, make_step, snapshot
@@ -122,6 +122,44 @@ def test_numbers_that_stay_bad_leave_a_checkpoint_with_the_last_good_weights(tmp
     other = make_step()
     other.state.restore(checkpoint.newest(tmp_path / "checkpoints"))
     assert other.state.module.moved.item() == 3 and other.state.guard.check() == 10
+
+
+def test_numbers_that_stay_bad_take_the_run_back_to_its_checkpoint_with_fresh_data(tmp_path):
+    calls = []
+
+    def poisoned(part):
+        calls.append(1)
+        return ask(part) * (float("nan") if 7 <= len(calls) <= 16 else 1)
+
+    step = make_step(ask=poisoned)
+    options = dict(total=20, log_every=1, checkpoint_every=5, keep_checkpoints=9)
+    assert run(tmp_path, step, **options) is None
+    assert len(calls) == step.state.loader.number == 16 + 15  # back to 5, the data went on
+    assert step.state.module.moved.item() == 20 and step.state.guard.check() == 0
+    assert steps(tmp_path) == [5, 10, 15, 20]
+    other = make_step()
+    other.state.restore(tmp_path / "checkpoints/step_000000010")  # written anew
+    assert other.state.guard.check() == 0
+
+
+def test_a_checkpoint_that_finds_no_room_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    """The next one may; only the last must."""
+    writes = checkpoint_writer.Writer._write_draft
+    full = []
+
+    def write(self, final, step, *rest):
+        if step in full:
+            raise OSError(28, "No space left on device")
+        writes(self, final, step, *rest)
+
+    monkeypatch.setattr(checkpoint_writer.Writer, "_write_draft", write)
+    full.append(4)
+    run(tmp_path / "one", make_step(), total=10, checkpoint_every=2, keep_checkpoints=9)
+    assert steps(tmp_path / "one") == [2, 6, 8, 10] and "No space left" in caplog.text
+    full.append(10)
+    with pytest.raises(RuntimeError, match="step_000000010 cannot be written: .*No space left"):
+        run(tmp_path / "two", make_step(), total=10, checkpoint_every=2, keep_checkpoints=9)
+    assert steps(tmp_path / "two") == [2, 6, 8]
 
 
 @pytest.mark.parametrize("total", [1, 8])

@@ -1,0 +1,42 @@
+"""One of the processes of tests/train/test_faults.py: a run in which this rank has a fault."""
+
+import os
+import sys
+import time
+
+import torch
+
+import eva_fast
+from eva_fast.errors import RunError
+from eva_fast.objectives.eva import Eva
+from tests.train.several import OPTIONS
+
+KIND, OUT = sys.argv[1:]
+RANK, STEP = int(os.environ["RANK"]), 4
+LATER = 6  # the checkpoint of step 2 is on disk when that of step 4 begins
+
+
+class Faulty(Eva):
+    """Rank 1 has a fault in the loss of a step, or of ten."""
+
+    seen = 0
+
+    def loss(self, module, batch, target):
+        loss, metrics = super().loss(module, batch, target)
+        Faulty.seen += 1
+        if RANK == 1 and KIND == "nan" and Faulty.seen == STEP:
+            loss = loss * torch.nan
+        if RANK == 1 and KIND == "nans" and STEP <= Faulty.seen < STEP + 10:
+            loss = loss * torch.nan
+        if RANK == 1 and KIND == "sleeps" and Faulty.seen == LATER:
+            time.sleep(600)
+        if RANK == 1 and KIND == "dies" and Faulty.seen == LATER:
+            os._exit(3)
+        if RANK == 1 and KIND == "raises" and Faulty.seen == LATER:
+            raise RunError("the disk of this machine is gone")
+        return loss, metrics
+
+
+options = {**OPTIONS, "steps": 24 if KIND == "nans" else 8, "checkpoint_every": 2}
+minutes = 0.1 if KIND == "sleeps" else 5.0
+eva_fast.pretrain(objective=Faulty(), out=OUT, process_minutes=minutes, **options)
