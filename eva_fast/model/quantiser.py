@@ -2,7 +2,7 @@
 
 Sources: BEiT v2 (Peng et al. 2022), section 3.1, and its code (microsoft/unilm, beit2,
 norm_ema_quantizer.py); the facts, own code. Where that code has each process count its own share,
-sums here are of the whole step. Codes are unit rows and never train by gradient:
+sums here are of the whole step, over all processes. Codes are unit rows and never train by gradient:
 
     m_c = unit(mean of the z that were given code c in the step)     c stays where there were none
     W_c <- unit(0.99 W_c + 0.01 m_c)
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eva_fast.ops.nearest_code import nearest_code
+from eva_fast.world import sum_
 
 DECAY = 0.99
 KMEANS_ROUNDS = 10
@@ -73,6 +74,8 @@ class Quantiser(nn.Module):
         """Moves the codes that the step's rows were given to, where `applied`, bool [], is True; in any
         case the next step starts from nothing."""
         weight = self.embedding.weight
+        for own in (self.counts, self.sums):
+            sum_(own)
         moved = F.normalize(weight * DECAY + towards(weight, self.counts, self.sums) * (1 - DECAY))
         used = applied & (self.counts > 0)
         weight.copy_(torch.where(used[:, None], moved, weight))

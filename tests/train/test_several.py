@@ -57,6 +57,13 @@ def test_two_processes_learn_what_one_does(tmp_path, alone, sharding):
     assert lines(tmp_path / "run")[-1].keys() >= {"data_waits", "waits_for_others"}
 
 
+def test_a_codebook_moves_by_the_rows_of_all_processes(tmp_path):
+    options = {**OPTIONS, "objective": "vqkd", "codebook_size": 16, "steps": 6}
+    eva_fast.pretrain(out=tmp_path / "alone", **options)
+    done(pretrain(2, tmp_path / "two", **{**options, "sharding": "full"}))
+    is_close(tmp_path / "two", tmp_path / "alone")
+
+
 def test_a_killed_process_is_started_again_and_the_run_goes_on(alone, killed):
     out, said = killed
     is_close(out, alone)
