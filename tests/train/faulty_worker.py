@@ -37,6 +37,11 @@ class Faulty(Eva):
         return loss, metrics
 
 
-options = {**OPTIONS, "steps": 24 if KIND == "nans" else 8, "checkpoint_every": 2, "keep_checkpoints": 9}
+options = {
+    **OPTIONS,
+    "steps": 24 if KIND == "nans" else 8,
+    "checkpoint_every": 2,
+    "keep_checkpoints": 9,
+}
 minutes = 0.1 if KIND == "sleeps" else 5.0
 eva_fast.pretrain(objective=Faulty(), out=OUT, process_minutes=minutes, **options)
