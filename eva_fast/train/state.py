@@ -20,6 +20,7 @@ from eva_fast.train.optimizer import Ema, make_optimizer
 from eva_fast.train.same_data import without_names
 from eva_fast.train.same_teacher import fingerprint
 from eva_fast.train.sums import Sums
+from eva_fast.world import of_all, world
 
 # What a run that goes on may change in the optimiser; its learning rate is set each step.
 SETTINGS = ("betas", "eps", "weight_decay")
@@ -88,12 +89,20 @@ class TrainState:
         """Has a checkpoint written, beside what follows: it holds the state as it is now."""
         state = {
             "step": self.step,
-            "loader": self.loader.state_dict(),
+            **self._positions(),
             "kernels": self.kernels,
             "teacher": self._teacher_fingerprint(),
             "options": options,
         }
         writer.start(self.step, self._tensors(), state)
+
+    def _positions(self) -> dict[str, Any]:
+        """In the data: the same for all processes, but where each reads streams of its own."""
+        own = self.loader.state_dict()
+        if world().size == 1 or own.get("feed", {}).get("rank") is None:
+            return {"loader": own}
+        every = of_all(own)
+        return {"loader": every[0], "loaders": every}
 
     def _teacher_fingerprint(self) -> str | None:
         """Of the frozen teacher: asked for once a run."""
@@ -143,9 +152,10 @@ class TrainState:
         if "cuda" in tensors["random"]:
             torch.cuda.set_rng_state(tensors["random"]["cuda"], self.device)
         if with_data:
-            self.loader.load_state_dict(
-                without_names(state["loader"]) if data_moved else state["loader"]
-            )
+            every = state.get("loaders", [])
+            # of another number of processes: the loader says what it cannot do
+            place = every[world().rank] if len(every) == world().size else state["loader"]
+            self.loader.load_state_dict(without_names(place) if data_moved else place)
         self.step = state["step"]
 
     def _tensors(self) -> dict[str, Any]:

@@ -43,6 +43,7 @@ SMALL: tuple[tuple[str, str], ...] = (
     (r"epochs=\d+", "steps=2"),
     (r'out="runs/s"', 'out="runs/python"'),
     (r"^(eva-fast pretrain --data .*)$", r"\1 --batch-size 4 --steps 2"),
+    (r"^(torchrun .*)$", r"\1 --batch-size 4 --steps 2 --depth 2"),
     (r"^(eva-fast pretrain .*--resume auto)$", r"\1 --steps 3"),
 )
 

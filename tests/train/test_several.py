@@ -8,6 +8,7 @@ import pytest
 
 import eva_fast
 from eva_fast.train import checkpoint
+from tests.data.pictures import write_shard
 from tests.train.several import (
     OPTIONS,
     done,
@@ -83,6 +84,23 @@ def test_a_run_of_two_goes_on_with_another_number(tmp_path, alone, killed, proce
     else:
         done(pretrain(processes, out, **options))
     is_close(out, alone)
+
+
+def test_streams_of_each_process_go_on_where_they_were(tmp_path):
+    """Each reads shards of its own: as many processes go on as before, and another number is told."""
+    for number in range(4):
+        write_shard(tmp_path / f"s-{number}.tar", range(8 * number, 8 * number + 8))
+    data = f"pipe:cat {tmp_path}/s-{{0..3}}.tar"
+    options = {"steps": 6, "checkpoint_every": 3, "keep_checkpoints": 9}
+    done(pretrain(2, tmp_path / "whole", data=data, **options))
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    shutil.rmtree(tmp_path / "part/checkpoints/step_000000006")
+    done(pretrain(2, tmp_path / "part", data=data, resume="auto", **options))
+    assert furthest(weights(tmp_path / "whole"), weights(tmp_path / "part")) == 0
+    with pytest.raises(ValueError, match="world 2, this run has 1"):
+        eva_fast.pretrain(
+            out=tmp_path / "part", data=data, resume="auto", **{**OPTIONS, **options, "steps": 8}
+        )
 
 
 def test_a_request_to_stop_reaches_all_and_loses_nothing(tmp_path, alone):
