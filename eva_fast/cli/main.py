@@ -47,6 +47,7 @@ HINT = "`eva-fast COMMAND --help` shows a command's options, --version the versi
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `eva-fast` command."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("torch").setLevel(logging.WARNING)  # its notes at exit are of its caches
     try:
         _run(list(sys.argv[1:] if argv is None else argv))
     except (UsageError, RunError) as error:

@@ -75,7 +75,9 @@ def _beside(source: Path, format: str) -> Path:
     """The place in a run's folder for its weights in another format."""
     folder, stem = (source.parent, source.stem) if source.is_file() else (source, "model")
     if folder.is_dir() and not (folder / CONFIG).is_file():
-        raise UsageError(f"{source} is of no run with a folder to write to: give out=")
+        raise UsageError(
+            f"{source} is neither the folder of a run nor in one: say where to write with out="
+        )
     suffix = "" if format in weights.FOLDERS else ".safetensors"
     return folder / f"{stem}.{format}{suffix}"
 

@@ -1,5 +1,7 @@
 """The command line: help, wrong words, one YAML."""
 
+import logging
+
 import pytest
 import yaml
 
@@ -92,3 +94,16 @@ def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
     monkeypatch.setattr("eva_fast.recipes.pretrain.run", interrupt)
     code, _, err = run(capsys, "pretrain")
     assert code == 130 and err == "interrupted\n"
+
+
+def test_what_torch_notes_for_itself_stays_out():
+    """Its caches' statistics at exit, behind "interrupted" for example."""
+    logger = logging.getLogger("torch")
+    before = logger.level
+    logger.setLevel(logging.NOTSET)
+    try:
+        with pytest.raises(SystemExit):
+            cli.main(["--version"])
+        assert logger.getEffectiveLevel() == logging.WARNING
+    finally:
+        logger.setLevel(before)

@@ -197,7 +197,7 @@ def test_wrong_use(run, tmp_path):
     plain = tmp_path / "weights.safetensors"
     plain.write_bytes(run.weights.read_bytes())
     for source in (plain, run.checkpoint):
-        with pytest.raises(UsageError, match=r"of no run with a folder to write to: give out="):
+        with pytest.raises(UsageError, match=r"neither the folder of a run nor in one: .* out="):
             export(source)
     with pytest.raises(UsageError, match="unknown format 'onnx'; possible are official, timm, hf"):
         export(run.out, tmp_path / "x", format="onnx")
