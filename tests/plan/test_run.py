@@ -84,3 +84,25 @@ def test_published_networks_have_the_published_cost(recipe, student, teacher, pa
     asked = sum(op.flops for op in run.teacher_operators(2)) / 2e9
     assert asked == pytest.approx(teacher, abs=0.06)
     assert count.parameters == parameters
+
+
+class Codes(torch.nn.Module):
+    """A tokenizer without a network."""
+
+    dim, point, grid = 8192, "code", (14, 14)
+
+    def forward(self, images, mask=None):
+        return torch.zeros(mask.numel(), dtype=torch.int64, device=images.device)
+
+
+def test_tokens_cost_no_more_than_published():
+    """42.8 GFLOP an image forward with whole last blocks; ours are trimmed. The cross-entropy's
+    gradients, two products more, come with its forward."""
+    options = Config.from_options({"recipe": "beit2-b16", "teacher": Codes()})
+    count = PlannedRun.of(options, torch.bfloat16, "cuda").count(2)
+    heads = 2 * 2 * 75 * 768 * 8192
+    found = [op.flops for op in count.operators if "cross_entropy" in op.name and op.flops]
+    assert sum(found) == 2 * 3 * heads
+    forward = count.total("flops", phase="forward") / 2 - 2 * heads
+    assert 39e9 < forward < 42.8e9 and count.flops / 2 < 3 * 42.8e9
+    assert count.parameters == 106_143_056
