@@ -20,7 +20,7 @@ from eva_fast.kernels.launch import (
     triton_op,
 )
 from eva_fast.kernels.partial_sums import partial_sums
-from eva_fast.ops.checks import nothing
+from eva_fast.ops.checks import contiguous_like, nothing, row_stride
 
 FORWARD_PER_THREAD = 16
 # The backward: three rows and two or three sums are in registers, and few warps keep enough rows
@@ -192,14 +192,15 @@ def backward_launch(width: int) -> tuple[dict[str, int], int]:
 
 @triton_op("add_layer_norm")
 def _forward(x, branch, branch_bias, scale, weight, bias, eps):
-    rows, width = x.shape
-    total = x.new_empty(x.shape) if branch is not None else nothing(x)
-    y = x.new_empty(x.shape)
-    mean, rstd = (x.new_empty((rows,), dtype=torch.float32) for _ in range(2))
+    rows, width = x.shape[:-1].numel(), x.shape[-1]
+    y = contiguous_like(x)
+    total = torch.empty_like(y) if branch is not None else nothing(x)
+    mean = x.new_empty(rows, dtype=torch.float32)
+    rstd = torch.empty_like(mean)
     if rows:
         add_layer_norm_forward_kernel[(rows,)](
             x, branch, branch_bias, scale, weight, bias, total, y, mean, rstd,
-            x.stride(0), branch.stride(0) if branch is not None else 0,
+            row_stride(x), row_stride(branch),
             rows // scale.shape[0] if scale is not None else 1, eps,
             D=width, BLOCK=row_block(width), num_warps=row_warps(width, FORWARD_PER_THREAD),
         )  # fmt: skip
@@ -208,18 +209,18 @@ def _forward(x, branch, branch_bias, scale, weight, bias, eps):
 
 @triton_op("add_layer_norm_backward")
 def _backward(dy, dresidual, total, mean, rstd, weight, bias, scale, want_y, want_branch_bias):
-    rows, width = dy.shape
-    dx = dy.new_empty(dy.shape)
-    dbranch = dy.new_empty(dy.shape) if scale is not None else nothing(dy)
-    y = dy.new_empty(dy.shape) if want_y else nothing(dy)
+    rows, width = mean.shape[0], dy.shape[-1]
+    dx = contiguous_like(dy)
+    dbranch = torch.empty_like(dx) if scale is not None else nothing(dy)
+    y = torch.empty_like(dx) if want_y else nothing(dy)
     sums = 3 if want_branch_bias else 2
     pieces, warps = backward_launch(width)
     programs = max(1, min(rows, resident_programs(dy.device, BACKWARD_RESIDENT_WARPS // warps)))
-    partials = mean.new_empty((programs, sums, width))
+    partials = mean.new_empty(programs, sums, width)
     add_layer_norm_backward_kernel[(programs,)](
         dy, dresidual, total, mean, rstd, weight, bias, scale,
         dx, dbranch, y if want_y else None, partials,
-        dy.stride(0), dresidual.stride(0) if dresidual is not None else 0, total.stride(0),
+        row_stride(dy), row_stride(dresidual), row_stride(total),
         rows, max(rows // scale.shape[0], 1) if scale is not None else 1,
         D=width, SUMS=sums, STAGES=BACKWARD_STAGES, **pieces, num_warps=warps,
     )  # fmt: skip

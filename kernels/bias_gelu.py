@@ -11,7 +11,7 @@ import triton.language as tl
 from eva_fast.kernels.aot_case import AotCase, AotShape
 from eva_fast.kernels.launch import cdiv, kernel, next_power_of_2, resident_programs, triton_op
 from eva_fast.kernels.partial_sums import partial_sums
-from eva_fast.ops.checks import nothing
+from eva_fast.ops.checks import contiguous_like, nothing
 
 COLUMNS = 512
 ELEMENTS = 2048  # a tile: 16 for each of 128 threads
@@ -133,7 +133,7 @@ def _tile(width: int) -> tuple[int, int]:
 @triton_op("bias_gelu")
 def _forward(h, bias, kind):
     rows, width = h.shape
-    g = h.new_empty(h.shape)
+    g = contiguous_like(h)
     block_m, block_f = _tile(width)
     if rows:
         grid = (cdiv(rows, block_m) * cdiv(width, block_f),)
@@ -147,15 +147,15 @@ def _forward(h, bias, kind):
 @triton_op("bias_gelu_backward")
 def _backward(dg, h, bias, kind, want_g, want_bias):
     rows, width = h.shape
-    dh = h.new_empty(h.shape)
-    g = h.new_empty(h.shape) if want_g else nothing(h)
+    dh = contiguous_like(h)
+    g = torch.empty_like(dh) if want_g else nothing(h)
     block_m, block_f = _tile(width)
     blocks = cdiv(width, block_f)
     resident = resident_programs(h.device, PROGRAMS_PER_PROCESSOR)
     groups = max(1, min(cdiv(rows, block_m), cdiv(resident, blocks)))
     partials = None
     if want_bias:
-        partials = h.new_empty((groups, 1, width), dtype=torch.float32)
+        partials = h.new_empty(groups, 1, width, dtype=torch.float32)
     bias_gelu_backward_kernel[(groups * blocks,)](
         dg, h, bias, dh, g if want_g else None, partials, dg.stride(0), h.stride(0), rows,
         F=width, QUICK=kind == "quick", BLOCK_M=block_m, BLOCK_F=block_f, num_warps=4,

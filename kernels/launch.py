@@ -5,11 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from triton import knobs
 
 from eva_fast.ops.registry import Obstacle, find, interpreted
+
+# CUDA is at work where these are called, so nothing has to be set up first.
+_current_device = getattr(torch._C, "_cuda_getDevice", None)
+_current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # as Triton asks for it
 
 # A tensor's elements are moved 16 bytes a thread and access; one warp then takes 512 bytes.
 WARP_SIZE = 32
@@ -25,7 +28,7 @@ def triton_op(
         @functools.wraps(launcher)
         def on_device(first, *args):
             index = (first[0] if isinstance(first, (list, tuple)) else first).get_device()
-            if index < 0 or index == torch.cuda.current_device():
+            if index < 0 or index == _current_device():
                 return launcher(first, *args)
             with torch.cuda.device(index):
                 return launcher(first, *args)
@@ -38,33 +41,29 @@ def triton_op(
 
 class Kernel:
     """A Triton function whose launches look up what they compile to by a key that Python makes in
-    little time: of tensors the dtype and the address's last four bits, of all else the value. That is
-    finer than what Triton specialises on, which costs it more than the launch."""
+    little time: of tensors the dtype, of all else the value, and the addresses' last four bits, which
+    are 0 but for views. That is finer than what Triton specialises on, which costs it more than the
+    launch."""
 
     def __init__(self, fn: Any):
         self.fn = fn
-        self._known: dict[tuple, tuple[Any, tuple]] = {}
+        self._known: dict[tuple, tuple[Callable[..., None], tuple]] = {}
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return functools.partial(self._launch, grid)
 
     def _launch(self, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-        device = torch.cuda.current_device()
-        key = (
-            device,
-            *[(a.dtype, a.data_ptr() & 15) if isinstance(a, Tensor) else a for a in args],
-            *options.values(),
-        )
-        known = self._known.get(key)
+        device = _current_device()
+        key, bits, values = _reader(*map(type, args))(*args)
+        if bits:
+            key = *key, *[a.data_ptr() & 15 for a in args if isinstance(a, Tensor)]
+        whole = device, key, *options.values()
+        known = self._known.get(whole)
         if known is None or _watched():
-            self._first_launch(key, grid, args, options)
+            self._first_launch(whole, grid, args, options)
             return
-        compiled, constants = known
-        stream = triton.runtime.driver.active.get_current_stream(device)
-        compiled.run(
-            *grid, *_ONES[len(grid)], stream, compiled.function, compiled.packed_metadata,
-            None, None, None, *args, *constants,
-        )  # fmt: skip
+        run, constants = known
+        run(*grid, *_ONES[len(grid)], _current_stream(device), values + constants)
 
     def _first_launch(self, key: tuple, grid: tuple, args: tuple, options: dict) -> None:
         compiled = self.fn[grid](*args, **options)
@@ -72,11 +71,54 @@ class Kernel:
         if all(name in options for name in names):
             if len(self._known) >= _MOST_KNOWN:  # of ragged batches, say
                 self._known.clear()
-            self._known[key] = compiled, tuple(options[name] for name in names)
+            self._known[key] = _runner(compiled), tuple(options[name] for name in names)
 
 
 _ONES: tuple[tuple[int, ...], ...] = ((), (1, 1), (1,), ())  # what a grid has beyond its own sizes
 _MOST_KNOWN = 1024
+
+
+@functools.cache
+def _reader(*types: type) -> Callable[..., tuple[tuple, int, tuple]]:
+    """For arguments of these types: (the dtypes of tensors and all else, the last four bits of all
+    addresses together, the addresses of tensors and all else). Written out, as no loop is as fast."""
+    names = [f"a{i}" for i in range(len(types))]
+    tensors = {n for n, t in zip(names, types) if issubclass(t, Tensor)}
+    addresses = "".join(f"    p{n} = {n}.data_ptr()\n" for n in names if n in tensors)
+    kinds = "".join(f"{n}.dtype, " if n in tensors else f"{n}, " for n in names)
+    values = "".join(f"p{n}, " if n in tensors else f"{n}, " for n in names)
+    bits = " | ".join(f"p{n}" for n in names if n in tensors) or "0"
+    scope: dict[str, Any] = {}
+    text = (
+        f"def read({', '.join(names)}):\n{addresses}    return ({kinds}), ({bits}) & 15, ({values})"
+    )
+    exec(text, scope)
+    return scope["read"]
+
+
+def _runner(compiled: Any) -> Callable[..., None]:
+    """(x, y, z, stream, arguments) -> a launch of a compiled kernel.
+
+    Triton's launcher allocates scratch memory where a kernel wants any, and calls a C function. Where
+    none is wanted, and it is the function of triton 3.8, that is called at once: the Python around it
+    costs three times as much."""
+    launcher, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    wanted = ("global_scratch_size", "profile_scratch_size", "gsan_enabled")
+    known = all(
+        hasattr(launcher, name) for name in (*wanted, "arg_annotations", "kernel_signature")
+    )
+    if not known or any(getattr(launcher, name) for name in wanted):
+        return lambda x, y, z, stream, arguments: launcher(
+            x, y, z, stream, function, metadata, None, None, None, *arguments
+        )
+    launch, annotations, signature = (
+        launcher.launch, launcher.arg_annotations, launcher.kernel_signature
+    )  # fmt: skip
+    cooperative, early = launcher.launch_cooperative_grid, launcher.launch_pdl
+    return lambda x, y, z, stream, arguments: launch(
+        x, y, z, stream, function, cooperative, early, metadata, None, None, None, None, None,
+        annotations, signature, arguments,
+    )  # fmt: skip
 
 
 def _watched() -> bool:

@@ -49,6 +49,7 @@ from eva_fast.kernels.attention_tiles import (
 )
 from eva_fast.kernels.launch import kernel, triton_op
 from eva_fast.kernels.tiles import Tiles, fastest
+from eva_fast.ops.checks import contiguous_like
 
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -206,9 +207,9 @@ def forward(q, k, v, scale):
 
 def run_forward(name: str, q, k, v, scale, bias: Bias = NO_BIAS) -> tuple[Tensor, Tensor]:
     """out and lse, by the fastest tiles; name: what they are kept under."""
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    out = contiguous_like(q)
     batch, queries, heads, head_dim = q.shape
-    lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
+    lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
     k, v = same_strides(k, v)
     options = functools.partial(forward_options, queries, k.shape[1], head_dim, q.element_size())
     run = functools.partial(launch_forward, q, k, v, out, lse, scale, bias=bias)

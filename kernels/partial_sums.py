@@ -48,9 +48,8 @@ def partial_sums_kernel(
 
 def partial_sums(partials: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """Sums of float32 partials [programs, sums, D] over programs: up to three rows [D] in `dtype`."""
-    outputs = [
-        partials.new_empty(partials.shape[2:], dtype=dtype) for _ in range(partials.shape[1])
-    ]
+    _, sums, width = partials.shape
+    outputs = [partials.new_empty(width, dtype=dtype) for _ in range(sums)]
     sum_into(outputs, partials)
     return outputs
 

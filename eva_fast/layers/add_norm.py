@@ -6,7 +6,6 @@ Only x' and the row statistics are kept. The backward gives dx, the column sums 
 bias's gradient, and y once more for the weight gradient of the GEMM behind the norm.
 """
 
-import torch
 from torch import Tensor, nn
 
 from eva_fast.layers.stream import Stream, as_stream
@@ -30,12 +29,6 @@ def rows_of(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def own_view(x: Tensor, *shape: int) -> Tensor:
-    """x in another shape, for an x that nobody else holds: not marked as a view of it, for FSDP2
-    warns of views that leave a unit."""
-    return torch.ops.aten._unsafe_view(x, shape)
-
-
 def add_norm(ctx, x, branch, bias, scale, norm_weight, norm_bias, eps):
     """(x', y, mean, rstd) in a branch's forward; x' is a view of x where nothing is added, since a
     function cannot return its argument."""
@@ -44,8 +37,7 @@ def add_norm(ctx, x, branch, bias, scale, norm_weight, norm_bias, eps):
     total, y, mean, rstd = add_layer_norm_forward(
         x, branch, bias, scale, norm_weight, norm_bias, eps
     )
-    total = total.view_as(total) if branch is None else own_view(total, *total.shape)
-    return total, y, mean, rstd
+    return total if branch is not None else x.view_as(x), y, mean, rstd
 
 
 def add_norm_backward(ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale):

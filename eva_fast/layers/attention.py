@@ -13,20 +13,21 @@ added to all keys, so that a k bias has none.
 With an additive bias of the scores, [H, T, T], shared by all images, the op is `biased_attention`.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from eva_fast.layers.add_norm import add_norm, add_norm_backward, own_view, rows_of
+from eva_fast.layers.add_norm import add_norm, add_norm_backward, rows_of
 from eva_fast.layers.layer_scale import folded
 from eva_fast.layers.linear import KeepsCopies, Linear, Matrix, can_keep, refreshed
 from eva_fast.layers.masked_tail import MaskedAttentionBranch
+from eva_fast.layers.members import child, parameter
 from eva_fast.layers.products import back, held, hold, prepared, times, weight_gradient
 from eva_fast.layers.stream import Stream, leaving
 from eva_fast.ops import copies
 from eva_fast.ops.biased_attention import biased_attention_backward, biased_attention_forward
+from eva_fast.ops.checks import own_view
 from eva_fast.ops.masked_gather import masked_gather_backward, masked_gather_forward
 from eva_fast.ops.packed_attention import (
     packed_attention_backward,
@@ -37,8 +38,7 @@ from eva_fast.ops.packed_attention import (
 QkvBias = Literal["qv", "full"]
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionWeights:
+class AttentionWeights(NamedTuple):
     """Parameters of an attention branch."""
 
     norm_weight: Tensor
@@ -76,8 +76,8 @@ class _AttentionBranch(torch.autograd.Function):
             out, lse = packed_attention_forward(None, packed, attend_scale)
         else:
             out, lse = biased_attention_forward(None, packed, bias, None, attend_scale)
-        asking = out.flatten(2) if mask is None else masked_gather_forward(out.flatten(2), mask)
-        result, out_scale = times(rows_of(asking), proj_used)
+        asking = out if mask is None else masked_gather_forward(out.flatten(2), mask)
+        result, out_scale = times(asking.view(-1, dim), proj_used)
         kept = None if recomputes_output(packed) else out
         ctx.save_for_backward(
             total, mean, rstd, packed, kept, lse, scale, norm_weight, norm_bias, y_scale, out_scale,
@@ -113,16 +113,15 @@ class _AttentionBranch(torch.autograd.Function):
             _, dpacked, out, bias_sums, dbias = biased_attention_backward(
                 dout, None, packed, bias, None, out, lse, head_dim**-0.5, want_sums=has_bias
             )
-        out = out.flatten(2)
-        asking = rows_of(out) if mask is None else masked_gather_forward(out, mask)
-        dproj = weight_gradient(dresult, asking, ctx.weight_dtypes[1], out_scale)
+        asking = out if mask is None else masked_gather_forward(out.flatten(2), mask)
+        dproj = weight_gradient(dresult, asking.view(-1, dim), ctx.weight_dtypes[1], out_scale)
         dqkv = prepared(dpacked.view(-1, 3 * dim), wqkv)
-        dy = back(dqkv, wqkv, packed.dtype).view(total.shape)
+        dy = back(dqkv, wqkv, packed.dtype).view_as(total)
         pending, y = add_norm_backward(
             ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale
         )
         dwqkv = weight_gradient(dqkv, rows_of(y), ctx.weight_dtypes[0], y_scale)
-        biases = bias_sums.to(ctx.bias_dtype) if has_bias else (None, None)
+        biases = bias_sums.to(ctx.bias_dtype).unbind() if has_bias else (None, None)
         return *pending, dwqkv, *biases, dproj, None, None, None, None, None, dbias, None
 
 
@@ -182,15 +181,16 @@ class Attention(KeepsCopies, nn.Module):
     ) -> Stream:
         """`attention_branch` with this module's parameters."""
         dtype = stream.x.dtype
-        q_bias, v_bias = self._biases()
-        proj, proj_bias = folded(self.proj, gamma, dtype)
+        qkv = child(self, "qkv")
+        q_bias, v_bias, packed_bias = self._biases(dtype)
+        proj, proj_bias = folded(child(self, "proj"), gamma, dtype)
         weights = AttentionWeights(
-            norm_weight=norm.weight,
-            norm_bias=norm.bias,
-            qkv=self.qkv.operand(dtype),
+            norm_weight=parameter(norm, "weight"),
+            norm_bias=parameter(norm, "bias"),
+            qkv=qkv.operand(dtype),
             q_bias=q_bias,
             v_bias=v_bias,
-            packed_bias=self._packed_bias(dtype),
+            packed_bias=packed_bias,
             proj=proj,
             proj_bias=proj_bias,
             num_heads=self.num_heads,
@@ -205,27 +205,33 @@ class Attention(KeepsCopies, nn.Module):
             return {}
         packed = self.qkv.weight.new_zeros(self.qkv.out_features, dtype=dtype)
         parts = [packed] if len(parameters) == 1 else [*packed.chunk(3)[::2]]
-        for part, parameter in zip(parts, parameters, strict=True):
-            copies.write(part, parameter)
+        for part, source in zip(parts, parameters, strict=True):
+            copies.write(part, source)
         self._kept = packed, parts
         return dict(zip(parameters, parts, strict=True))
 
     def _bias_parameters(self) -> tuple[Tensor, ...]:
-        return (self.q_bias, self.v_bias) if self.qkv.bias is None else (self.qkv.bias,)
+        whole = parameter(child(self, "qkv"), "bias")
+        return (
+            (whole,)
+            if whole is not None
+            else (parameter(self, "q_bias"), parameter(self, "v_bias"))
+        )
 
-    def _biases(self) -> tuple[Tensor, Tensor]:
-        """Of q and v, to which the gradients go."""
-        if self.qkv.bias is None:
-            return self.q_bias, self.v_bias
-        q_bias, _, v_bias = self.qkv.bias.chunk(3)
-        return q_bias, v_bias
-
-    def _packed_bias(self, dtype: torch.dtype) -> Tensor:
+    def _biases(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """(q's and v's, to which the gradients go; all as one vector [3 D] in `dtype`, detached)."""
+        parameters = self._bias_parameters()
+        if len(parameters) == 2:
+            q_bias, v_bias = parameters
+        else:
+            q_bias, _, v_bias = parameters[0].chunk(3)
         if self._kept is not None:
             packed, parts = self._kept
-            if packed.dtype == dtype and all(map(refreshed, parts, self._bias_parameters())):
-                return packed
-        if self.qkv.bias is not None:
-            return self.qkv.bias.detach().to(dtype)
-        q_bias, v_bias = self.q_bias.detach(), self.v_bias.detach()
-        return torch.cat((q_bias, torch.zeros_like(q_bias), v_bias)).to(dtype)
+            if packed.dtype == dtype and all(map(refreshed, parts, parameters)):
+                return q_bias, v_bias, packed
+        if len(parameters) == 2:
+            zero = torch.zeros_like(q_bias.detach())
+            packed = torch.cat((q_bias.detach(), zero, v_bias.detach()))
+        else:
+            packed = parameters[0].detach()
+        return q_bias, v_bias, packed.to(dtype)

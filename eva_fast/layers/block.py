@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from eva_fast.layers.add_norm import LayerNorm
 from eva_fast.layers.attention import Attention, QkvBias
+from eva_fast.layers.members import child
 from eva_fast.layers.mlp import Mlp
 from eva_fast.layers.recompute import run_branches
 from eva_fast.layers.stream import Scales, Stream, as_stream, drop_path_scale, leaving
@@ -81,6 +82,8 @@ class Block(nn.Module):
         *stream: Tensor | None,
     ) -> Stream:
         """Attention and MLP; the scales are drop-path's factors of their results."""
-        attended = self.attn(Stream(*stream), self.norm1, tokens, bias, self.gamma_1)  # type: ignore[arg-type]
-        x = attended._replace(scale=attn_scale)
-        return self.mlp(x, self.norm2, self.gamma_2)._replace(scale=mlp_scale)
+        attn, norm1, mlp, norm2 = (child(self, name) for name in ("attn", "norm1", "mlp", "norm2"))
+        x = attn(Stream(*stream), norm1, tokens, bias, self.gamma_1)  # type: ignore[arg-type]
+        x = Stream(x.x, x.branch, x.bias, attn_scale)
+        x = mlp(x, norm2, self.gamma_2)
+        return Stream(x.x, x.branch, x.bias, mlp_scale)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eva_fast.layers.linear import Linear, Matrix
+from eva_fast.layers.members import parameter
 
 
 class _Scaled(torch.autograd.Function):
@@ -34,7 +35,7 @@ def folded(
     """The weight [N, K] and bias [N] of gamma * linear(x), as a branch that computes in `dtype` reads
     them; gamma [N], None: 1."""
     if gamma is None:
-        return linear.operand(dtype), linear.bias
+        return linear.operand(dtype), parameter(linear, "bias")
     weight = linear.weight
     with torch.no_grad():
         eight_bits = linear.eight_bits is not None and dtype == torch.bfloat16

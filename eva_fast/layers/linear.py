@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from eva_fast.layers.members import parameter
 from eva_fast.layers.sharding import is_sharded
 from eva_fast.ops import copies
 from eva_fast.ops.linear import linear
@@ -65,7 +66,7 @@ class RoundedWeight(KeepsCopies):
 
     def matrix(self, dtype: torch.dtype) -> Matrix:
         """The weight as products in `dtype` read it, with all dimensions but the first as one."""
-        weight = self.weight
+        weight = parameter(self, "weight")  # type: ignore[arg-type]
         copy = None if weight.dtype == dtype else self._rounded(weight, dtype)
         if weight.ndim > 2:
             weight, copy = weight.flatten(1), None if copy is None else copy.flatten(1)
@@ -89,7 +90,7 @@ class Linear(RoundedWeight, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, copy = self.matrix(x.dtype)
-        return linear(x, weight, self.bias, copy)
+        return linear(x, weight, parameter(self, "bias"), copy)
 
     def operand(self, dtype: torch.dtype) -> Matrix:
         """The weight as the branch of a block reads it: in 8 bits where it has them."""
@@ -116,24 +117,24 @@ class Linear(RoundedWeight, nn.Linear):
             self.eight_bits.forget()
 
 
-def refreshed(kept: Tensor, parameter: Tensor) -> bool:
-    """Whether `kept` may be read as `parameter`: it is current, or was rounded anew just now."""
+def refreshed(kept: Tensor, source: Tensor) -> bool:
+    """Whether `kept` may be read as `source`: it is current, or was rounded anew just now."""
     if torch.compiler.is_compiling():
         return False
-    if copies.is_current(kept, parameter):
+    if copies.is_current(kept, source):
         return True
-    if not copies.is_copy_of(kept, parameter) or kept.device != parameter.device:
+    if not copies.is_copy_of(kept, source) or kept.device != source.device:
         return False
-    copies.write(kept, parameter)
+    copies.write(kept, source)
     return True
 
 
-def can_keep(parameter: Tensor) -> bool:
+def can_keep(source: Tensor) -> bool:
     """Whether changes of this parameter can be counted, and a copy made now be read by a step that
     trains: not so in inference mode. A shard is not what products read."""
-    if parameter.is_inference() or torch.is_inference_mode_enabled():
+    if source.is_inference() or torch.is_inference_mode_enabled():
         return False
-    return not hasattr(parameter, "to_local")
+    return not hasattr(source, "to_local")
 
 
 def keep_copies(module: nn.Module, dtype: torch.dtype) -> dict[Tensor, Tensor]:

@@ -7,8 +7,9 @@ patches.
 
 import torch
 
-from eva_fast.layers.add_norm import add_norm, add_norm_backward, own_view, rows_of
+from eva_fast.layers.add_norm import add_norm, add_norm_backward, rows_of
 from eva_fast.layers.products import back, held, hold, part, prepared, times, weight_gradient
+from eva_fast.ops.checks import own_view
 from eva_fast.ops.masked_gather import masked_gather_backward, masked_gather_forward
 from eva_fast.ops.packed_attention import (
     packed_attention_backward,
@@ -39,7 +40,7 @@ class MaskedAttentionBranch(torch.autograd.Function):
         q = q.view(batch, -1, num_heads, head_dim)
         kv = kv.view(batch, tokens, 2, num_heads, head_dim)
         out, lse = packed_attention_forward(q, kv, head_dim**-0.5)
-        result, out_scale = times(rows_of(out.flatten(2)), proj_used)
+        result, out_scale = times(out.view(-1, dim), proj_used)
         kept = None if recomputes_output(kv) else out
         ctx.save_for_backward(
             total, mean, rstd, q, kv, kept, lse, scale, norm_weight, norm_bias, mask, y_scale,
@@ -65,10 +66,10 @@ class MaskedAttentionBranch(torch.autograd.Function):
         dq, dkv, out, bias_sums = packed_attention_backward(
             dout, q, kv, out, lse, head_dim**-0.5, want_sums=has_bias
         )
-        dproj = weight_gradient(dresult, rows_of(out.flatten(2)), ctx.weight_dtypes[1], out_scale)
+        dproj = weight_gradient(dresult, out.view(-1, dim), ctx.weight_dtypes[1], out_scale)
         w_q, w_kv = part(wqkv, 0, dim), part(wqkv, dim, 3 * dim)
         dq, dkv = prepared(dq.view(-1, dim), w_q), prepared(dkv.view(-1, 2 * dim), w_kv)
-        dy = back(dkv, w_kv, q.dtype).view(total.shape)
+        dy = back(dkv, w_kv, q.dtype).view_as(total)
         dy += masked_gather_backward(back(dq, w_q, q.dtype), mask, tokens)
         dtotal = masked_gather_backward(rows_of(drows), mask, tokens)
         pending, y = add_norm_backward(
@@ -81,5 +82,5 @@ class MaskedAttentionBranch(torch.autograd.Function):
                 weight_gradient(dkv, rows_of(y), dtype, y_scale),
             )
         )
-        biases = bias_sums.to(ctx.bias_dtype) if has_bias else (None, None)
+        biases = bias_sums.to(ctx.bias_dtype).unbind() if has_bias else (None, None)
         return *pending, dwqkv, *biases, dproj, None, None, None, None, None, None

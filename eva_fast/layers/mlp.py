@@ -7,21 +7,22 @@ It keeps the residual stream, the row statistics and h; the backward's GELU op g
 gradient and g once more for the weight gradient.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from eva_fast.layers.add_norm import add_norm, add_norm_backward, own_view, rows_of
+from eva_fast.layers.add_norm import add_norm, add_norm_backward, rows_of
 from eva_fast.layers.layer_scale import folded
 from eva_fast.layers.linear import Linear, Matrix
+from eva_fast.layers.members import child, parameter
 from eva_fast.layers.products import back, held, hold, prepared, times, weight_gradient
 from eva_fast.layers.stream import Stream, leaving
 from eva_fast.ops.bias_gelu import bias_gelu_backward, bias_gelu_forward
+from eva_fast.ops.checks import own_view
 
 
-@dataclass(frozen=True, slots=True)
-class MlpWeights:
+class MlpWeights(NamedTuple):
     """Parameters of an MLP branch."""
 
     norm_weight: Tensor
@@ -79,7 +80,7 @@ class _MlpBranch(torch.autograd.Function):
         dh, g, dfc1_bias = bias_gelu_backward(dg, h, fc1_bias, ctx.kind, want_g=True)
         dw2 = weight_gradient(dresult, g, ctx.weight_dtypes[1], g_scale)
         dh = prepared(dh, w1)
-        dy = back(dh, w1, h.dtype).view(total.shape)
+        dy = back(dh, w1, h.dtype).view_as(total)
         pending, y = add_norm_backward(
             ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale
         )
@@ -112,12 +113,13 @@ class Mlp(nn.Module):
     def forward(self, stream: Stream, norm: nn.LayerNorm, gamma: Tensor | None = None) -> Stream:
         """`mlp_branch` with this module's parameters."""
         dtype = stream.x.dtype
-        fc2, fc2_bias = folded(self.fc2, gamma, dtype)
+        fc1 = child(self, "fc1")
+        fc2, fc2_bias = folded(child(self, "fc2"), gamma, dtype)
         weights = MlpWeights(
-            norm_weight=norm.weight,
-            norm_bias=norm.bias,
-            fc1=self.fc1.operand(dtype),
-            fc1_bias=self.fc1.bias,
+            norm_weight=parameter(norm, "weight"),
+            norm_bias=parameter(norm, "bias"),
+            fc1=fc1.operand(dtype),
+            fc1_bias=parameter(fc1, "bias"),
             fc2=fc2,
             fc2_bias=fc2_bias,
             eps=norm.eps,

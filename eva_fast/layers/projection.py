@@ -36,7 +36,7 @@ class _ProjectionBranch(torch.autograd.Function):
     def backward(ctx, dout):
         total, mean, rstd, scale, norm_weight, norm_bias, weight = ctx.saved_tensors
         dout = rows_of(dout)
-        dy = matmul(dout, weight).view(total.shape)
+        dy = matmul(dout, weight).view_as(total)
         pending, y = add_norm_backward(
             ctx, dy, None, total, mean, rstd, norm_weight, norm_bias, scale
         )

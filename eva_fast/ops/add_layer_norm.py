@@ -15,14 +15,22 @@ which the backward has in registers:
 The backward can also write y once more (for the weight gradient of the GEMM that followed), so y
 need not be kept. y and the statistics are those of x' as stored, hence y comes back bit for bit.
 
-An implementation gets rows: x, branch, dy, dresidual, x' as [M, D] with last stride 1, scale [B]
-with M % B == 0, the rest as in the custom op; and returns contiguous tensors.
+An implementation gets rows: x, branch, dy, dresidual, x' contiguous in any one shape [..., D], or all
+as [M, D] with last stride 1; scale [B] with M % B == 0, the rest as in the custom op. It returns
+contiguous tensors, in the shape it got.
 """
 
 import torch
 from torch import Tensor
 
-from eva_fast.ops.checks import check, check_constant, dense_last, nothing, rows, statistics_dtype
+from eva_fast.ops.checks import (
+    as_shaped,
+    check,
+    check_constant,
+    dense_rows,
+    nothing,
+    statistics_dtype,
+)
 from eva_fast.ops.choose import chosen
 from eva_fast.ops.direct import direct
 from eva_fast.ops.registry import define
@@ -67,11 +75,10 @@ def _forward(
     bias: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    implementation = chosen(OP, x)
-    total, y, mean, rstd = implementation(
-        rows(x), rows(branch) if branch is not None else None, branch_bias, scale, weight, bias, eps
+    total, y, mean, rstd = chosen(OP, x)(
+        *dense_rows(x, branch), branch_bias, scale, weight, bias, eps
     )
-    return total.view(x.shape) if branch is not None else total, y.view(x.shape), mean, rstd
+    return as_shaped(total, x) if branch is not None else total, as_shaped(y, x), mean, rstd
 
 
 _forward_op = torch.library.custom_op("eva_fast::add_layer_norm", mutates_args=())(_forward)
@@ -96,14 +103,12 @@ def _backward(
     want_y: bool,
     want_branch_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    implementation = chosen(BACKWARD, dy)
-    dresidual = rows(dresidual) if dresidual is not None else None
-    dx, dbranch, y, *sums = implementation(
-        rows(dy), dresidual, rows(total), mean, rstd, weight, bias, scale, want_y, want_branch_bias
+    dx, dbranch, y, *sums = chosen(BACKWARD, dy)(
+        *dense_rows(dy, dresidual, total),
+        *(mean, rstd, weight, bias, scale, want_y, want_branch_bias),
     )
-    shape = dy.shape
-    dbranch = dbranch.view(shape) if scale is not None else dbranch
-    return dx.view(shape), dbranch, y.view(shape) if want_y else y, *sums
+    dbranch = as_shaped(dbranch, dy) if scale is not None else dbranch
+    return as_shaped(dx, dy), dbranch, as_shaped(y, dy) if want_y else y, *sums
 
 
 _backward_op = torch.library.custom_op("eva_fast::add_layer_norm_backward", mutates_args=())(
@@ -158,8 +163,6 @@ def add_layer_norm_backward(
     None; y is empty unless want_y; dbranch_bias [D], in the dtype of `weight` like dweight, is
     empty unless want_branch_bias. Sums over rows accumulate in float32.
     """
-    dy = dense_last(dy)
-    dresidual = dense_last(dresidual) if dresidual is not None else None
     run = _backward if direct(dy) else _backward_op
     dx, dbranch, *rest = run(
         dy, dresidual, total, mean, rstd, weight, bias, scale, want_y, want_branch_bias
@@ -233,7 +236,7 @@ def _backward_torch(
 ):
     compute = statistics_dtype(dy)
     wide, wide_weight, wide_bias = (t.to(compute) for t in (total, weight, bias))
-    mean, rstd = mean[:, None], rstd[:, None]
+    mean, rstd = (t.view(*dy.shape[:-1], 1) for t in (mean, rstd))
     dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
         dy.to(compute), wide, weight.shape, mean, rstd, wide_weight, wide_bias, [True, True, True]
     )
@@ -250,12 +253,14 @@ def _backward_torch(
         y,
         dweight.to(weight.dtype),
         dbias.to(bias.dtype),
-        dbranch.sum(0).to(weight.dtype) if want_branch_bias else nothing(weight),
+        dbranch.view(-1, dy.shape[-1]).sum(0).to(weight.dtype)
+        if want_branch_bias
+        else nothing(weight),
     )
 
 
 def _by_sample(rows: Tensor, scale: Tensor) -> Tensor:
-    """Rows [M, D], those of each of B samples multiplied by its factor of scale [B]."""
+    """Rows [..., D], those of each of B samples multiplied by its factor of scale [B]."""
     samples = rows.view(scale.shape[0], -1, rows.shape[-1])
     return (samples * scale[:, None, None]).view(rows.shape)
 

@@ -21,7 +21,6 @@ any library can follow any other, and our own kernels too.
 PyTorch's kernels are called as aten operators, since scaled_dot_product_attention hides lse.
 """
 
-import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,8 +58,22 @@ def _rows_first(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fill(targets: tuple[Tensor, ...], gradients: Any) -> None:
+    """Copies gradients [B, H, T, d] to targets [B, T, H, d], by one kernel where those are side by
+    side."""
+    gradients = [g.transpose(1, 2) for g in gradients]
+    whole = targets[0]._base
+    if (
+        whole is not None
+        and whole is targets[1]._base is targets[2]._base
+        and whole.is_contiguous()
+    ):
+        batch, tokens, parts, heads, dim = whole.shape
+        if parts == 3 and all(g.is_contiguous() for g in gradients):
+            rows = [g.view(batch * tokens, heads * dim) for g in gradients]
+            torch.cat(rows, 1, out=whole.view(batch * tokens, 3 * heads * dim))
+            return
     for target, gradient in zip(targets, gradients):
-        target.copy_(gradient.transpose(1, 2))
+        target.copy_(gradient)
 
 
 def _math_forward(q, k, v, scale):
@@ -100,8 +113,7 @@ def _flash_forward(q, k, v, scale):
 
 def _no_dropout(like: Tensor) -> tuple[Tensor, Tensor]:
     """Random state that a backward without dropout wants but never reads."""
-    state = functools.partial(torch.empty, dtype=torch.int64, device=like.device)
-    return state((2,)), state(())
+    return like.new_empty(2, dtype=torch.int64), like.new_empty((), dtype=torch.int64)
 
 
 def _flash_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):

@@ -14,7 +14,7 @@ the custom op; and returns contiguous tensors.
 import torch
 from torch import Tensor
 
-from eva_fast.ops.checks import check, dense_last, nothing, rows, statistics_dtype
+from eva_fast.ops.checks import as_shaped, check, dense_last, nothing, rows, statistics_dtype
 from eva_fast.ops.choose import chosen
 from eva_fast.ops.direct import direct
 from eva_fast.ops.registry import define
@@ -36,7 +36,7 @@ def reference(h: Tensor, bias: Tensor | None, kind: str = "erf") -> Tensor:
 
 
 def _forward(h: Tensor, bias: Tensor | None, kind: str) -> Tensor:
-    return chosen(OP, h)(rows(h), bias, kind).view(h.shape)
+    return as_shaped(chosen(OP, h)(rows(h), bias, kind), h)
 
 
 _forward_op = torch.library.custom_op("eva_fast::bias_gelu", mutates_args=())(_forward)
@@ -52,7 +52,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     implementation = chosen(BACKWARD, h)
     dh, g, dbias = implementation(rows(dg), rows(h), bias, kind, want_g, want_bias)
-    return dh.view(h.shape), g.view(h.shape) if want_g else g, dbias
+    return as_shaped(dh, h), as_shaped(g, h) if want_g else g, dbias
 
 
 _backward_op = torch.library.custom_op("eva_fast::bias_gelu_backward", mutates_args=())(_backward)

@@ -52,7 +52,41 @@ def rows(tensor: torch.Tensor) -> torch.Tensor:
 
     A view wherever one row stride describes it, else a copy; the last stride is 1.
     """
-    return dense_last(tensor.reshape(-1, tensor.shape[-1]) if tensor.dim() != 2 else tensor)
+    return dense_last(tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1]))
+
+
+def dense_rows(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """Tensors [..., D] of one shape, or None: as they are where all are contiguous, which saves the
+    host the views; else as `rows` has them."""
+    for tensor in tensors:
+        if tensor is not None and not tensor.is_contiguous():
+            return tuple(None if t is None else rows(t) for t in tensors)
+    return tensors
+
+
+def row_stride(tensor: torch.Tensor | None) -> int:
+    """From row to row of what `rows` or `dense_rows` gave; 0 for None."""
+    if tensor is None:
+        return 0
+    return tensor.stride(0) if tensor.dim() == 2 else tensor.shape[-1]
+
+
+def as_shaped(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Contiguous rows that nobody else holds, as many as those of `like` [..., D], in its shape; not
+    marked as a view."""
+    return rows if like.dim() == rows.dim() else own_view(rows, *like.shape)
+
+
+def own_view(tensor: torch.Tensor, *shape: int) -> torch.Tensor:
+    """A tensor in another shape, for one that nobody else holds: not marked as a view of it, for FSDP2
+    warns of views that leave a unit."""
+    return torch.ops.aten._unsafe_view.default(tensor, shape)
+
+
+def contiguous_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Room for as many elements, contiguous. `new_empty(shape)` costs the host twice as much: it
+    turns a shape into a list of sizes one by one."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def dense_last(tensor: torch.Tensor) -> torch.Tensor:
@@ -69,4 +103,4 @@ def statistics_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 def nothing(tensor: torch.Tensor) -> torch.Tensor:
     """The empty tensor that stands for an output nobody asked for."""
-    return tensor.new_empty((0,))
+    return tensor.new_empty(0)

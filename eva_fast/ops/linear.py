@@ -17,7 +17,7 @@ def weight_gradient(g: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if dtype == g.dtype:
         return matmul(g.t(), x)
-    if g.device.type == "cuda" and dtype == torch.float32:
+    if g.is_cuda and dtype == torch.float32:
         return torch.mm(g.t(), x, out_dtype=dtype)
     return matmul(g.t(), x).to(dtype)
 

@@ -36,7 +36,7 @@ from eva_fast.ops.attention_parts import (
     sizes_of,
     split,
 )
-from eva_fast.ops.checks import dense_last, nothing, statistics_dtype
+from eva_fast.ops.checks import contiguous_like, dense_last, nothing, statistics_dtype
 from eva_fast.ops.choose import chosen
 from eva_fast.ops.direct import direct
 from eva_fast.ops.registry import Case, Runs, Trial, define
@@ -85,7 +85,7 @@ def _backward(
     dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor | None, lse: Tensor, scale: float,
     implementation: str = "auto", want_sums: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    dpacked = torch.empty(packed.shape, dtype=packed.dtype, device=packed.device)
+    dpacked = contiguous_like(packed)
     dq = (
         nothing(packed) if q is None else torch.empty_like(q, memory_format=torch.contiguous_format)
     )

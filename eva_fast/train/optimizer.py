@@ -1,5 +1,6 @@
 """AdamW with EVA-01's parameter groups, the gradient norm, the moving average of the weights."""
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -56,7 +57,10 @@ def make_optimizer(
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """Global L2 norm of the gradients of `parameters`, on their device; of sharded ones over the
     processes that have the shards."""
-    grads = [p.grad for p in parameters if p.grad is not None]
+    grads = [grad for p in parameters if (grad := p.grad) is not None]
+    if len(set(map(_KIND, grads))) == 1 and type(grads[0]) is Tensor:
+        # what `get_total_norm` does, without its search for groups of like tensors
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     if not grads or not is_shard(grads[0]):
         return torch.nn.utils.get_total_norm(grads, foreach=True)
     import torch.distributed as dist
@@ -65,6 +69,9 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     squares = torch.nn.utils.get_total_norm([local(g) for g in grads], foreach=True) ** 2
     dist.all_reduce(squares, group=group)
     return squares.sqrt()
+
+
+_KIND = operator.attrgetter("dtype", "device")
 
 
 class Ema:

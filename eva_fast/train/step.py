@@ -108,7 +108,9 @@ class TrainStep:
             target = self._target(part)
             value, measured = self._loss_of(part, target, last=number == parts)
             value = value / parts
-            self.state.guard.scale(value).backward()
+            # by this thread: PyTorch's thread for a GPU would take Python's objects to another core
+            with torch.autograd.set_multithreading_enabled(False):
+                self.state.guard.scale(value).backward()
             loss += value.detach()
             if baseline is not None and target is not None:
                 measured = {**measured, LOSS: baseline.score(target, 1 / parts)}

@@ -16,9 +16,9 @@ from eva_fast.ops.native.calls import (
 
 @native_op("add_layer_norm")
 def _forward(x, branch, branch_bias, scale, weight, bias, eps):
-    rows, width = x.shape
-    total = empty(x, rows, width) if branch is not None else None
-    y = empty(x, rows, width)
+    rows, width = x.shape[:-1].numel(), x.shape[-1]
+    total = empty(x, *x.shape) if branch is not None else None
+    y = empty(x, *x.shape)
     mean, rstd = torch.empty(rows), torch.empty(rows)
     branch_bias, weight, bias = vector(branch_bias), vector(weight), vector(bias)
     scale = vector(scale)
@@ -33,10 +33,10 @@ def _forward(x, branch, branch_bias, scale, weight, bias, eps):
 
 @native_op("add_layer_norm_backward")
 def _backward(dy, dresidual, total, mean, rstd, weight, bias, scale, want_y, want_branch_bias):
-    rows, width = dy.shape
-    dx = empty(dy, rows, width)
-    dbranch = empty(dy, rows, width) if scale is not None else None
-    y = empty(dy, rows, width) if want_y else None
+    rows, width = dy.shape[:-1].numel(), dy.shape[-1]
+    dx = empty(dy, *dy.shape)
+    dbranch = empty(dy, *dy.shape) if scale is not None else None
+    y = empty(dy, *dy.shape) if want_y else None
     sums = torch.empty(3 if want_branch_bias else 2, width)
     dtype = weight.dtype
     weight, bias, scale = vector(weight), vector(bias), vector(scale)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from eva_fast import native
 from eva_fast.ops import choose
+from eva_fast.ops.checks import row_stride as row_stride  # kernels take it from here
 from eva_fast.ops.registry import Case, Obstacle, find
 
 ISA_NAMES = ("baseline", "avx2", "avx512")
@@ -120,10 +121,6 @@ def at(tensor: Tensor | None) -> int | None:
 def vector(tensor: Tensor | None) -> Tensor | None:
     """A parameter as dense float32."""
     return None if tensor is None else tensor.float().contiguous()
-
-
-def row_stride(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.stride(0)
 
 
 def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
