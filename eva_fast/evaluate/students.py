@@ -9,6 +9,7 @@ import yaml
 
 from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.model import (
+    BeitViT,
     EvaViT,
     MaeEncoder,
     ModelSizes,
@@ -34,13 +35,14 @@ from eva_fast.weights import (
     read_swin_student,
     swin_sizes_in,
 )
+from eva_fast.weights.beit import BEIT, beit_state, load_beit
 from eva_fast.weights.folder import weight_file
 from eva_fast.weights.naming import official, timm
 from eva_fast.weights.student import MAE, PRETRAINING_ONLY, SIZE_NAMES
 
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 RANDOM_INIT_SEED = 0
-Student = EvaViT | MaeEncoder | SwinV2 | VqKd | TokenViT
+Student = EvaViT | MaeEncoder | SwinV2 | BeitViT | VqKd | TokenViT
 
 
 def find_weights(run_or_weights: str | Path) -> Path:
@@ -81,6 +83,8 @@ def load_student(weights: Path, device: torch.device) -> Student:
         return code_model(found, weights).to(device)
     if holds_swin(found):
         return _swin(swin_sizes_in(found), read_swin_student(found), device, weights)
+    if (beit := beit_state(found)) is not None:
+        return load_beit(beit, weights).to(device).eval()
     state, metadata = read_student(weights)
     known: dict[str, object] = dict(metadata)
     if "num_heads" not in known:
@@ -112,6 +116,9 @@ def load_checkpoint(folder: Path, device: torch.device) -> Student:
     if (prefix := naming.swin.V2.find(trained)) is not None:
         named = swin_sizes_of(options["model"], **_chosen(options))
         return _swin(named, _tensors(folder, trained, prefix), device, folder)
+    if (prefix := BEIT.find(trained)) is not None:
+        beit = BEIT.read(_tensors(folder, trained, prefix), "")
+        return load_beit(beit, folder).to(device).eval()
     prefix, encoder = official.EVA.find(trained), timm.VIT.find(trained)
     if prefix is None:
         prefix = encoder
@@ -149,6 +156,8 @@ def untrained(
         model: Student
         if isinstance(sizes, SwinSizes):
             model = SwinV2(sizes)
+        elif isinstance(student, BeitViT):
+            model = BeitViT(sizes)
         else:
             assert isinstance(student, MaeEncoder)
             model = MaeEncoder(sizes, student.statistics)

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from eva_fast.data import Batch, Field, ImageField, Ragged
 from eva_fast.data.samples.fields import IDS, VIEWS
 from eva_fast.errors import UsageError
-from eva_fast.model import EvaViT, MaeEncoder, SwinV2
+from eva_fast.model import BeitViT, EvaViT, MaeEncoder, SwinV2
 from eva_fast.model.mae import Statistics
 from eva_fast.objectives.picture import save_columns
 from eva_fast.objectives.request import Request
 from eva_fast.objectives.setting import Setting
 from eva_fast.weights import initialise, initialise_encoder, initialise_swin, write, write_student
+from eva_fast.weights.beit import initialise_beit
 
 log = logging.getLogger(__name__)
 CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 8, 64
@@ -170,6 +171,8 @@ class Objective:
             initialise_encoder(part, path)
         elif isinstance(part, SwinV2):
             initialise_swin(part, path)
+        elif isinstance(part, BeitViT):
+            initialise_beit(part, path)
         elif isinstance(part, EvaViT):
             initialise(part, path)
         else:
@@ -187,7 +190,7 @@ class Objective:
             for name, value in (weights or {}).items()
             if name.startswith(prefix)
         }
-        if isinstance(part, EvaViT | MaeEncoder | SwinV2):
+        if isinstance(part, EvaViT | MaeEncoder | SwinV2 | BeitViT):
             write_student(part, path, own)
         else:
             tensors = {**part.state_dict(), **own}

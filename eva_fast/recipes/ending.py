@@ -40,7 +40,7 @@ def ending(config: Config, result: "PretrainResult") -> list[str]:
 
 def next_commands(config: Config, result: "PretrainResult") -> dict[str, str]:
     """{what it is for: a command for the shell}, as fits this run."""
-    from eva_fast.model import EvaViT, MaeEncoder, SwinV2
+    from eva_fast.model import BeitViT, EvaViT, MaeEncoder, SwinV2
     from eva_fast.model.token_vit import TokenViT
     from eva_fast.model.vqkd import VqKd
     from eva_fast.objectives import Objective, open_objective
@@ -54,7 +54,7 @@ def next_commands(config: Config, result: "PretrainResult") -> dict[str, str]:
         same += ["--teacher", str(teacher)]
     found = {}
     codes = isinstance(result.model, VqKd | TokenViT)
-    if plain or codes or isinstance(result.model, SwinV2):
+    if plain or codes or isinstance(result.model, SwinV2 | BeitViT):
         found["how good its features are, beside untrained ones, pixels and the teacher:"] = (
             _command("eval", out)
         )

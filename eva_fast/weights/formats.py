@@ -25,13 +25,14 @@ from eva_fast.errors import UsageError
 from eva_fast.files import atomic_write
 from eva_fast.layers.block import LAYER_NORM_EPS
 from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD, STATISTICS
-from eva_fast.model import EvaViT, MaeEncoder, ModelSizes, SwinSizes, SwinV2
+from eva_fast.model import BeitViT, EvaViT, MaeEncoder, ModelSizes, SwinSizes, SwinV2
 from eva_fast.weights import naming
-from eva_fast.weights.student import write_student
+from eva_fast.weights.student import PRETRAINING_ONLY, write_student
 from eva_fast.weights.writer import write, write_torch
 
 TIMM_MODEL = "eva_giant_patch14_224"
 """timm's plain EVA-01: any other size of it is asked for by arguments."""
+TIMM_BEIT = "beit_base_patch16_224"
 TIMM_SWIN = "swinv2_tiny_window8_256"
 """timm's Swin V2; likewise."""
 TIMM_VIT = "vit_base_patch16_224"
@@ -54,7 +55,9 @@ class Exported:
 
 
 def export(
-    model: EvaViT | MaeEncoder | SwinV2, out: str | os.PathLike[str], format: str = "official"
+    model: EvaViT | MaeEncoder | SwinV2 | BeitViT,
+    out: str | os.PathLike[str],
+    format: str = "official",
 ) -> Exported:
     """Writes a student for another library, in float32.
 
@@ -75,12 +78,15 @@ def export(
     if format in FOLDERS and path.exists() and not path.is_dir():
         raise UsageError(f"format {format} is a folder, and {path} is a file; choose another out=")
     if not isinstance(model, EvaViT) and format not in FILES:
-        kind = "MAE's encoder" if isinstance(model, MaeEncoder) else "a Swin V2"
+        kinds = {MaeEncoder: "MAE's encoder", SwinV2: "a Swin V2", BeitViT: "BEiT's ViT"}
+        kind = kinds[type(model)]
         raise UsageError(
             f"format {format} is of EVA's student; {kind} is written as {' or '.join(FILES)}"
         )
     if isinstance(model, MaeEncoder):
         return _timm_vit(model, path)
+    if isinstance(model, BeitViT):
+        return _beit(model, path) if format == "official" else _timm_beit(model, path)
     if isinstance(model, SwinV2):
         return _swin(model, path) if format == "official" else _timm_swin(model, path)
     return FORMATS[format](model, path)
@@ -147,13 +153,42 @@ def _timm_swin(model: SwinV2, path: Path) -> Exported:
     return Exported(path, found.snippet.replace(_TIMM_GIVES, _TIMM_SWIN_GIVES))
 
 
+def timm_beit_arguments(sizes: ModelSizes) -> dict[str, Any]:
+    """What `timm.create_model("beit_base_patch16_224", ...)` is to be given for a student's sizes."""
+    return dict(
+        timm_arguments(sizes),
+        use_abs_pos_emb=False,
+        use_rel_pos_bias=False,
+        use_shared_rel_pos_bias=True,
+        init_values=0.1,
+    )
+
+
+def _beit(model: BeitViT, path: Path) -> Exported:
+    """A file for Feature Distillation's and BEiT v2's codes."""
+    load = _official_file(model, path)
+    return Exported(
+        path,
+        f"{load}"
+        "model.load_state_dict(state, strict=False)  # the ViT of the same sizes; what it misses is\n"
+        "# for pre-training, or computed: relative_position_index\n",
+    )
+
+
+def _timm_beit(model: BeitViT, path: Path) -> Exported:
+    """One file for timm's `Beit`, whose names are the official ones."""
+    state = model.official_state_dict()
+    _timm_file({k: v for k, v in state.items() if k not in PRETRAINING_ONLY}, path)
+    return _timm_snippet(TIMM_BEIT, timm_beit_arguments(model.sizes), path, "imagenet")
+
+
 def _ratio(hidden: int, width: int) -> float:
     """The ratio of which timm makes `hidden` again: it cuts the product off to a whole number."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def _official_file(model: EvaViT | SwinV2, path: Path) -> str:
+def _official_file(model: EvaViT | SwinV2 | BeitViT, path: Path) -> str:
     """Writes the official names, and returns the Python that reads `state`."""
     if path.suffix in TORCH_SUFFIXES:
         write_torch(path, {"model": model.official_state_dict()})

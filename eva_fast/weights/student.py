@@ -19,7 +19,7 @@ from pathlib import Path
 from torch import Tensor
 
 from eva_fast.errors import UsageError
-from eva_fast.model import EvaViT, MaeEncoder, ModelSizes, SwinSizes, SwinV2
+from eva_fast.model import BeitViT, EvaViT, MaeEncoder, ModelSizes, SwinSizes, SwinV2
 from eva_fast.weights import naming
 from eva_fast.weights.hints import heads_beside
 from eva_fast.weights.reader import Weights, read
@@ -39,7 +39,7 @@ HEAD_WIDTH, GIANT_HEAD_WIDTH, GIANT_WIDTH = 64, 88, 1408
 
 
 def write_student(
-    model: EvaViT | MaeEncoder | SwinV2,
+    model: EvaViT | MaeEncoder | SwinV2 | BeitViT,
     path: str | os.PathLike[str],
     values: Mapping[str, Tensor] | None = None,
 ) -> Path:
@@ -60,13 +60,15 @@ def write_student(
     return write(path, tensors, {"sizes": json.dumps(_description(model))})
 
 
-def _description(model: EvaViT | MaeEncoder | SwinV2) -> dict[str, object]:
+def _description(model: EvaViT | MaeEncoder | SwinV2 | BeitViT) -> dict[str, object]:
     """What a file says of its model."""
     sizes = asdict(model.sizes)
     if isinstance(model, SwinV2):
         return {**sizes, "network": SWIN}
     if isinstance(model, MaeEncoder):
         return {**sizes, "predict_dim": 1, "network": MAE, "statistics": model.statistics}
+    if isinstance(model, BeitViT):
+        return {**sizes, "network": "beit"}
     return sizes
 
 

@@ -11,14 +11,17 @@ from safetensors.torch import load_file, save_file
 
 import eva_fast
 from eva_fast.config import Config
+from eva_fast.evaluate.students import load_checkpoint, load_student
 from eva_fast.model import BeitViT
 from eva_fast.objectives import open_objective
 from eva_fast.objectives.feature_distillation import FeatureDistillation
+from eva_fast.recipes.export import export
 from eva_fast.recipes.pretrain import run
 from eva_fast.train.resolve import setting_of
 from tests.objectives.test_vqkd import Killed
 from tests.teachers.openai_tower import Clip
 
+CPU = torch.device("cpu")
 OPTIONS = dict(
     data="builtin", objective="fd", model="beit_tiny_patch8_32", embed_dim=32, depth=2, num_heads=2,
     mlp_hidden=48, batch_size=8, accumulate=2, workers=0, device="cpu", kernels="torch",
@@ -142,3 +145,26 @@ def test_a_teacher_at_another_point_or_grid_is_refused(clip, tmp_path):
     with pytest.raises(ValueError, match="3x3 grid, the student's 4x4"):
         eva_fast.pretrain(teacher=other, out=tmp_path / "b", **OPTIONS)
     assert not (tmp_path / "a").exists()
+
+
+def test_its_student_in_timm_in_eval_and_from_a_checkpoint(trained, tmp_path):
+    """timm's `Beit` loads it strictly and gives the same features; so do a checkpoint and a file."""
+    images = torch.randn(3, 3, 32, 32)
+    exported = export(trained.out, tmp_path / "model.safetensors", format="timm")
+    found: dict = {}
+    exec(exported.snippet, found)
+    with torch.no_grad():
+        expected = trained.model.forward_features(images)
+        features = found["model"].forward_features(images)
+        torch.testing.assert_close(features, expected, rtol=0, atol=1e-6)
+        for again in (
+            load_student(trained.weights, CPU),
+            load_student(exported.path, CPU),
+            load_checkpoint(trained.checkpoint, CPU),
+        ):
+            assert isinstance(again, BeitViT)
+            torch.testing.assert_close(again.forward_features(images), expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="is not resized"):
+        export(trained.out, tmp_path / "other.safetensors", img_size=64)
+    options = {**OPTIONS, "steps": 1, "init_from": exported.path}
+    eva_fast.pretrain(teacher="hog", out=tmp_path / "next", **options)
