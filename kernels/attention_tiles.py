@@ -221,10 +221,11 @@ def packed_calls(shape: AotShape) -> list[AotCall]:
 
 
 def biased_calls(shape: AotShape) -> list[AotCall]:
-    """The whole sequence with a bias, and shifted windows of Swin's heads, as large as the grid."""
+    """The whole sequence with a bias, and shifted windows as large as the grid; heads are of 64 and 32
+    values in all published models of the kind."""
     tokens, patches = shape.tokens, shape.tokens - 1
     return [
-        AotCall("bias", tokens, tokens, shape.heads, shape.head_dim, True),
+        AotCall("bias", tokens, tokens, shape.width // 64, 64, True),
         AotCall("windows", patches, patches, shape.width // 32, 32, True, 4),
     ]
 

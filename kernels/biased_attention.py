@@ -8,7 +8,7 @@ from eva_fast.kernels.biased_attention_dbias import dbias_options, launch_dbias
 from eva_fast.kernels.launch import triton_op
 from eva_fast.kernels.packed_attention import run_forward
 from eva_fast.kernels.packed_attention_backward import run_backward
-from eva_fast.kernels.tiles import fastest
+from eva_fast.kernels.tiles import capability, fastest
 
 
 @triton_op("biased_attention", limits=limits)
@@ -24,9 +24,8 @@ def _backward(dout, q, k, v, bias, mask, out, lse, scale, dq, dk, dv, dbias, aga
         "biased_attention", dout, q, k, v, out, lse, scale, dq, dk, dv, Bias(bias, mask)
     )
     k, v = same_strides(k, v)
-    options = functools.partial(
-        dbias_options, q.shape[1], k.shape[1], q.shape[-1], q.element_size()
-    )
+    sizes = q.shape[1], k.shape[1], q.shape[-1], q.element_size()
+    options = functools.partial(dbias_options, *sizes, capability(q.device))
     run = functools.partial(launch_dbias, dout, q, k, v, bias, mask, lse, delta, scale, dbias)
     run(fastest("biased_attention_dbias", sizes_of(q, k), q.device, options, run))
     return sums

@@ -117,12 +117,15 @@ def attention_dbias_kernel(
 # fmt: on
 
 
-def dbias_options(queries: int, keys: int, head_dim: int, dtype_bytes: int) -> list[Tiles]:
+def dbias_options(
+    queries: int, keys: int, head_dim: int, dtype_bytes: int, capability: int
+) -> list[Tiles]:
     """Tiles of the dbias kernel, the usual ones first."""
     if dtype_bytes == 4 or min(queries, keys) <= 33 or head_dim > 128:
         return [Tiles(32, 32, 4, 2)]
     usual = Tiles(64, 32, 4, 2)  # larger ones spill on some GPUs
-    return [usual, usual._replace(stages=3), Tiles(64, 64, 8, 2), Tiles(64, 64, 4, 2)]
+    found = [usual, usual._replace(stages=3), Tiles(64, 64, 8, 2), Tiles(64, 64, 4, 2)]
+    return [Tiles(32, 32, 4, 2), *found] if head_dim > 64 and capability >= 100 else found
 
 
 def _grid(queries: int, keys: int, heads: int, images: int, tiles: Tiles) -> tuple[int, int, int]:
@@ -153,7 +156,7 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
     found = []
     for call in biased_calls(shape):
         sizes = call.queries, call.keys, call.head_dim
-        tiles = dbias_options(*sizes, DTYPE_BYTES[shape.dtype])[0]
+        tiles = dbias_options(*sizes, DTYPE_BYTES[shape.dtype], shape.capability)[0]
         rows, columns, parts = _grid(call.queries, call.keys, call.heads, shape.batch, tiles)
         strides, (bias_args, no_bias) = aot_strides(call), aot_bias(call)
         del strides["S_OT"], strides["S_OH"]
