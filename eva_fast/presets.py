@@ -83,7 +83,24 @@ BEIT2_B16 = Recipe(
     )
 )  # fmt: skip
 
+# Wei et al. 2022 (Feature Distillation), its 300-epoch configurations; all three rates follow the batch.
+_FD = dict(
+    objective="fd", crop_scale=(0.08, 1.0), batch_size=2048, epochs=300.0, warmup_epochs=10.0,
+    betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05, clip_grad=3.0,
+)  # fmt: skip
+_FD_RATES = dict(lr=3e-4, min_lr=5e-6, warmup_lr=5e-7)
+FD_B16 = Recipe(
+    options=dict(_FD, model="beit_b_patch16_224", teacher="openai/ViT-B-16", drop_path=0.2),
+    rates=_FD_RATES, images=512,
+)  # fmt: skip
+FD_L14 = Recipe(
+    options=dict(_FD, model="beit_l_patch14_224", teacher="openai/ViT-L-14", drop_path=0.3),
+    rates=_FD_RATES, images=512,
+)  # fmt: skip
+
 RECIPES = {
+    "fd-b16": FD_B16,
+    "fd-l14": FD_L14,
     "eva-g14": EVA_G14,
     "eva-l14": EVA_L14,
     "mae-b16": MAE_B16,

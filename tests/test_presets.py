@@ -9,6 +9,8 @@ from eva_fast.presets import RECIPES
 # Batch, peak, end and first learning rate; epochs of warm-up and in all; betas, eps, decay, clipping;
 # drop-path; share of an image in a crop.
 PUBLISHED = {
+    "fd-b16": (2048, 1.2e-3, 2e-5, 2e-6, 10, 300, (0.9, 0.999), 1e-8, 0.05, 3.0, 0.2, (0.08, 1.0)),
+    "fd-l14": (2048, 1.2e-3, 2e-5, 2e-6, 10, 300, (0.9, 0.999), 1e-8, 0.05, 3.0, 0.3, (0.08, 1.0)),
     "eva-g14": (4096, 1e-3, 1e-5, 0.0, 2, 150, (0.9, 0.98), 1e-6, 0.05, 3.0, 0.1, (0.2, 1.0)),
     "eva-l14": (4096, 2.4e-3, 1e-5, 0.0, 2, 150, (0.9, 0.95), 1e-6, 0.05, 3.0, 0.0, (0.2, 1.0)),
     "mae-b16": (4096, 2.4e-3, 0.0, 0.0, 40, 1600, (0.9, 0.95), 1e-8, 0.05, 0.0, 0.0, (0.2, 1.0)),

@@ -84,6 +84,7 @@ ROWS = (
     Row(
         name="tokens", title="tokens of features (BEiT v2)", recipe="beit2-b16", tokenizer=VQKD
     ),
+    Row(name="fd", title="all features, distilled (Feature Distillation)", recipe="fd-b16"),
     Row(
         name="mae", title="dropped features, regressed (MAE-style EVA)", recipe="eva-l14",
         extra=_decoder,
