@@ -128,7 +128,7 @@ def dkv_options(
 ) -> list[Tiles]:
     """Tiles of the dkv kernel, the usual ones first."""
     if dtype_bytes == 4:
-        return [Tiles(32, 16 if capability >= 100 or biased else 32, 8, 2)]
+        return [Tiles(32, 16 if capability >= 100 or (biased and capability < 90) else 32, 8, 2)]
     if keys <= 33 or head_dim > 128:
         return [Tiles(32, 32, 4, 2)]
     four, eight = Tiles(32, 64, 4, 2), Tiles(32, 64, 8, 2)
