@@ -66,7 +66,10 @@ class PlannedRun:
         fields = sample_options(setting, objective)["fields"]
         request, teacher = objective.request(setting), None
         if request is not None:
-            teacher = planned_teacher(config.teacher.teacher, sizes.grid, wide(dtype))
+            teacher = planned_teacher(
+                config.teacher.teacher, sizes.grid, wide(dtype), point=request.point,
+                cls=bool(request.cls),
+            )  # fmt: skip
             setting = replace(setting, sizes=replace(sizes, predict_dim=teacher.dim))
         return cls(
             objective=objective, setting=setting, fields=tuple(fields), request=request,

@@ -8,7 +8,7 @@ import copy
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,9 @@ class PlannedTeacher:
         return sum(p.nbytes for p in self.module.parameters())
 
 
-def planned_teacher(given: Any, grid: Grid, dtype: torch.dtype) -> PlannedTeacher:
+def planned_teacher(
+    given: Any, grid: Grid, dtype: torch.dtype, *, point: str = "proj", cls: bool = False
+) -> PlannedTeacher:
     """The teacher that `--teacher` names, on the student's grid, computing in `dtype`.
 
     UsageError where its sizes are not known without its weights.
@@ -61,7 +63,14 @@ def planned_teacher(given: Any, grid: Grid, dtype: torch.dtype) -> PlannedTeache
         module = copy.deepcopy(given).to("meta")
         dim = int(module.dim)  # type: ignore[arg-type]
     else:
-        module = _teacher(str(given), grid).freeze("meta", dtype)
+        found = _teacher(str(given), grid)
+        if isinstance(found, ClipTeacher) and (
+            point == "norm" or cls
+        ):  # others give what they have
+            tower = found.tower
+            own = replace(tower.config, grid=found.grid)
+            found = ClipTeacher(found.name, own, tower.state_dict(), grid, False, point, cls)
+        module = found.freeze("meta", dtype)
         dim = module.dim
     parameters = sum(p.numel() for p in module.parameters())
     return PlannedTeacher(str(getattr(module, "name", given)), dim, parameters, module)

@@ -71,6 +71,7 @@ def test_other_formulations_are_of_their_objective_alone():
     [
         # of features 1024 wide; this teacher's are 768 wide
         ("eva-l14", 46.6, 160.9, 316_576_768 - 256 * (512 + 1)),
+        ("fd-b16", 35.36, 35.13, 85_665_360 + 590_592),
         ("mae-b16", 19.1, 0.0, 111_655_680),
         ("vqkd-b16", 44.6, 35.3, 108_829_216),
     ],
