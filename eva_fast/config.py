@@ -3,7 +3,8 @@
 The options stand beside what they configure, one frozen dataclass per concern; their docstrings are
 the help of `eva-fast pretrain --help`. `Config.from_options` takes the same names flat, as
 `eva_fast.pretrain(...)` and a YAML file do. Values that cannot work are refused here, before
-anything is loaded. Defaults are EVA-01's (docs/eva01.md) unless said; `settled` has the exceptions.
+anything is loaded. Defaults are EVA-01's (docs/eva01.md) unless said; `presets` and `settled` have
+the exceptions.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from eva_fast.keywords import RunOptions, Unpack
 from eva_fast.model.config import ModelConfig
 from eva_fast.objectives.config import ObjectiveConfig
 from eva_fast.options import fit, may_change, plain, user_path
-from eva_fast.presets import with_recipe
+from eva_fast.presets import with_defaults
 from eva_fast.teachers.config import BUILTIN, TeacherConfig
 from eva_fast.train.config import OptimConfig, RunConfig
 
@@ -55,10 +56,11 @@ class Config:
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> "Config":
-        """A configuration from flat names, those of the recipe that `recipe` names below them.
-        ValueError for an unknown name (with the nearest one) or a value of the wrong kind."""
+        """A configuration from flat names; below them those of the recipe that `recipe` names, then
+        the objective's own defaults (`presets.OWN_DEFAULTS`). ValueError for an unknown name (with
+        the nearest one) or a value of the wrong kind."""
         groups: dict[str, dict[str, Any]] = {}
-        for name, value in with_recipe(options).items():
+        for name, value in with_defaults(options).items():
             if name not in _HOME:
                 near = difflib.get_close_matches(name, _HOME, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_HOME)}"

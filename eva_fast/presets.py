@@ -98,9 +98,16 @@ FD_L14 = Recipe(
     rates=_FD_RATES, images=512,
 )  # fmt: skip
 
+# Its teacher is EsViT's Swin-B, window 14, from a file.
+FD_SWINV2_B = Recipe(
+    options=dict(_FD, model="swinv2_base_window14_224", drop_path=0.3),
+    rates=dict(lr=2e-4, min_lr=1e-5, warmup_lr=1e-6), images=512,
+)  # fmt: skip
+
 RECIPES = {
     "fd-b16": FD_B16,
     "fd-l14": FD_L14,
+    "fd-swinv2-b": FD_SWINV2_B,
     "eva-g14": EVA_G14,
     "eva-l14": EVA_L14,
     "mae-b16": MAE_B16,
@@ -108,10 +115,22 @@ RECIPES = {
     "beit2-b16": BEIT2_B16,
 }
 
+# Where an objective's own default is not EVA-01's: the crops of Feature Distillation's 100-epoch
+# configuration cover most of the image, since nothing else is hidden from the student.
+OWN_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"fd": dict(crop_scale=(0.67, 1.0))}
 
-def with_recipe(options: Mapping[str, Any]) -> dict[str, Any]:
-    """`options` with the defaults of the recipe that they name, or as they are. UsageError for an
-    unknown name."""
+
+def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options`, below them the defaults of the recipe that they name, and below these the objective's
+    own. UsageError for an unknown recipe."""
+    merged = _with_recipe(options)
+    objective = merged.get("objective")
+    name = objective if isinstance(objective, str) else getattr(objective, "name", None)
+    own = OWN_DEFAULTS.get(name, {}) if isinstance(name, str) else {}
+    return {**own, **merged}
+
+
+def _with_recipe(options: Mapping[str, Any]) -> dict[str, Any]:
     name = options.get("recipe")
     if name is None:
         return dict(options)

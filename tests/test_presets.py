@@ -11,6 +11,7 @@ from eva_fast.presets import RECIPES
 PUBLISHED = {
     "fd-b16": (2048, 1.2e-3, 2e-5, 2e-6, 10, 300, (0.9, 0.999), 1e-8, 0.05, 3.0, 0.2, (0.08, 1.0)),
     "fd-l14": (2048, 1.2e-3, 2e-5, 2e-6, 10, 300, (0.9, 0.999), 1e-8, 0.05, 3.0, 0.3, (0.08, 1.0)),
+    "fd-swinv2-b": (2048, 8e-4, 4e-5, 4e-6, 10, 300, (0.9, 0.999), 1e-8, 0.05, 3.0, 0.3, (0.08, 1)),
     "eva-g14": (4096, 1e-3, 1e-5, 0.0, 2, 150, (0.9, 0.98), 1e-6, 0.05, 3.0, 0.1, (0.2, 1.0)),
     "eva-l14": (4096, 2.4e-3, 1e-5, 0.0, 2, 150, (0.9, 0.95), 1e-6, 0.05, 3.0, 0.0, (0.2, 1.0)),
     "mae-b16": (4096, 2.4e-3, 0.0, 0.0, 40, 1600, (0.9, 0.95), 1e-8, 0.05, 0.0, 0.0, (0.2, 1.0)),
@@ -48,6 +49,19 @@ def test_rates_follow_the_batch_where_they_did():
     assert Config.from_options({"recipe": "mae-b16", "lr": 0.5}).optim.lr == 0.5
     with pytest.raises(UsageError, match="batch_size must be of type int"):
         Config.from_options({"recipe": "mae-b16", "batch_size": "many"})
+
+
+def test_an_objectives_own_default_is_below_what_is_said_and_its_recipe():
+    from eva_fast.objectives import open_objective
+
+    def crop(**said):
+        return Config.from_options(said).data.crop_scale
+
+    fd = open_objective("fd")
+    assert crop(objective="fd") == crop(objective=fd) == crop(objective=type(fd)) == (0.67, 1.0)
+    assert crop(objective="fd", crop_scale=(0.3, 0.9)) == (0.3, 0.9)
+    assert crop(recipe="fd-b16") == crop(recipe="fd-b16", objective="eva") == (0.08, 1.0)
+    assert crop() == crop(objective="eva") == crop(objective="pixels") == (0.2, 1.0)
 
 
 def test_the_file_of_a_run_is_the_run(tmp_path):
