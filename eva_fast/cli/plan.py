@@ -10,6 +10,7 @@ def plan(
     images: float | None = None,
     formulation: str = "eva_fast",
     gpus: int = 1,
+    simulate: bool = False,
     json: bool = False,
 ) -> None:
     """Predict memory, speed and days of a pretrain with the same options, before buying it. Counted
@@ -22,10 +23,15 @@ def plan(
         images: images a pass; by default as many as --data has.
         formulation: eva_fast, tuned (well-written PyTorch) or official.
         gpus: how many devices; pretrain has as many as torchrun starts processes.
+        simulate: run a real step on fake tensors, and count what each of the GPUs holds and sends.
         json: print JSON instead of tables.
     """
-    from eva_fast.plan.planner import plan_run
+    from eva_fast.plan.planner import plan_run, plan_simulation
     from eva_fast.plan.tables import render
 
+    if simulate:
+        counted = plan_simulation(config, gpus, hardware)
+        show(counted.to_dict(), None if json else counted.table())
+        return
     found = plan_run(config, hardware, gpus, images=images, formulation=formulation)
     show(found.to_dict(), None if json else render(found))

@@ -19,8 +19,9 @@ On a CPU not even out need be kept: the backward forms the probabilities anyway,
 product gives out again for the projection's weight gradient.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -126,7 +127,21 @@ def _(dout, q, packed, out, lse, scale, implementation="auto", want_sums=False):
 
 def recomputes_output(packed: Tensor) -> bool:
     """Whether a branch should let the backward compute out again instead of keeping it."""
-    return packed.device.type == "cpu"
+    return packed.device.type == "cpu" and not _keeping_output
+
+
+_keeping_output = False
+
+
+@contextlib.contextmanager
+def keeping_output() -> Iterator[None]:
+    """For the block a CPU keeps out as a GPU does: for who counts a GPU's memory on one."""
+    global _keeping_output
+    before, _keeping_output = _keeping_output, True
+    try:
+        yield
+    finally:
+        _keeping_output = before
 
 
 def packed_attention_forward(

@@ -2,7 +2,7 @@
 is predicted; memory and arithmetic are counted; what is assumed is listed with them."""
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,9 @@ from eva_fast.plan.run import PlannedRun
 from eva_fast.plan.students import OURS, check_formulation
 from eva_fast.train import RunLength
 from eva_fast.train.sharding import usual
+
+if TYPE_CHECKING:
+    from eva_fast.plan.simulate import Simulation
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": FP8}
 
@@ -117,6 +120,21 @@ def plan_run(
         asked=asked,
         best=best,
     )
+
+
+def plan_simulation(config: Config, gpus: int, hardware: str | None = None) -> "Simulation":
+    """What each of `gpus` GPUs would hold and send in a step of the run of `config`
+    (`eva_fast.plan.simulate`), in the precision that a GPU has by default."""
+    from eva_fast.plan.simulate import simulate
+
+    config = config.settled()
+    found = find_device(_checked(config, hardware or "h100", gpus, OURS), OURS)
+    if (config.optim.batch_size // gpus) % config.optim.accumulate:
+        raise UsageError(
+            f"the {config.optim.batch_size // gpus} images of a GPU are not a multiple of accumulate "
+            f"{config.optim.accumulate}"
+        )
+    return simulate(config, gpus, DTYPES[_precision(config, found)], found.gpus_per_node)
 
 
 def _checked(config: Config, hardware: str | None, gpus: int, formulation: str) -> str:

@@ -129,7 +129,7 @@ class PlannedRun:
     def _teacher_operators(self, batch: int) -> tuple[Operator, ...]:
         recorder = Recorder(self.masked * batch)
         with self._recording(recorder):
-            self._target(batch)
+            self.target(batch)
         return tuple(recorder.operators)
 
     def _block_bytes(self, batch: int) -> int:
@@ -174,8 +174,8 @@ class PlannedRun:
         module = self.build(recompute)
         copies = list(keep_copies(module, wide(self.dtype)).values())
         with self._recording(Recorder(self.masked * batch)):
-            target = self._target(batch)
-        images = self._batch(batch)
+            target = self.target(batch)
+        images = self.batch(batch)
 
         def loss() -> Tensor:
             with torch.no_grad():
@@ -184,11 +184,13 @@ class PlannedRun:
 
         return module, loss, copies
 
-    def _target(self, batch: int) -> Tensor | None:
+    def target(self, batch: int) -> Tensor | None:
+        """What the teacher answers to it; None where nothing is asked."""
         teacher = None if self.teacher is None else self.teacher.module
-        return answer(teacher, self.request)(self._batch(batch))
+        return answer(teacher, self.request)(self.batch(batch))
 
-    def _batch(self, size: int) -> Batch:
+    def batch(self, size: int) -> Batch:
+        """A micro-batch of that many images, on the meta device."""
         return Batch({f.name: _column(f, size) for f in (*self.fields, IDS, VIEWS)}).to(META)
 
     @contextmanager

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from eva_fast.world import World
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from eva_fast.objectives.base import Objective
 
 log = logging.getLogger(__name__)
@@ -44,14 +46,27 @@ def shard(
 ) -> Whole:
     """Shards `module` in place, on its device, over the processes of `to`, and returns what gives the
     loss. sharding: as above, or "auto"."""
+    chosen = _usual(module, to) if sharding == "auto" else sharding
+    mesh = mesh_of(chosen, to, next(module.parameters()).device.type)
+    log.info("%d processes, sharding %s", to.size, chosen)
+    return shard_over(mesh, objective, module, chosen, dtype)
+
+
+def mesh_of(sharding: str, to: World, device: str) -> "DeviceMesh":
+    """The processes of `to` as the form of sharding has them."""
     from torch.distributed.device_mesh import init_device_mesh
+
+    shape = {"replicate": (to.size, 1), "hybrid": (to.nodes, to.size // to.nodes)}.get(sharding)
+    names = ("replicate", "shard") if shape else ("shard",)
+    return init_device_mesh(device, shape or (to.size,), mesh_dim_names=names)
+
+
+def shard_over(
+    mesh: "DeviceMesh", objective: "Objective", module: nn.Module, chosen: str, dtype: torch.dtype
+) -> Whole:
+    """`shard` over a mesh that is there."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    device = next(module.parameters()).device
-    chosen = _usual(module, to) if sharding == "auto" else sharding
-    shape = {"replicate": (to.size, 1), "hybrid": (to.nodes, to.size // to.nodes)}.get(chosen)
-    names = ("replicate", "shard") if shape else ("shard",)
-    mesh = init_device_mesh(device.type, shape or (to.size,), mesh_dim_names=names)
     low = None if dtype == torch.float32 else dtype
     options: dict[str, Any] = {
         "mesh": mesh,
@@ -64,7 +79,6 @@ def shard(
         fully_shard(unit, **options)
     whole = Whole(objective, module)
     fully_shard(whole, **options)
-    log.info("%d processes, sharding %s", to.size, chosen)
     return whole
 
 
