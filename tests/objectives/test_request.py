@@ -62,7 +62,7 @@ def test_a_teacher_says_at_which_point_its_features_are():
     ("request_", "message"),
     [
         (Request(point="norm"), "at 'norm'; teacher 'rows' gives them at 'proj'"),
-        (Request(point="code"), "at 'code'"),
+        (Request(point="code"), "codes of a tokenizer, and teacher 'rows' gives features"),
         (Request(cls=True, rows="all"), "CLS row"),
         (Request(norm_after="calibrated"), "whiten=True needs"),
     ],

@@ -374,5 +374,5 @@ def _edit_state(out, edit, part="loader"):
     (folder / checkpoint.STATE).write_text(json.dumps(state))
     manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
     path = folder / checkpoint.STATE
-    manifest["files"][path.name] = [path.stat().st_size, checkpoint._crc32(path)]
+    manifest["files"][path.name] = [path.stat().st_size, checkpoint.crc32(path)]
     (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
