@@ -31,8 +31,9 @@ def check(path: Path) -> Iterator[Check]:
     for kernels in ("triton",) if interpreted() else own:
         set_kernels(kernels)
         try:
-            for row in (*outputs(tensors, meta, kernels), *_steps(tensors, meta, kernels)):
-                yield row._replace(what=f"{kernels}: {row.what}")
+            for rows in (_features, outputs, _steps):
+                for row in rows(tensors, meta, kernels):
+                    yield row._replace(what=f"{kernels}: {row.what}")
         finally:
             set_kernels("auto")
     _, spared = decay_groups(network(tensors, meta, "torch"))
@@ -60,16 +61,21 @@ def _teacher(t: dict, meta: dict) -> Iterator[Check]:
     yield Check("target", relative(target, t["target"]), 2e-5)
 
 
-def _loss(model: Distilled, t: dict, meta: dict) -> torch.Tensor:
-    return smooth_l1(model(t["image"]), t["teacher_features"], float(meta["smooth_l1_beta"]))
+def _loss(prediction: torch.Tensor, t: dict, meta: dict) -> torch.Tensor:
+    return smooth_l1(prediction, t["teacher_features"], float(meta["smooth_l1_beta"]))
+
+
+def _features(t: dict, meta: dict, kernels: str) -> Iterator[Check]:
+    features = network(t, meta, kernels).encoder.forward_features(t["image"])
+    yield Check("features", relative(features, t["features"]), 2e-5)
 
 
 def outputs(t: dict, meta: dict, kernels: str) -> Iterator[Check]:
+    """Prediction, loss and gradients of one pass."""
     model = network(t, meta, kernels)
-    features = model.encoder.forward_features(t["image"])
-    yield Check("features", relative(features, t["features"]), 2e-5)
-    yield Check("prediction", relative(model(t["image"]), t["prediction"]), 2e-5)
-    loss = _loss(model, t, meta)
+    prediction = model(t["image"])
+    yield Check("prediction", relative(prediction, t["prediction"]), 2e-5)
+    loss = _loss(prediction, t, meta)
     yield Check("loss", largest(loss, t["loss"]), 2e-6)
     loss.backward()
     errors = {n: relative(p.grad, t[f"grad.{n}"]) for n, p in model.named_parameters()}
@@ -90,7 +96,7 @@ def _steps(t: dict, meta: dict, kernels: str) -> Iterator[Check]:
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
-        loss = _loss(model, t, meta)
+        loss = _loss(model(t["image"]), t, meta)
         loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
         optimizer.step(grad_scale=(clip / (norm + 1e-6)).clamp_max(1.0))

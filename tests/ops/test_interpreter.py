@@ -28,6 +28,7 @@ def test_kernels_through_the_interpreter():
         str(HERE.parent / "model" / "test_fused.py"),
         str(HERE.parent / "model" / "test_vqkd.py"),
         str(HERE.parent / "model" / "test_mae.py"),
+        str(HERE.parent / "model" / "test_distilled.py"),
     ]
     child = subprocess.run(
         command,
