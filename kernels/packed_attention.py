@@ -191,7 +191,8 @@ def forward_options(queries: int, keys: int, head_dim: int, dtype_bytes: int) ->
     if dtype_bytes == 4:  # full fp32 products, not by tensor cores: larger tiles spill
         return [Tiles(32, 16, 8, 2)]
     block_m = 64 if queries > 33 else 32
-    block_n = 64 if keys > 33 and head_dim <= 128 else 32
+    # scores of 64 x 64 with a bias and a mask, at heads as narrow, spill on sm_100
+    block_n = 64 if keys > 33 and 32 < head_dim <= 128 else 32
     usual = Tiles(block_m, block_n, 4, 2)
     if block_m == 32:
         return [usual]
