@@ -14,11 +14,17 @@ double keys(double x) {  // Keys' kernel with a = -1/2, as Pillow's
   return x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
 }
 
+double triangle(double x) { return std::max(1 - std::fabs(x), 0.0); }
+
 }  // namespace
 
-void bicubic_taps(int64_t in, double low, double high, int64_t out, Taps<double>& filter) {
+void resize_taps(Filter kind, int64_t in, double low, double high, int64_t out,
+                 Taps<double>& filter) {
+  const bool bilinear = kind == Filter::kBilinear;
+  double (*const kernel)(double) = bilinear ? triangle : keys;
+  const double radius = bilinear ? 1 : 2;
   const double scale = (high - low) / double(out), stretch = std::max(scale, 1.0);
-  const double support = 2 * stretch, shrink = 1 / stretch;
+  const double support = radius * stretch, shrink = 1 / stretch;
   filter.taps = std::min(int64_t(std::ceil(support)) * 2 + 1, in);
   filter.first.resize(out);
   filter.weights.assign(out * filter.taps, 0);
@@ -30,7 +36,7 @@ void bicubic_taps(int64_t in, double low, double high, int64_t out, Taps<double>
     double* weights = &filter.weights[i * filter.taps];
     double total = 0;
     for (int64_t t = 0; t < n; ++t)
-      total += weights[t] = keys((double(begin + t) - centre + 0.5) * shrink);
+      total += weights[t] = kernel((double(begin + t) - centre + 0.5) * shrink);
     for (int64_t t = 0; t < n; ++t) weights[t] /= total;
     filter.first[i] = begin;
   }

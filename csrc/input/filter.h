@@ -1,4 +1,4 @@
-// Antialiased bicubic filters: how every output position is a weighted sum of input positions.
+// Antialiased filters: how every output position is a weighted sum of input positions.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -13,9 +13,13 @@ struct Taps {
   std::vector<Weight> weights;
 };
 
-// Pillow's bicubic filter for resizing [low, high) of an axis of `in` pixels to `out` pixels; pixels
-// outside the axis do not exist, the weights of the others are normalised.
-void bicubic_taps(int64_t in, double low, double high, int64_t out, Taps<double>& filter);
+// Numbered as in eva_fast/data/decode/filters.py.
+enum class Filter : int32_t { kBicubic = 0, kBilinear = 1 };
+
+// Pillow's filter of that kind for resizing [low, high) of an axis of `in` pixels to `out` pixels;
+// pixels outside the axis do not exist, the weights of the others are normalised.
+void resize_taps(Filter kind, int64_t in, double low, double high, int64_t out,
+                 Taps<double>& filter);
 
 // Weights in kWeightBits fixed point with an even number of taps, for weighted_rows. Taps added to
 // make it even have weight 0. Each output's weights add up to exactly 1, so flat areas stay flat.

@@ -172,10 +172,11 @@ EVA_EXPORT int32_t eva_jpeg_info(const uint8_t* data, int64_t size, int64_t* inf
 // image decoded at 1 / divisor of its size (1, 2, 4 or 8). Returns 1, or 0 as above.
 EVA_EXPORT int32_t eva_jpeg_crop(const uint8_t* data, int64_t size, int64_t left, int64_t top,
                                  int64_t width, int64_t height, int32_t divisor, int64_t out_size,
-                                 int32_t flip, uint8_t* out) {
+                                 int32_t flip, int32_t filter, uint8_t* out) {
   using namespace eva;
   Part part;
   if (!decode(decoder, data, size, left, top, width, height, divisor, part)) return 0;
-  resize(part.pixels, part.left, part.top, part.right, part.bottom, out_size, flip != 0, out);
+  resize(part.pixels, part.left, part.top, part.right, part.bottom, out_size, flip != 0,
+         Filter(filter), out);
   return 1;
 }

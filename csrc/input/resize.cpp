@@ -65,10 +65,10 @@ uint8_t* room(std::vector<uint8_t>& buffer, int64_t size) {
 }
 
 void resize(const Pixels& in, double left, double top, double right, double bottom, int64_t size,
-            bool flip, uint8_t* out) {
-  bicubic_taps(in.width, left, right, size, scratch.exact);
+            bool flip, Filter filter, uint8_t* out) {
+  resize_taps(filter, in.width, left, right, size, scratch.exact);
   quantise(scratch.exact, scratch.across);
-  bicubic_taps(in.height, top, bottom, size, scratch.exact);
+  resize_taps(filter, in.height, top, bottom, size, scratch.exact);
   quantise(scratch.exact, scratch.down);
   const int64_t tall = padded(in.height), area = size * size;
   uint8_t* columns = room(scratch.columns, in.width * in.pixel_stride * tall);
@@ -85,7 +85,8 @@ void resize(const Pixels& in, double left, double top, double right, double bott
 // eva::resize for Python.
 EVA_EXPORT void eva_resize(const uint8_t* data, int64_t height, int64_t width, int64_t row_stride,
                            int64_t pixel_stride, int64_t channels, double left, double top,
-                           double right, double bottom, int64_t size, int32_t flip, uint8_t* out) {
+                           double right, double bottom, int64_t size, int32_t flip,
+                           int32_t filter, uint8_t* out) {
   eva::resize({data, height, width, row_stride, pixel_stride, channels}, left, top, right, bottom,
-              size, flip != 0, out);
+              size, flip != 0, eva::Filter(filter), out);
 }

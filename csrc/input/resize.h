@@ -1,7 +1,9 @@
-// Antialiased bicubic resize by Pillow's algorithm (its weights have 22 bits, these 14).
+// Antialiased resize by Pillow's algorithm (its weights have 22 bits, these 14).
 #pragma once
 #include <cstdint>
 #include <vector>
+
+#include "input/filter.h"
 
 namespace eva {
 
@@ -14,7 +16,7 @@ struct Pixels {
 // The box of the image to planar out [3, size, size], mirrored left to right when `flip`; one channel
 // is written three times. The corners of the box are in pixels and need not be whole.
 void resize(const Pixels& in, double left, double top, double right, double bottom, int64_t size,
-            bool flip, uint8_t* out);
+            bool flip, Filter filter, uint8_t* out);
 
 // At least `size` bytes; buffers are kept a thread, not freed for every image.
 uint8_t* room(std::vector<uint8_t>& buffer, int64_t size);

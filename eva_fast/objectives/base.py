@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from eva_fast.data import Batch, Field, ImageField, Ragged
+from eva_fast.data.decode.filters import Interpolation
 from eva_fast.data.samples.fields import IDS, VIEWS
 from eva_fast.errors import UsageError
 from eva_fast.model import BeitViT, EvaViT, MaeEncoder, SwinV2
@@ -48,6 +49,8 @@ class Objective:
 
     statistics: Statistics = "clip"
     """What the student's uint8 images are normalised with."""
+    interpolation: Interpolation = "bicubic"
+    """The filter that the student's crops are resized with."""
     perfect: float | None = None
     """The loss of a perfect prediction, where it is known."""
     baselines: tuple[str, ...] = ()
@@ -60,7 +63,7 @@ class Objective:
         return [
             ImageField(
                 setting.sizes.img_size, data.crop_scale, data.crop_ratio, data.flip,
-                max_megapixels=data.max_megapixels,
+                max_megapixels=data.max_megapixels, interpolation=self.interpolation,
             )
         ]  # fmt: skip
 

@@ -3,7 +3,7 @@ every token (Wei et al. 2022, and its code).
 
 The target is what leaves the teacher's own last norm, CLS too where it has one, whitened by a norm
 without weights. Loss: smooth L1 with beta 2, mean over images, tokens and channels. Student and
-projector train, the student is handed on. Student and teacher see one crop.
+projector train, the student is handed on. Student and teacher see one crop, resized bilinearly.
 """
 
 from pathlib import Path
@@ -34,6 +34,7 @@ class FeatureDistillation(Objective):
     capturable = True
     perfect = 0.0
     statistics = "imagenet"
+    interpolation = "bilinear"
     swin = True
 
     def request(self, setting: Setting) -> Request:

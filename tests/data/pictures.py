@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from eva_fast.data.decode.filters import PILLOWS
+
 
 def encoded(number: int, size: tuple[int, int] = (40, 32), form: str = "JPEG") -> bytes:
     """A picture of `size` (width, height) that differs for every number."""
@@ -49,10 +51,10 @@ def write_shard(path: Path, numbers: range, mode: str = "w") -> Path:
     return path
 
 
-def expected(image, box, size):
+def expected(image, box, size, interpolation="bicubic"):
     """Pillow's crop, resize and mirror of a decoded image: int [3, size, size]."""
     part = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-    pixels = np.asarray(part.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    pixels = np.asarray(part.resize((size, size), PILLOWS[interpolation])).transpose(2, 0, 1)
     return (pixels[:, :, ::-1] if box.flip else pixels).astype(int)
 
 
@@ -65,7 +67,8 @@ def difference(crop, reference):
 def check(data, seed, cropper, image=None):
     """Asserts that the crop is near Pillow's of the whole image: (mean error, PSNR)."""
     image = image or Image.open(io.BytesIO(data)).convert("RGB")
-    reference = expected(image, cropper.box(image.width, image.height, seed), cropper.size)
+    box = cropper.box(image.width, image.height, seed)
+    reference = expected(image, box, cropper.size, cropper.interpolation)
     mean, psnr = difference(cropper(data, seed), reference)
     assert mean <= 2 and psnr >= 35, f"seed {seed}: mean error {mean:.2f}, PSNR {psnr:.1f} dB"
     return mean, psnr

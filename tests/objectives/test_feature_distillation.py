@@ -60,6 +60,15 @@ def test_it_learns_and_hands_on_its_student(trained):
     assert state["rel_pos_bias.relative_position_bias_table"].any()
 
 
+@pytest.mark.parametrize("name, filter", [("fd", "bilinear"), ("vqkd", "bicubic")])
+def test_its_crops_are_resized_bilinearly_those_of_others_not(name, filter):
+    setting = setting_of(
+        Config.from_options({**OPTIONS, "objective": name, "model": "eva_ti_patch8_32"})
+    )
+    image, *_ = open_objective(name).sample(setting)
+    assert image.cropper.interpolation == filter
+
+
 def test_what_is_asked_and_what_the_loss_is(clip):
     """All tokens with CLS, of width 64 before the projection, and the loss by its definition."""
     setting = setting_of(Config.from_options({**OPTIONS, "teacher": clip}))

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from eva_fast.data.decode.box import Box
+from eva_fast.data.decode.filters import PILLOWS, Interpolation
 from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.data.decode.pillow import BadImage, decode
 from eva_fast.data.decode.resize import resize
@@ -39,8 +40,13 @@ class DeviceDecoder:
     """
 
     def __init__(
-        self, device: torch.device, size: int, max_megapixels: float = MAX_MEGAPIXELS
+        self,
+        device: torch.device,
+        size: int,
+        max_megapixels: float = MAX_MEGAPIXELS,
+        interpolation: Interpolation = "bicubic",
     ) -> None:
+        self.interpolation: Interpolation = interpolation
         self.device, self.size, self.max_megapixels = device, size, max_megapixels
         try:
             self._decode([_sample()])
@@ -77,7 +83,7 @@ class DeviceDecoder:
             for picture, box in zip(pictures, boxes)
         ]
         rows = torch.tensor([d.row for d in deferred]).to(images.device, non_blocking=True)
-        images[rows] = resize(parts, [box.flip for box in boxes], self.size)
+        images[rows] = resize(parts, [box.flip for box in boxes], self.size, self.interpolation)
         return {}
 
     def _decode(self, encoded: list[Tensor]) -> list[Tensor]:
@@ -100,7 +106,7 @@ class DeviceDecoder:
         """uint8 [3, size, size] by Pillow; BadImage where it cannot decode the file either."""
         image = decode(data, max_megapixels=self.max_megapixels).image
         part = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-        part = part.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        part = part.resize((self.size, self.size), PILLOWS[self.interpolation])
         crop = torch.from_numpy(np.array(part)).permute(2, 0, 1)
         return crop.flip(-1) if box.flip else crop
 

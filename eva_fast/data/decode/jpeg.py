@@ -1,4 +1,4 @@
-"""Calls into csrc/input: JPEG bytes to a resized crop, and the bicubic resize of pixels.
+"""Calls into csrc/input: JPEG bytes to a resized crop, and the resize of pixels.
 
 Decoding is most of a sample's time and no Python package decodes a part of a JPEG, so csrc/ calls
 libjpeg-turbo itself: it skips what the crop does not touch. It hands back everything unusual or
@@ -12,6 +12,7 @@ import numpy as np
 
 from eva_fast import native
 from eva_fast.data.decode.container import jpeg_metadata
+from eva_fast.data.decode.filters import NUMBERS, Interpolation
 from eva_fast.data.decode.orientation import UPRIGHT, orientation
 
 
@@ -22,12 +23,12 @@ def library() -> ctypes.CDLL | None:
     if found is None:
         return None
     integer, pointer, real, flag = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double, ctypes.c_int32
-    found.eva_resize.argtypes = [pointer, *[integer] * 5, *[real] * 4, integer, flag, pointer]
+    found.eva_resize.argtypes = [pointer, *[integer] * 5, *[real] * 4, integer, flag, flag, pointer]
     found.eva_resize.restype = None
     if hasattr(found, "eva_jpeg_crop"):
         found.eva_jpeg_info.argtypes = [ctypes.c_char_p, integer, pointer]
         found.eva_jpeg_crop.argtypes = [
-            ctypes.c_char_p, *[integer] * 5, flag, integer, flag, pointer,
+            ctypes.c_char_p, *[integer] * 5, flag, integer, flag, flag, pointer,
         ]  # fmt: skip
     return found
 
@@ -55,6 +56,7 @@ def jpeg_crop(
     size: int,
     flip: bool,
     out: np.ndarray,
+    interpolation: Interpolation = "bicubic",
 ) -> bool:
     """Writes the crop (left, top, width, height) in stored pixels, resized, to `out` uint8 [3,S,S].
 
@@ -64,8 +66,11 @@ def jpeg_crop(
     functions = library()
     if functions is None or not available():
         return False
-    pointer = out.ctypes.data
-    return bool(functions.eva_jpeg_crop(data, len(data), *box, divisor, size, flip, pointer))
+    return bool(
+        functions.eva_jpeg_crop(
+            data, len(data), *box, divisor, size, flip, NUMBERS[interpolation], out.ctypes.data
+        )
+    )
 
 
 def resize(
@@ -74,8 +79,9 @@ def resize(
     size: int,
     flip: bool,
     out: np.ndarray,
+    interpolation: Interpolation = "bicubic",
 ) -> bool:
-    """Antialiased bicubic resize of uint8 [H, W, C] to `out` uint8 [3, size, size].
+    """Antialiased resize of uint8 [H, W, C] to `out` uint8 [3, size, size].
 
     box: (left, top, right, bottom) in pixels, not necessarily whole; what lies outside `pixels`
     does not contribute. C is 1 (written three times), 3, or 4 of which the last is ignored. Within
@@ -89,6 +95,6 @@ def resize(
     height, width, channels = pixels.shape
     functions.eva_resize(
         pixels.ctypes.data, height, width, pixels.strides[0], channels, min(channels, 3), *box,
-        size, flip, out.ctypes.data,
+        size, flip, NUMBERS[interpolation], out.ctypes.data,
     )  # fmt: skip
     return True

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from eva_fast.data.decode.box import Box
+from eva_fast.data.decode.filters import NUMBERS, PILLOWS, Interpolation
 from eva_fast.data.decode.jpeg import jpeg_crop, jpeg_info, resize
 from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.data.decode.pillow import LARGE, check_size, crop, decode, open_image
@@ -26,8 +27,8 @@ class Cropper:
 
     The box: area uniform in `scale` times the image's, aspect ratio (width / height) log-uniform in
     `ratio`, uniform position; after ten tries that do not fit, the largest centred box within
-    `ratio`. It is resized with Pillow's antialiased bicubic filter to `size` x `size` and mirrored
-    with probability `flip`.
+    `ratio`. It is resized with Pillow's antialiased filter, bicubic or bilinear (`interpolation`), to
+    `size` x `size` and mirrored with probability `flip`.
 
     A JPEG is decoded only where the crop needs it, and at a half, a quarter or an eighth of the size
     where that suffices (data/decode/jpeg.py); all else is decoded by Pillow. The crop is within 2 of
@@ -44,6 +45,7 @@ class Cropper:
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
         max_megapixels: float = MAX_MEGAPIXELS,
+        interpolation: Interpolation = "bicubic",
     ) -> None:
         if size < 1:
             raise UsageError(f"crop size must be at least 1 pixel, got {size}")
@@ -55,6 +57,9 @@ class Cropper:
             raise UsageError(f"flip must be a probability, got {flip}")
         if not max_megapixels > 0:
             raise UsageError(f"max_megapixels must be above 0, got {max_megapixels}")
+        if interpolation not in NUMBERS:
+            raise UsageError(f"interpolation is {' or '.join(NUMBERS)}, got {interpolation!r}")
+        self.interpolation: Interpolation = interpolation
         self.size = int(size)
         self.scale = (float(scale[0]), float(scale[1]))
         self.ratio = (float(ratio[0]), float(ratio[1]))
@@ -158,20 +163,25 @@ class Cropper:
         left, top, w, h = box.left, box.top, box.width, box.height
         divisor = next((d for d in (8, 4, 2) if d <= self._largest_divisor(box)), 1)
         if orientation == 1:
-            return jpeg_crop(data, (left, top, w, h), divisor, self.size, box.flip, out)
+            return self._jpeg_crop(data, (left, top, w, h), divisor, box.flip, out)
         # Stored to upright is a mirroring followed, for 5 to 8, by a transposition.
         mirror_x, mirror_y = orientation in (2, 3, 7, 8), orientation in (3, 4, 6, 7)
         if orientation >= 5:
             left, top, w, h = top, left, h, w
         left = width - left - w if mirror_x else left
         top = height - top - h if mirror_y else top
-        if not jpeg_crop(data, (left, top, w, h), divisor, self.size, mirror_x, out):
+        if not self._jpeg_crop(data, (left, top, w, h), divisor, mirror_x, out):
             return False
         crop = out[:, ::-1] if mirror_y else out
         if orientation >= 5:
             crop = crop.transpose(0, 2, 1)
         out[:] = (crop[:, :, ::-1] if box.flip else crop).copy()
         return True
+
+    def _jpeg_crop(
+        self, data: bytes, box: tuple[int, int, int, int], divisor: int, flip: bool, out: np.ndarray
+    ) -> bool:
+        return jpeg_crop(data, box, divisor, self.size, flip, out, self.interpolation)
 
     def _largest_divisor(self, box: Box) -> float:
         """How many times smaller a side an image may be decoded for the crop to lose nothing."""
@@ -194,9 +204,9 @@ class Cropper:
         inside = (
             (left - x) / factor, (top - y) / factor, (right - x) / factor, (bottom - y) / factor
         )  # fmt: skip
-        if resize(np.asarray(part), inside, self.size, box.flip, out):
+        if resize(np.asarray(part), inside, self.size, box.flip, out, self.interpolation):
             return
-        part = part.resize((self.size, self.size), Image.Resampling.BICUBIC, box=inside)
+        part = part.resize((self.size, self.size), PILLOWS[self.interpolation], box=inside)
         pixels = np.asarray(part).transpose(2, 0, 1)
         out[:] = pixels[:, :, ::-1] if box.flip else pixels
 

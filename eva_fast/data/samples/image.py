@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from eva_fast.data.decode.device import DeviceDecoder
+from eva_fast.data.decode.filters import Interpolation
 from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.data.samples.crop import Cropper
 from eva_fast.data.samples.fields import Field, Rows
@@ -24,11 +25,12 @@ class ImageField(Field):
         flip: float = 0.5,
         *,
         max_megapixels: float = MAX_MEGAPIXELS,
+        interpolation: Interpolation = "bicubic",
         fixed_seed: int | None = None,
         name: str = "images",
     ):
         self.fixed_seed = fixed_seed
-        self.cropper = Cropper(size, scale, ratio, flip, max_megapixels)
+        self.cropper = Cropper(size, scale, ratio, flip, max_megapixels, interpolation)
         super().__init__(name, np.uint8, (3, self.cropper.size, self.cropper.size))
 
     @classmethod
@@ -44,7 +46,8 @@ class ImageField(Field):
 
     def decoded_on(self, device: torch.device) -> Field:
         cropper = self.cropper
-        return _DeferredImage(self, DeviceDecoder(device, cropper.size, cropper.max_megapixels))
+        decoder = DeviceDecoder(device, cropper.size, cropper.max_megapixels, cropper.interpolation)
+        return _DeferredImage(self, decoder)
 
 
 class _DeferredImage(Field):

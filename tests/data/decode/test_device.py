@@ -44,7 +44,8 @@ def files():
 
 
 @needs_turbo
-def test_crops_are_those_of_the_workers(files):
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_crops_are_those_of_the_workers(files, interpolation):
     png = io.BytesIO()
     Image.open(io.BytesIO(files[0])).save(png, "PNG")
     turned = Image.Exif()
@@ -52,8 +53,8 @@ def test_crops_are_those_of_the_workers(files):
     rotated = encode(Image.open(io.BytesIO(files[1])), exif=turned, quality=60)
     large = encode(Image.effect_noise((500, 400), 90).convert("RGB"), quality=100)
     files = [*files, png.getvalue(), rotated, large]
-    _, _, expected = made(files, defers=False)
-    fields, _, rows = made(files)
+    _, _, expected = made(files, defers=False, interpolation=interpolation)
+    fields, _, rows = made(files, interpolation=interpolation)
     deferred = rows["images.encoded"][:, 0] > 0
     assert deferred[:8].all() and not deferred[8:].any()
     batch, bad = uploaded(fields, Rows({k: v.copy() for k, v in rows.arrays.items()}))

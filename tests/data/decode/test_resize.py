@@ -1,5 +1,6 @@
 """Crops of many sizes at once, against PyTorch's resize of each alone."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -9,18 +10,19 @@ from eva_fast.data.decode.resize import resize
 SIZES = [(50, 70), (24, 24), (9, 130), (200, 31), (24, 60), (7, 5)]
 
 
-def alone(part, flip, size):
-    options = dict(mode="bicubic", antialias=True, align_corners=False)
+def alone(part, flip, size, interpolation):
+    options = dict(mode=interpolation, antialias=True, align_corners=False)
     crop = F.interpolate(part[None].double(), (size, size), **options)[0]
     return crop.flip(-1) if flip else crop
 
 
-def check(parts, flips, size):
-    found = resize(parts, flips, size)
+def check(parts, flips, size, interpolation="bicubic"):
+    found = resize(parts, flips, size, interpolation)
     assert found.shape == (len(parts), 3, size, size) and found.dtype == torch.uint8
     for row, part, flip in zip(found, parts, flips):
         # half a level of rounding, and what float32 leaves beside it
-        assert (row - alone(part, flip, size).clamp(0, 255)).abs().max() <= 0.501
+        exact = alone(part, flip, size, interpolation).clamp(0, 255)
+        assert (row - exact).abs().max() <= 0.501
 
 
 def pictures():
@@ -30,8 +32,9 @@ def pictures():
     ]
 
 
-def test_smaller_and_larger_pictures_mirrored_or_not():
-    check(pictures(), [False, True, True, False, False, True], 24)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_smaller_and_larger_pictures_mirrored_or_not(interpolation):
+    check(pictures(), [False, True, True, False, False, True], 24, interpolation)
 
 
 def test_parts_of_pictures():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import RandomResizedCrop, Resize
 
 from bench.photos import encode, jpegs, photographs
 from eva_fast import native
@@ -42,6 +42,26 @@ def test_300_crops_equal_pillows(files, path):
     results = [check(files[i % len(files)], i, cropper) for i in range(300)]
     means, psnrs = zip(*results)
     assert np.mean(means) < 0.75 and min(psnrs) > 40
+
+
+def test_bilinear_crops_equal_pillows(files, path):
+    """Of JPEGs and PNGs, shrunk, whole or larger than the image."""
+    for i in range(60):
+        png = io.BytesIO()
+        if i % 3 == 0:
+            Image.open(io.BytesIO(files[i])).save(png, "PNG", compress_level=1)
+        cropper = Cropper((48, 97, 224, 512)[i % 4], interpolation="bilinear")
+        check(png.getvalue() or files[i], i, cropper)
+
+
+def test_bilinear_pixels_are_those_of_torchvisions_resize(photo, path):
+    """Its default of images; no JPEG lies between, so the two differ by rounding alone."""
+    for size in (61, 224, 500):
+        whole = dict(scale=(1, 1), ratio=(photo.width / photo.height,) * 2, flip=0)
+        found = Cropper(size, **whole, interpolation="bilinear")(photo, 0)
+        theirs = Resize((size, size))(photo)
+        assert np.abs(found - np.asarray(theirs).transpose(2, 0, 1).astype(int)).max() <= 2
+        assert np.abs(Cropper(size, **whole)(photo, 0) - found.astype(int)).max() > 8
 
 
 def test_300_crops_of_every_kind_equal_pillows(files, path):
