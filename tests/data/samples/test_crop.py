@@ -175,6 +175,10 @@ def test_out_is_written_in_place(files, path):
         (dict(size=8, scale=(0.5, 1.2)), "scale"),
         (dict(size=8, ratio=(2, 1)), "ratio"),
         (dict(size=8, flip=1.5), "flip"),
+        (
+            dict(size=8, interpolation="lanczos"),
+            "interpolation is bicubic or bilinear, got .lanczos",
+        ),
     ],
 )
 def test_bad_arguments(arguments, message):
