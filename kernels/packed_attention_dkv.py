@@ -133,8 +133,10 @@ def dkv_options(
         return [Tiles(32, 32, 4, 2)]
     four, eight = Tiles(32, 64, 4, 2), Tiles(32, 64, 8, 2)
     usual = [four, eight]
-    if head_dim > 32 and (capability >= 100 or (capability < 90 and biased)):
+    if head_dim > 32 and capability >= 100:
         usual = [eight, four]  # triton spills there with 4 warps
+    elif head_dim > 32 and capability < 90 and biased:
+        usual = [Tiles(32, 32, 4, 1), eight, four]  # triton 3.6 spills in 64 keys, 3.8 may
     elif capability < 90 and head_dim <= 64:
         usual = [four._replace(stages=1), four]  # and there with two stages
     larger = [Tiles(64, 128, 8, 2)] if keys > 64 and capability >= 90 else []
