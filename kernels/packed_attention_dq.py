@@ -161,7 +161,7 @@ def dq_options(
 ) -> list[Tiles]:
     """Tiles of the dq kernel, the usual ones first."""
     if dtype_bytes == 4:  # full fp32 products, not by tensor cores: larger tiles spill
-        return [Tiles(32, 32, 8, 1 if head_dim <= 32 else 2)]
+        return [Tiles(32, 32, 8, 1 if head_dim <= 32 and capability < 90 else 2)]
     if queries <= 33 or head_dim > 128:
         return [Tiles(32, 32, 4, 2)]
     usual = Tiles(64, 32, 4, 2)
