@@ -7,6 +7,7 @@ write a checkpoint, is decided by all alike, a step after one of them wished it.
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -120,8 +121,6 @@ class Agreement:
         """What was wished a step ago; None where nothing is open. RunError where a process is gone."""
         if self._pending is None:
             return None
-        import time
-
         (work, flags), self._pending = self._pending, None
         start = time.perf_counter()
         try:
