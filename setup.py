@@ -1,9 +1,9 @@
 """Builds the native extension `eva_fast._native` from csrc/; everything else is in pyproject.toml.
 
 The library exposes a plain C interface that Python reaches through ctypes, so it needs neither
-torch's nor Python's headers and one build serves every version of both. A file whose name ends in
-`_avx2.cpp` or `_avx512.cpp` is compiled for that instruction set; the code picks among them at run
-time. Without a C++ compiler the install still succeeds and the package runs on plain PyTorch.
+torch's nor Python's headers and one build, and one wheel, serves every version of both. A file whose
+name ends in `_avx2.cpp` or `_avx512.cpp` is compiled for that instruction set; the code picks among
+them at run time. Without a C++ compiler the install still succeeds and the package runs on plain PyTorch.
 csrc/input/jpeg.cpp is built where libjpeg-turbo and its headers are found; elsewhere Pillow decodes.
 """
 
@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
@@ -57,6 +58,9 @@ def sources() -> list[str]:
 
 
 class BuildNative(build_ext):
+    def get_ext_filename(self, fullname):
+        return str(Path(*fullname.split("."))) + ".so"  # not Python's name: it is no module of one
+
     def build_extension(self, ext):
         objects = []
         libraries = ["m"]
@@ -80,6 +84,8 @@ class BuildNative(build_ext):
             )
         target = self.get_ext_fullpath(ext.name)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
+        for earlier in Path(target).parent.glob("_native*.so"):
+            earlier.unlink()
         self.compiler.link_shared_object(objects, target, target_lang="c++", libraries=libraries)
 
     def finds_jpeg(self) -> bool:
@@ -105,8 +111,15 @@ class BuildNative(build_ext):
             )
 
 
+class AnyPython(bdist_wheel):
+    """A wheel of one platform and of every Python 3."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
 headers = sorted(str(p) for p in Path("csrc").rglob("*.h"))
 setup(
     ext_modules=[Extension("eva_fast._native", sources(), depends=headers, optional=True)],
-    cmdclass={"build_ext": BuildNative},
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": AnyPython},
 )
