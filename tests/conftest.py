@@ -13,9 +13,14 @@ With `-m gpu` the same tests run on an NVIDIA GPU: Triton's kernels compiled, ev
 
 import contextlib
 import json
+import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # each has a core, and so have the processes that it starts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from safetensors import safe_open
 

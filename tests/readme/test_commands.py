@@ -30,7 +30,7 @@ def test_commands_are_taken_from_blocks_at_their_ands_without_comments():
 def test_the_first_two_blocks_install_and_run():
     first, second = blocks()[:2]
     assert first.commands()[-1] == ".venv/bin/eva-fast pretrain"
-    assert second.commands()[-1] == ".venv/bin/python -m pytest"
+    assert second.commands()[-1] == ".venv/bin/python -m pytest -n 2 --dist worksteal"
     assert len(OURS) >= 6 and any(" eval " in command for command in OURS)
 
 
