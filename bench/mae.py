@@ -23,6 +23,7 @@ from eva_fast.layers.inputs import normalise
 from eva_fast.model import DecoderSizes, MaskedAutoencoder, ModelSizes, sizes_of
 from eva_fast.objectives.mae import Mae
 from eva_fast.train import TrainState, TrainStep, make_optimizer
+from eva_fast.train.config import OptimConfig
 from eva_fast.train.guard import Guard
 from eva_fast.train.sums import Sums
 
@@ -112,7 +113,7 @@ def our_step(network: MaskedAutoencoder, batch: Batch, target: Tensor) -> Callab
     state = TrainState(
         module=network, teacher=None, loader=None, device=device, sums=Sums((), device),
         optimizer=make_optimizer(network, copies=keep_copies(network, torch.float32)),
-        guard=Guard(device, scaled=False),
+        guard=Guard(device, scaled=False, spike=OptimConfig().spike),
     )  # fmt: skip
     step = TrainStep(state, Mae(), lambda batch: target, clip_grad=training.CLIP_NORM)
     return lambda: step(batch, rate=1e-4)

@@ -18,6 +18,7 @@ from eva_fast.model import EvaViT
 from eva_fast.objectives.eva import Eva
 from eva_fast.train import TrainState, TrainStep, make_optimizer
 from eva_fast.train.captured import CapturedStep
+from eva_fast.train.config import OptimConfig
 from eva_fast.train.guard import Guard
 from eva_fast.train.step import Outcome
 from eva_fast.train.sums import Sums
@@ -37,7 +38,7 @@ def training_step(
     state = TrainState(
         module=model, teacher=None, loader=None, device=device, sums=Sums((), device),
         optimizer=make_optimizer(model, copies=keep_copies(model, dtype)),
-        guard=Guard(device, scaled=dtype == torch.float16),
+        guard=Guard(device, scaled=dtype == torch.float16, spike=OptimConfig().spike),
     )  # fmt: skip
     step = TrainStep(state, Eva(), lambda batch: target, clip_grad=plain.CLIP_NORM)
     number = torch.arange(shape.batch)

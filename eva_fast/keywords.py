@@ -64,6 +64,7 @@ class PretrainOptions(TypedDict, total=False):
     eps: float
     weight_decay: float
     clip_grad: float
+    spike: float
     ema: float
     seed: int
     resume: Literal["never", "auto"]

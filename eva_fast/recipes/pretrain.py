@@ -73,7 +73,7 @@ def pretrain(
     Raises:
         ValueError, FileNotFoundError: a wrong option, path or file; before training where possible.
         RuntimeError: too many unreadable images, a worker died, or too many steps in a row were not
-            finite (`NonFiniteError`); the run can be resumed.
+            finite (`NonFiniteError`) or spikes (`LossSpikeError`); the run can be resumed.
     """
     from eva_fast.recipes.ending import ending
     from eva_fast.recipes.hearing import heard

@@ -37,7 +37,7 @@ class Clock:
         self.waited = self.state.loader.wait_seconds
 
     def read(self, rate: float, waited_for_others: float = 0.0) -> dict[str, Any]:
-        """Reads the device. NonFiniteError if too many steps were skipped in a row. waited_for_others:
+        """Reads the device. SkippedError if too many steps were skipped in a row. waited_for_others:
         seconds so far, on the host. Of a run of several processes all must call it."""
         state, length = self.state, self.length
         means = with_gain(state.sums.take())

@@ -40,6 +40,9 @@ class OptimConfig:
     """Decay of matrices and the like: not of biases, vectors, and what the model spares."""
     clip_grad: float = option(3.0, resume=True)
     """Largest global gradient norm; 0 turns clipping off."""
+    spike: float = option(7.0, resume=True)
+    """Skip a step whose loss is so many standard deviations above the mean of the last 128 or so; 0
+    never does."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, kept beside them; 0 for none."""
 
@@ -52,7 +55,8 @@ class OptimConfig:
         )
         require(self.steps is None or self.steps >= 1, f"steps must be at least 1: {self.steps}")
         require(self.epochs is None or self.epochs > 0, f"epochs must be above 0: {self.epochs}")
-        for name in ("lr", "min_lr", "warmup_lr", "warmup_epochs", "weight_decay", "clip_grad"):
+        rates = ("lr", "min_lr", "warmup_lr", "warmup_epochs", "weight_decay")
+        for name in (*rates, "clip_grad", "spike"):
             value = getattr(self, name)
             require(math.isfinite(value) and value >= 0, f"{name} must be 0 or more, got {value}")
         require(self.eps > 0, f"eps must be above 0, got {self.eps}")
@@ -104,8 +108,8 @@ class RunConfig:
     process_minutes: float = option(10.0, resume=True)
     """Minutes after which a process that does not answer ends the others of its run."""
     rewinds: int = option(2, resume=True)
-    """How often a run whose steps are not finite goes back to its last checkpoint, and on with fresh
-    data, before it stops."""
+    """How often a run whose steps are not finite, or spikes, ten times in a row goes back to its last
+    checkpoint, and on with fresh data, before it stops."""
     track: bool = option(False, resume=True)
     """Write TensorBoard files too (pip install 'eva-fast[track]')."""
     progress: bool = option(True, resume=True)

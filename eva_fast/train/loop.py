@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from eva_fast.train.captured import CapturedStep
 from eva_fast.train.clock import Clock
-from eva_fast.train.guard import NonFiniteError
+from eva_fast.train.guard import SkippedError
 from eva_fast.train.processes import Agreement
 from eva_fast.train.saver import Saver
 from eva_fast.train.schedule import RunLength
@@ -41,7 +41,7 @@ def train(
         on_step: called with the number of finished steps after each.
 
     Returns None, or the name of the signal that stopped it early; either way the last step is in a
-    checkpoint. RuntimeError from the data and NonFiniteError (also where every step was skipped) leave
+    checkpoint. RuntimeError from the data and SkippedError (also where every step was skipped) leave
     a checkpoint too. A loss that is the same in every step is warned of.
     """
     state, run = step.state, config.run
@@ -71,7 +71,7 @@ def train(
                 try:
                     with saver.on_error():
                         telemetry.record(**clock.read(rate, agreed.waited))
-                except NonFiniteError as error:
+                except SkippedError as error:
                     saver.rewind(error)
                     clock.restart()
             if picture and run.picture_every and state.step % run.picture_every == 0:
@@ -86,10 +86,10 @@ def _check_outcome(state: TrainState, steps: int) -> None:
     """A run that took no step is no success, and one whose loss never moved is hardly one."""
     found = state.sums.loss_range()
     if steps and found is None:
-        raise NonFiniteError(
-            f"the loss or its gradient was not finite in all {steps} steps: each was skipped, and the "
-            "weights are those from before them. Look at the teacher's weights and the data for "
-            "values that are not finite; otherwise lower the learning rate (lr)"
+        raise SkippedError(
+            f"the loss or its gradient was not finite, or the loss a spike, in all {steps} steps: each "
+            "was skipped, and the weights are those from before them. Look at the teacher's weights and "
+            "the data for values that are not finite; otherwise lower the learning rate (lr)"
         )
     if steps > 1 and found is not None and found[0] == found[1]:
         log.warning(
@@ -99,4 +99,4 @@ def _check_outcome(state: TrainState, steps: int) -> None:
         )  # fmt: skip
 
 
-__all__ = ["NonFiniteError", "train"]
+__all__ = ["train"]

@@ -12,7 +12,7 @@ from eva_fast import world
 from eva_fast.errors import RunError
 from eva_fast.train import checkpoint
 from eva_fast.train.checkpoint_writer import Writer
-from eva_fast.train.guard import NonFiniteError
+from eva_fast.train.guard import SkippedError
 from eva_fast.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -69,15 +69,15 @@ class Saver:
         one alone cannot save; the last checkpoint is whole."""
         try:
             yield
-        except NonFiniteError:
+        except SkippedError:
             raise
         except (RuntimeError, ValueError):
             if world.world().size == 1:
                 self.finish()
             raise
 
-    def rewind(self, error: NonFiniteError) -> None:
-        """Goes back to the newest checkpoint from before the steps that were not finite; later ones go,
+    def rewind(self, error: SkippedError) -> None:
+        """Goes back to the newest checkpoint from before the steps that were skipped; later ones go,
         the data goes on where it is. Raises `error` where there is none or it was done too often, with
         a checkpoint of the last good weights."""
         self.writer.wait()

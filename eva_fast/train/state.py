@@ -77,7 +77,7 @@ class TrainState:
                 optim.weight_decay,
                 copies=keep_copies(module, dtype),
             ),
-            guard=Guard(device, scaled=dtype == torch.float16),
+            guard=Guard(device, scaled=dtype == torch.float16, spike=optim.spike),
             sums=Sums(objective.metrics + ((LOSS,) if baseline else ()), device),
             device=device,
             whole=whole,
@@ -126,6 +126,8 @@ class TrainState:
                 tensors["baseline"],
                 tensors["window"],
             )  # of a run that had none yet: both start anew
+        if "spikes" not in checkpoint.names_in(folder):
+            tensors.pop("spikes", None)  # likewise
         checkpoint.load(folder, tensors)
         settings = [{k: group[k] for k in SETTINGS} for group in self.optimizer.param_groups]
         set_state_dict(
@@ -136,7 +138,7 @@ class TrainState:
         )
         for group, chosen in zip(self.optimizer.param_groups, settings):
             group.update(chosen)
-        self.guard.state.copy_(tensors["guard"])
+        self.guard.restore(tensors)
         if "window" in tensors:
             self.sums.tensor.copy_(tensors["window"])
         if self.baseline is not None and "baseline" in tensors:
@@ -168,7 +170,7 @@ class TrainState:
         tensors = {
             "model": model,
             "optimizer": optimizer,
-            "guard": self.guard.state,
+            **self.guard.tensors(),
             "window": self.sums.tensor,
             "whitening": self.teacher.state_dict() if isinstance(self.teacher, Teacher) else {},
             "random": random,

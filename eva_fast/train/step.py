@@ -1,7 +1,7 @@
 """The training step: the one that a run makes, benchmarks time and the choice of kernels watches.
 
     for each micro-batch:  target = teacher's answer;  backward of the scaled loss / micro-batches
-    norm of all gradients -> clip, AdamW, or nothing where loss or norm is not finite
+    norm of all gradients -> clip, AdamW, or nothing where loss or norm is not finite or the loss a spike
     the objective's own update, moving average, mean of the targets, sums for the next log point
 
 Nothing in it waits for the device, and what never changes is made at set-up. All that it changes

@@ -64,7 +64,7 @@ class Telemetry:
         """One log point. `values` are plain numbers; `step` and `loss` must be among them."""
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
-        loss = "not finite" if values["loss"] is None else f"{values['loss']:.4f}"
+        loss = "(steps skipped)" if values["loss"] is None else f"{values['loss']:.4f}"
         if values.get("gain") is not None:
             loss += f" (constant {values['baseline_loss']:.4f}, gain {values['gain']:.4f})"
         shown = (

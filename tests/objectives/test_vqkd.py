@@ -58,13 +58,15 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(trained, tmp_path, monke
         assert (again.out / name).read_bytes() == (trained.out / name).read_bytes()
 
 
-def test_a_step_that_is_not_finite_changes_nothing(tmp_path):
+@pytest.mark.parametrize("fault", [lambda loss: loss * torch.nan, lambda loss: loss + 1e3])
+def test_a_step_that_is_not_finite_or_a_spike_changes_nothing(tmp_path, fault, monkeypatch):
+    monkeypatch.setattr("eva_fast.train.spikes.STEPS", 2)
     seen = []
 
     class Stumbling(TrainTokenizer):
         def loss(self, module, batch, target):
             loss, measured = super().loss(module, batch, target)
-            return (loss * torch.nan if len(seen) == 2 else loss), measured
+            return (fault(loss) if len(seen) == 2 else loss), measured
 
         def after_step(self, module, applied):
             super().after_step(module, applied)

@@ -41,7 +41,7 @@ def make_step() -> TrainStep:
     model = EvaViT(SIZES, drop_path=0.2, compute_dtype=torch.bfloat16).to(GPU).train()
     teacher, objective = load_teacher("hog", grid=(4, 4), device="cuda"), Eva()
     state = TrainState(
-        module=model, teacher=teacher, loader=None, device=GPU, guard=Guard(GPU, scaled=False),
+        module=model, teacher=teacher, loader=None, device=GPU, guard=Guard(GPU, False, spike=7.0),
         optimizer=make_optimizer(model, copies=keep_copies(model, torch.bfloat16)),
         sums=Sums((LOSS,), GPU), ema=Ema(model, 0.9), baseline=Baseline.of(objective, teacher.dim, GPU),
     )  # fmt: skip
@@ -90,7 +90,7 @@ def lasting(step: TrainStep) -> dict[int, str]:
     named = dict(state.module.named_parameters())
     named |= {f"ema.{n}": t for n, t in state.ema.weights.items()}
     named |= {f"baseline.{n}": t for n, t in state.baseline.tensors().items()}
-    named |= {"guard": state.guard.state, "sums": state.sums.tensor}
+    named |= {**state.guard.tensors(), "sums": state.sums.tensor}
     for name, parameter in state.module.named_parameters():
         named |= {f"{name}.{k}": t for k, t in state.optimizer.state[parameter].items()}
         if parameter in state.optimizer.copies:

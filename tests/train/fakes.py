@@ -84,7 +84,9 @@ def ask(batch):
     return batch.images.flatten(1)[:, :4].float() / 100
 
 
-def make_step(objective=None, loader=None, *, scaled=False, ema=None, ask=ask, **options):
+def make_step(
+    objective=None, loader=None, *, scaled=False, spike=0.0, ema=None, ask=ask, **options
+):
     """A step over a fresh `Counting`."""
     objective = objective or Squares()
     module = objective.build(None, None)
@@ -94,7 +96,7 @@ def make_step(objective=None, loader=None, *, scaled=False, ema=None, ask=ask, *
         teacher=None,
         loader=loader or FakeLoader(),
         optimizer=make_optimizer(module, lr=1e-2),
-        guard=Guard(CPU, scaled=scaled),
+        guard=Guard(CPU, scaled=scaled, spike=spike),
         sums=Sums(objective.metrics + ((LOSS,) if baseline else ()), CPU),
         device=CPU,
         ema=Ema(module, ema) if ema else None,

@@ -9,6 +9,7 @@ import torch
 import eva_fast
 from eva_fast.errors import RunError
 from eva_fast.objectives.eva import Eva
+from eva_fast.train import spikes
 from tests.train.several import OPTIONS
 
 KIND, OUT = sys.argv[1:]
@@ -17,9 +18,13 @@ LATER = 6  # the checkpoint of step 2 is on disk when that of step 4 begins
 
 
 class Faulty(Eva):
-    """Rank 1 has a fault in the loss of a step, or of ten."""
+    """Rank 1 has a fault in the loss of a step, or of many. Each notes what it took part in."""
 
     seen = 0
+
+    def after_step(self, module, applied):
+        with open(f"{OUT}-applied-{RANK}", "a") as file:
+            file.write(str(int(applied)))
 
     def loss(self, module, batch, target):
         loss, metrics = super().loss(module, batch, target)
@@ -28,6 +33,8 @@ class Faulty(Eva):
             loss = loss * torch.nan
         if RANK == 1 and KIND == "nans" and STEP <= Faulty.seen < STEP + 10:
             loss = loss * torch.nan
+        if RANK == 1 and KIND == "spikes" and (Faulty.seen == 5 or Faulty.seen >= 8):
+            loss = loss + 100.0
         if RANK == 1 and KIND == "sleeps" and Faulty.seen == LATER:
             time.sleep(600)
         if RANK == 1 and KIND == "dies" and Faulty.seen == LATER:
@@ -39,9 +46,10 @@ class Faulty(Eva):
 
 options = {
     **OPTIONS,
-    "steps": 24 if KIND == "nans" else 8,
+    "steps": 24 if KIND in ("nans", "spikes") else 8,
     "checkpoint_every": 2,
     "keep_checkpoints": 9,
 }
+spikes.STEPS = 4
 minutes = 0.1 if KIND == "sleeps" else 5.0
 eva_fast.pretrain(objective=Faulty(), out=OUT, process_minutes=minutes, **options)

@@ -32,6 +32,23 @@ def test_many_such_steps_take_the_run_back_to_its_last_checkpoint(tmp_path):
     assert lines(tmp_path)[-1]["step"] == 24 and lines(tmp_path)[-1]["loss"] is not None
 
 
+def applied(out):
+    """Of both processes, a digit a step."""
+    return [out.with_name(f"{out.name}-applied-{rank}").read_text() for rank in (0, 1)]
+
+
+def test_a_spike_on_one_is_skipped_by_all_and_many_go_back_twice_and_stop(tmp_path):
+    """One in step 5; from step 8 on there are no others, also after the ways back to step 6."""
+    status, said, _ = run("spikes", tmp_path / "run")
+    assert status != 0 and "the loss was a spike in 10 steps in a row" in said, said[-3000:]
+    assert applied(tmp_path / "run") == ["1111011" + "0" * 30] * 2
+    assert "skipped 1 steps: the loss is a spike" in said
+    assert said.count("Going back from step") == 2
+    assert [line["skipped_steps"] for line in lines(tmp_path / "run")[:7]] == [0] * 4 + [1] * 3
+    found = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    assert checkpoint.read_state(found)["step"] == 16
+
+
 @pytest.mark.parametrize(
     "kind, says",
     [

@@ -9,7 +9,7 @@ import torch
 
 from eva_fast.config import Config
 from eva_fast.train import RunLength, checkpoint, checkpoint_writer, train
-from eva_fast.train.guard import NonFiniteError
+from eva_fast.train.guard import NonFiniteError, SkippedError
 from eva_fast.train.telemetry import Telemetry
 from tests.train.fakes import FakeLoader, ask, make_step, snapshot
 
@@ -167,7 +167,7 @@ def test_a_run_that_took_no_step_is_no_success(tmp_path, total):
     """Fewer steps than the streak that stops a longer run."""
     step = make_step()
     step.ask = lambda batch: torch.tensor(float("nan"))
-    with pytest.raises(NonFiniteError, match=f"in all {total} steps"):
+    with pytest.raises(SkippedError, match=f"in all {total} steps"):
         run(tmp_path, step, total=total)
     assert steps(tmp_path) == [total]
 

@@ -109,13 +109,13 @@ def test_sums_are_means_of_the_steps_since_they_were_taken():
 
 def test_what_a_captured_step_writes_stays_where_it_is():
     """A CUDA graph writes to the addresses it was captured with."""
-    step = make_step(ema=0.9, scaled=True)
+    step = make_step(ema=0.9, scaled=True, spike=7.0)
     run(step)
     state = step.state
 
     def addresses():
         held = [*state.module.state_dict().values(), *state.ema.weights.values()]
-        held += [state.guard.state, state.sums.tensor, step(batch(5), 1e-2).loss]
+        held += [*state.guard.tensors().values(), state.sums.tensor, step(batch(5), 1e-2).loss]
         held += [v for p in state.module.parameters() for v in state.optimizer.state[p].values()]
         return [t.data_ptr() for t in held]
 
@@ -159,7 +159,7 @@ class Idle(Squares):
 @pytest.mark.parametrize("objective", [Squares, Idle])
 def test_saved_and_restored_it_goes_on_to_the_same_bits(tmp_path, objective):
     def fresh():
-        return make_step(objective(), loader=FakeLoader(), ema=0.9, accumulate=2)
+        return make_step(objective(), loader=FakeLoader(), ema=0.9, spike=7.0, accumulate=2)
 
     whole, first, second = fresh(), fresh(), fresh()
     run(whole, range(6))
@@ -173,3 +173,5 @@ def test_saved_and_restored_it_goes_on_to_the_same_bits(tmp_path, objective):
     run(second, range(3, 6))
     assert equal(snapshot(second.state), snapshot(whole.state))
     assert torch.equal(second.state.sums.tensor, whole.state.sums.tensor)
+    guards = [s.state.guard.tensors().values() for s in (second, whole)]
+    assert equal(*guards)
