@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         train,
         weights,
     )
+    from eva_fast.acceleration import accelerate
     from eva_fast.data import BlockMasker
     from eva_fast.model import create_model
     from eva_fast.recipes.ablate import AblationResult, ablate
@@ -39,6 +40,7 @@ _HOME = {
     "PretrainResult": "eva_fast.recipes.pretrain",
     "create_model": "eva_fast.model",
     "export": "eva_fast.recipes.export",
+    "accelerate": "eva_fast.acceleration",
     "load_teacher": "eva_fast.teachers",
     "BlockMasker": "eva_fast.data",
 }
@@ -48,6 +50,7 @@ __all__ = [
     "PretrainResult",
     "__version__",
     "ablate",
+    "accelerate",
     "config",
     "create_model",
     "data",

@@ -8,7 +8,8 @@ the row statistics, qkv, the attention output (not on CPUs) and the log-sum-exp;
 computed again, inside an op that reads its input anyway. The result is not added: it is returned
 with the stream (`Stream`), and the next norm does the addition, the drop-path factor and the bias
 in the same pass. Only q and v have biases whose gradients are summed: the softmax does not see what is
-added to all keys, so that a k bias has none.
+added to all keys, so that a k bias has none. Products run in the weights' dtype, or that of their
+copies, whatever the stream's is; all heads together need not be as wide as the stream.
 
 With an additive bias of the scores, [H, T, T], shared by all images, the op is `biased_attention`.
 """
@@ -23,7 +24,15 @@ from eva_fast.layers.layer_scale import folded
 from eva_fast.layers.linear import KeepsCopies, Linear, Matrix, can_keep, refreshed
 from eva_fast.layers.masked_tail import MaskedAttentionBranch
 from eva_fast.layers.members import child, parameter
-from eva_fast.layers.products import back, held, hold, prepared, times, weight_gradient
+from eva_fast.layers.products import (
+    back,
+    held,
+    hold,
+    in_dtype,
+    prepared,
+    times,
+    weight_gradient,
+)
 from eva_fast.layers.stream import Stream, leaving
 from eva_fast.ops import copies
 from eva_fast.ops.biased_attention import biased_attention_backward, biased_attention_forward
@@ -47,7 +56,7 @@ class AttentionWeights(NamedTuple):
     q_bias: Tensor | None
     v_bias: Tensor | None
     packed_bias: Tensor | None
-    """[3 D] = (q_bias, 0, v_bias) in the compute dtype, detached; None without biases."""
+    """[3 H d] = (q_bias, k's or 0, v_bias) in the compute dtype, detached; None without biases."""
     proj: Matrix
     proj_bias: Tensor | None
     num_heads: int
@@ -70,14 +79,14 @@ class _AttentionBranch(torch.autograd.Function):
         )
         batch, tokens, dim = total.shape
         qkv, y_scale = times(rows_of(y), qkv_used, packed_bias)
-        packed = qkv.view(batch, tokens, 3, num_heads, dim // num_heads)
-        attend_scale = (dim // num_heads) ** -0.5
+        packed = qkv.view(batch, tokens, 3, num_heads, -1)
+        attend_scale = packed.shape[-1] ** -0.5
         if bias is None:
             out, lse = packed_attention_forward(None, packed, attend_scale)
         else:
             out, lse = biased_attention_forward(None, packed, bias, None, attend_scale)
         asking = out if mask is None else masked_gather_forward(out.flatten(2), mask)
-        result, out_scale = times(asking.view(-1, dim), proj_used)
+        result, out_scale = times(asking.view(-1, packed.shape[-1] * num_heads), proj_used)
         kept = None if recomputes_output(packed) else out
         ctx.save_for_backward(
             total, mean, rstd, packed, kept, lse, scale, norm_weight, norm_bias, y_scale, out_scale,
@@ -87,7 +96,7 @@ class _AttentionBranch(torch.autograd.Function):
         ctx.bias_dtype = None if q_bias is None else q_bias.dtype
         if mask is not None:
             total = own_view(masked_gather_forward(total, mask), batch, -1, dim)
-        return total, own_view(result, batch, -1, dim)
+        return total, own_view(in_dtype(result, total.dtype), batch, -1, dim)
 
     @staticmethod
     def backward(ctx, dtotal, dresult):
@@ -97,14 +106,15 @@ class _AttentionBranch(torch.autograd.Function):
         ) = ctx.saved_tensors  # fmt: skip
         wqkv, wproj = held(ctx, *weights)
         batch, tokens, _, heads, head_dim = packed.shape
-        dim = heads * head_dim
+        width = heads * head_dim
+        wants_qkv, *wants_biases, wants_proj = ctx.needs_input_grad[6:10]
         dresult = prepared(rows_of(dresult), wproj)
         dout = back(dresult, wproj, packed.dtype)
         if mask is not None:
             dout = masked_gather_backward(dout, mask, tokens)
             dtotal = masked_gather_backward(rows_of(dtotal), mask, tokens)
         dout = dout.view(batch, tokens, heads, head_dim)
-        has_bias, dbias = ctx.bias_dtype is not None, None
+        has_bias, dbias = any(wants_biases), None
         if bias is None:
             _, dpacked, out, bias_sums = packed_attention_backward(
                 dout, None, packed, out, lse, head_dim**-0.5, want_sums=has_bias
@@ -113,16 +123,21 @@ class _AttentionBranch(torch.autograd.Function):
             _, dpacked, out, bias_sums, dbias = biased_attention_backward(
                 dout, None, packed, bias, None, out, lse, head_dim**-0.5, want_sums=has_bias
             )
-        asking = out if mask is None else masked_gather_forward(out.flatten(2), mask)
-        dproj = weight_gradient(dresult, asking.view(-1, dim), ctx.weight_dtypes[1], out_scale)
-        dqkv = prepared(dpacked.view(-1, 3 * dim), wqkv)
-        dy = back(dqkv, wqkv, packed.dtype).view_as(total)
+        dqkv_weight = dproj = None
+        if wants_proj:
+            asking = out if mask is None else masked_gather_forward(out.flatten(2), mask)
+            dproj = weight_gradient(
+                dresult, asking.view(-1, width), ctx.weight_dtypes[1], out_scale
+            )
+        dqkv = prepared(dpacked.view(-1, 3 * width), wqkv)
+        dy = in_dtype(back(dqkv, wqkv, packed.dtype), total.dtype).view_as(total)
         pending, y = add_norm_backward(
             ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale
         )
-        dwqkv = weight_gradient(dqkv, rows_of(y), ctx.weight_dtypes[0], y_scale)
+        if wants_qkv:
+            dqkv_weight = weight_gradient(dqkv, rows_of(y), ctx.weight_dtypes[0], y_scale)
         biases = bias_sums.to(ctx.bias_dtype).unbind() if has_bias else (None, None)
-        return *pending, dwqkv, *biases, dproj, None, None, None, None, None, dbias, None
+        return *pending, dqkv_weight, *biases, dproj, None, None, None, None, None, dbias, None
 
 
 def attention_branch(

@@ -29,6 +29,14 @@ class _Scaled(torch.autograd.Function):
         return dscaled * gamma[:, None], (dscaled * weight).sum(1)
 
 
+def scaled_matrix(weight: Tensor, gamma: Tensor, dtype: torch.dtype) -> Matrix:
+    """gamma W of W [N, K] and gamma [N], as products in `dtype` read it."""
+    with torch.no_grad():
+        scaled = torch.empty_like(weight, dtype=dtype)
+        torch.mul(weight, gamma[:, None], out=scaled)
+    return Matrix(_Scaled.apply(weight, gamma), scaled)
+
+
 def folded(
     linear: Linear, gamma: Tensor | None, dtype: torch.dtype
 ) -> tuple[Matrix, Tensor | None]:
@@ -36,11 +44,9 @@ def folded(
     them; gamma [N], None: 1."""
     if gamma is None:
         return linear.operand(dtype), parameter(linear, "bias")
-    weight = linear.weight
-    with torch.no_grad():
-        eight_bits = linear.eight_bits is not None and dtype == torch.bfloat16
-        scaled = torch.empty_like(weight, dtype=weight.dtype if eight_bits else dtype)
-        torch.mul(weight, gamma[:, None], out=scaled)
-        copy = linear.eight_bits.of(scaled) if eight_bits else scaled  # type: ignore[union-attr]
     bias = None if linear.bias is None else gamma * linear.bias
-    return Matrix(_Scaled.apply(weight, gamma), copy), bias
+    if linear.eight_bits is None or dtype != torch.bfloat16:
+        return scaled_matrix(linear.weight, gamma, dtype), bias
+    matrix = scaled_matrix(linear.weight, gamma, linear.weight.dtype)
+    with torch.no_grad():
+        return Matrix(matrix.weight, linear.eight_bits.of(matrix.copy)), bias

@@ -3,7 +3,8 @@
     x' = x + scale (branch + bias);  y = LN(x');  h = y W1^T;  g = gelu(h + b1)
     result: x', g W2^T  (bias pending)
 
-It keeps the residual stream, the row statistics and h; the backward's GELU op gives dh, b1's
+Products run in the weights' dtype, or that of their copies, whatever the stream's is. It keeps the
+residual stream, the row statistics and h; the backward's GELU op gives dh, b1's
 gradient and g once more for the weight gradient.
 """
 
@@ -16,7 +17,15 @@ from eva_fast.layers.add_norm import add_norm, add_norm_backward, rows_of
 from eva_fast.layers.layer_scale import folded
 from eva_fast.layers.linear import Linear, Matrix
 from eva_fast.layers.members import child, parameter
-from eva_fast.layers.products import back, held, hold, prepared, times, weight_gradient
+from eva_fast.layers.products import (
+    back,
+    held,
+    hold,
+    in_dtype,
+    prepared,
+    times,
+    weight_gradient,
+)
 from eva_fast.layers.stream import Stream, leaving
 from eva_fast.ops.bias_gelu import bias_gelu_backward, bias_gelu_forward
 from eva_fast.ops.checks import own_view
@@ -28,7 +37,7 @@ class MlpWeights(NamedTuple):
     norm_weight: Tensor
     norm_bias: Tensor
     fc1: Matrix
-    fc1_bias: Tensor
+    fc1_bias: Tensor | None
     fc2: Matrix
     fc2_bias: Tensor | None
     eps: float
@@ -57,7 +66,7 @@ class _MlpBranch(torch.autograd.Function):
         )  # fmt: skip
         ctx.weight_dtypes = fc1_weight.dtype, fc2_weight.dtype
         ctx.kind = kind
-        return total, own_view(result, *total.shape)
+        return total, own_view(in_dtype(result, total.dtype), *total.shape)
 
     @staticmethod
     def backward(ctx, dtotal, dresult):
@@ -77,15 +86,21 @@ class _MlpBranch(torch.autograd.Function):
         w1, w2 = held(ctx, *weights)
         dresult = prepared(rows_of(dresult), w2)
         dg = back(dresult, w2, h.dtype)
-        dh, g, dfc1_bias = bias_gelu_backward(dg, h, fc1_bias, ctx.kind, want_g=True)
-        dw2 = weight_gradient(dresult, g, ctx.weight_dtypes[1], g_scale)
+        wants_fc1, wants_bias, wants_fc2 = ctx.needs_input_grad[6:9]
+        dh, g, dfc1_bias = bias_gelu_backward(
+            dg, h, fc1_bias, ctx.kind, want_g=wants_fc2, want_bias=wants_bias
+        )
+        dw1 = dw2 = None
+        if wants_fc2:
+            dw2 = weight_gradient(dresult, g, ctx.weight_dtypes[1], g_scale)
         dh = prepared(dh, w1)
-        dy = back(dh, w1, h.dtype).view_as(total)
+        dy = in_dtype(back(dh, w1, h.dtype), total.dtype).view_as(total)
         pending, y = add_norm_backward(
             ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale
         )
-        dw1 = weight_gradient(dh, rows_of(y), ctx.weight_dtypes[0], y_scale)
-        return *pending, dw1, dfc1_bias, dw2, None, None, None, None
+        if wants_fc1:
+            dw1 = weight_gradient(dh, rows_of(y), ctx.weight_dtypes[0], y_scale)
+        return *pending, dw1, dfc1_bias if wants_bias else None, dw2, None, None, None, None
 
 
 def mlp_branch(stream: Stream, weights: MlpWeights) -> Stream:

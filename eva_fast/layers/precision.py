@@ -20,17 +20,18 @@ class Precision:
         else the chosen one."""
         if parameters != torch.float32:
             return parameters
-        if _autocast_on(device_type):
+        if autocast_on(device_type):
             return torch.get_autocast_dtype(device_type)
         return self.chosen
 
     def region(self, device_type: str) -> AbstractContextManager:
         """Keeps autocast, which only chose the dtype, away from the ops."""
-        if _autocast_on(device_type):
+        if autocast_on(device_type):
             return torch.autocast(device_type, enabled=False)
         return nullcontext()
 
 
-def _autocast_on(device_type: str) -> bool:
+def autocast_on(device_type: str) -> bool:
+    """Whether autocast chooses dtypes for this kind of device."""
     # "meta" has no autocast; torch.amp.is_autocast_available cannot be traced before PyTorch 2.14
     return device_type != "meta" and torch.is_autocast_enabled(device_type)

@@ -4,8 +4,10 @@
     prepared(g, W)                    a gradient as the next two read it
     back(g, W)                        g W
     weight_gradient(g, x, dtype, s)   g^T x; s: the scale that `times` found for x
+    in_dtype(x, dtype)                x, rounded where it has another dtype
 
-A weight is a tensor, and then these are the matrix products of `eva_fast.ops.linear`; or it is an
+A weight is a tensor, and then these are the matrix products of `eva_fast.ops.linear`, with
+activations and gradients rounded to its dtype where the residual stream has a wider one; or it is an
 8-bit one (`Quantised`), and then activations, gradients and weight are quantised with one scale each,
 products are summed in float32 and rounded to the compute dtype. Scales are those of the tensors
 themselves: see `eva_fast.ops.quantise_fp8`. The backward pass has activations in the compute dtype
@@ -25,12 +27,17 @@ FORWARD = GRADIENT = torch.float8_e4m3fn
 Weight = Tensor | Quantised
 
 
+def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in `dtype`: x itself where it has it, which costs the host less than asking `to`."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def times(
     x: Tensor, weight: Weight, bias: Tensor | None = None, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """(x W^T + bias [M, N], the scale of x or None) of x [M, K]. scale: that of x where it is known."""
     if isinstance(weight, Tensor):
-        return matmul(x, weight.t(), bias), None
+        return matmul(in_dtype(x, weight.dtype), weight.t(), bias), None
     q = quantise_unchecked(x, scale, FORWARD, True, False)
     out = gemm_unchecked(q.rows, weight.rows, q.scale, weight.scale, bias, x.dtype, True)
     return out, q.scale
@@ -38,7 +45,9 @@ def times(
 
 def prepared(g: Tensor, weight: Weight) -> Weight:
     """A gradient [M, N] as `back` and `weight_gradient` read it."""
-    return g if isinstance(weight, Tensor) else quantise_unchecked(g, None, GRADIENT, True, True)
+    if isinstance(weight, Tensor):
+        return in_dtype(g, weight.dtype)
+    return quantise_unchecked(g, None, GRADIENT, True, True)
 
 
 def back(g: Weight, weight: Weight, dtype: torch.dtype) -> Tensor:
@@ -52,7 +61,7 @@ def back(g: Weight, weight: Weight, dtype: torch.dtype) -> Tensor:
 def weight_gradient(g: Weight, x: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
     """g^T x [N, K] in `dtype`, summed in float32."""
     if isinstance(g, Tensor):
-        return plain_weight_gradient(g, x, dtype)
+        return plain_weight_gradient(g, in_dtype(x, g.dtype), dtype)
     q = quantise_unchecked(x, scale, FORWARD, False, True)
     return gemm_unchecked(g.columns, q.columns, g.scale, q.scale, None, dtype, False)
 

@@ -1,0 +1,164 @@
+"""`eva_fast.accelerate`: checks a whole network, then changes its blocks in place."""
+
+import logging
+import re
+from typing import NamedTuple, TypeVar
+
+from torch import nn
+
+from eva_fast import layers
+from eva_fast.acceleration import probe, timm_blocks
+from eva_fast.acceleration.anatomy import AttentionPart, MlpPart, short_name, unlike_norm
+from eva_fast.acceleration.classes import accelerated_class, is_accelerated, original_class
+from eva_fast.acceleration.family import Family
+from eva_fast.acceleration.report import BlockReport, Report
+from eva_fast.errors import UsageError
+
+log = logging.getLogger(__name__)
+Model = TypeVar("Model", bound=nn.Module)
+
+FAMILIES: tuple[Family, ...] = timm_blocks.FAMILIES
+OTHERS = {
+    "timm.models.vision_transformer.ResPostBlock": "it normalises behind its branches, not before",
+    "timm.models.eva.EvaBlockPostNorm": "it normalises behind its branches, not before",
+    "timm.models.vision_transformer.ParallelScalingBlock": "attention and MLP run side by side",
+    "timm.models.vision_transformer.DiffParallelScalingBlock": "attention and MLP run side by side",
+    "timm.models.vision_transformer.ParallelThingsBlock": "several attentions run side by side",
+    "timm.models.vision_transformer_sam.Block": "attention in windows, with a bias for each image",
+    "timm.models.vision_transformer_relpos.RelPosBlock": "its scores have a bias of relative positions",
+}
+"""Blocks that are known and not taken, and what differs."""
+
+
+class _Found(NamedTuple):
+    """A block, checked."""
+
+    name: str
+    block: nn.Module
+    family: Family
+    report: BlockReport
+
+
+def accelerate(model: Model) -> Model:
+    """Puts the fused layers into a vision transformer of another library, in place; returns `model`.
+
+    For networks that hold blocks of timm's `VisionTransformer`, `Eva` or `Beit`. The model stays the
+    object it is: parameters, their names, the state dict, hooks, train and eval, autocast, gradient
+    checkpointing and `torch.compile` (call this before) are as they were, outputs and gradients are
+    the same but for rounding. Where a part of a block is something else than the fused layers
+    compute, or a call asks for it (a mask, dropout in training, hooks inside a block), the library's
+    own code runs that part. `model.eva_fast_report` says what was taken. Which kernels run is decided
+    as for eva_fast's own networks (`eva_fast.ops.set_kernels`): C++ on CPUs, Triton on NVIDIA GPUs.
+    A second call changes nothing. There is no second derivative through a fused block.
+
+    Raises UsageError, with the model as it was, for a network without blocks that are known, and for
+    one whose blocks are not built as they usually are; it names the block and what differs.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"accelerate takes a network (torch.nn.Module), not a {short_name(model)}")
+    own = [(name, m) for name, m in model.named_modules() if isinstance(m, layers.Block)]
+    found = _checked(model)
+    if not found and not own:
+        raise UsageError(_unknown(model))
+    if found and not own and all(not _takes(f) for f in found):
+        first = found[0]
+        raise UsageError(f"{_place(first.name, first.block)} has nothing to fuse: {first.report}")
+    _probe(found)
+    for _, block, family, _ in found:
+        if not is_accelerated(block):
+            block.__class__ = accelerated_class(type(block), family.forward)
+    reports = {name: BlockReport("eva_fast.layers.block.Block", None, None) for name, _ in own}
+    report = Report(reports | {f.name: f.report for f in found})
+    model.eva_fast_report = report  # type: ignore[assignment]
+    log.info("accelerated %s: %s", short_name(model), report)
+    return model
+
+
+def _checked(model: nn.Module) -> list[_Found]:
+    """All known blocks; UsageError where one cannot be changed."""
+    families = {name: family for family in FAMILIES for name in family.names}
+    found = []
+    for name, module in model.named_modules():
+        kind = original_class(module)
+        family = families.get(f"{kind.__module__}.{kind.__qualname__}")
+        if family is None:
+            continue
+        found.append(_Found(name, module, family, _report(model, name, module, family)))
+    known = {id(f.block) for f in found}
+    for holder in {f.name.rpartition(".")[0] for f in found}:
+        for number, module in model.get_submodule(holder).named_children():
+            if id(module) not in known and isinstance(
+                model.get_submodule(holder), (nn.ModuleList, nn.Sequential)
+            ):
+                raise UsageError(_differs(f"{holder}.{number}".lstrip("."), module))
+    return found
+
+
+def _report(model: nn.Module, name: str, block: nn.Module, family: Family) -> BlockReport:
+    """What of a block is taken; UsageError where it is not built as known."""
+    if block._compiled_call_impl is not None:
+        raise UsageError(f"{_place(name, block)} is compiled: call accelerate before torch.compile")
+    anatomy = family.read(block)
+    if isinstance(anatomy, str):
+        raise UsageError(f"{_place(name, block)} is not built as accelerate knows it: {anatomy}")
+    parts = anatomy.attention, anatomy.mlp
+    attention, mlp = (p if isinstance(p, str) else None for p in parts)
+    holder = name.rpartition(".")[0].rpartition(".")[0]
+    rates = [p.dropout for p in parts if isinstance(p, (AttentionPart, MlpPart)) and p.dropout]
+    return BlockReport(
+        family.names[0],
+        family.called_with(model.get_submodule(holder)) or attention,
+        mlp,
+        f"dropout of {max(rates)}" if rates else None,
+    )
+
+
+def _takes(found: _Found) -> bool:
+    """Whether anything of a block is fused: at least the addition and the norm between its branches."""
+    anatomy = found.family.read(found.block)
+    if isinstance(anatomy, str):
+        return False
+    width = getattr(anatomy.norm1, "weight", None)
+    return width is not None and unlike_norm(anatomy.norm2, "norm2", len(width)) is None
+
+
+def _probe(found: list[_Found]) -> None:
+    """Runs one block of each kind both ways; UsageError where the results differ."""
+    probed = set()
+    for name, block, family, report in found:
+        shapes = tuple(p.shape for p in block.parameters())
+        kind = original_class(block), report, shapes
+        if is_accelerated(block) or kind in probed:
+            continue
+        probed.add(kind)
+        difference = probe.disagreement(block, family)
+        if probe.refuses(difference):
+            raise UsageError(
+                f"{_place(name, block)} computes something else than accelerate knows of it: on random "
+                f"values the results differ by {difference:.1e} of the largest; is its code changed?"
+            )
+
+
+def _place(name: str, block: nn.Module) -> str:
+    kind = original_class(block)
+    return f"block {name!r} ({kind.__module__}.{kind.__qualname__})"
+
+
+def _differs(name: str, module: nn.Module) -> str:
+    kind = original_class(module)
+    why = OTHERS.get(f"{kind.__module__}.{kind.__qualname__}", "it is no block that is known")
+    return f"accelerate leaves {_place(name, module)} alone: {why}. {_knows()}"
+
+
+def _knows() -> str:
+    return f"It knows {', '.join(name for family in FAMILIES for name in family.names)}"
+
+
+def _unknown(model: nn.Module) -> str:
+    """Names the first module that looks like a block of the network."""
+    if type(model).__name__ == "OptimizedModule":
+        return "the network is compiled: call accelerate before torch.compile"
+    for name, module in model.named_modules():
+        if re.search("Block|Layer$", short_name(module)) and len(list(module.children())) > 1:
+            return _differs(name, module)
+    return f"{short_name(model)} has no block of a vision transformer. {_knows()}"
