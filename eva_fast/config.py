@@ -14,14 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from eva_fast.data.config import DataConfig
-from eva_fast.errors import MissingFileError, UsageError
+from eva_fast.documents import read_yaml
+from eva_fast.errors import UsageError
 from eva_fast.keywords import RunOptions, Unpack
 from eva_fast.model.config import ModelConfig
 from eva_fast.objectives.config import ObjectiveConfig
-from eva_fast.options import fit, may_change, plain, user_path
+from eva_fast.options import fit, may_change, plain, require, user_path
 from eva_fast.presets import with_defaults
 from eva_fast.teachers.config import BUILTIN, TeacherConfig
 from eva_fast.train.config import OptimConfig, RunConfig
@@ -73,14 +72,17 @@ class Config:
     @classmethod
     def from_yaml(cls, path: Path | str, **over: Unpack[RunOptions]) -> "Config":
         """The options of a YAML file (as `config.yaml` of a run holds them), `over` winning."""
-        try:
-            options = yaml.safe_load(user_path(path).read_text()) or {}
-        except OSError as error:
-            raise MissingFileError(f"cannot read the configuration {path}: {error}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} is not YAML: {error}") from None
-        if not isinstance(options, dict):
+        options = read_yaml(user_path(path), pipe=True)
+        if options is None:
+            options = {}
+        if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
             raise UsageError(f"{path} must hold lines of `option: value`")
+        for name in ("teacher", "objective"):
+            require(isinstance(options.get(name, ""), str), f"{path}: {name} must be text")
+        require(
+            _is_data(options.get("data", "")),
+            f"{path}: data must be text, or a list of texts and of [text, weight]",
+        )
         return cls.from_options({**options, **over})
 
     def settled(self) -> "Config":
@@ -117,6 +119,14 @@ class Config:
             and _same_place(before[name]) != _same_place(value)
             and name not in MAY_CHANGE
         }
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a value of YAML can name data; whether it does is found when it is opened."""
+    if isinstance(value, str) or not isinstance(value, list):
+        return isinstance(value, str)
+    weighted = len(value) == 2 and isinstance(value[1], int | float)
+    return all(map(_is_data, value[:1] if weighted else value))
 
 
 def _same_place(value: Any) -> Any:

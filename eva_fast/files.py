@@ -2,9 +2,11 @@
 people write them, the cache folder, CPU count."""
 
 import contextlib
+import io
 import itertools
 import logging
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +50,30 @@ def writing_to(path: str | os.PathLike, option: str = "out") -> Iterator[None]:
         raise
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error}; choose another {option}=") from None
+
+
+def is_name(name: object) -> bool:
+    """Whether it names a file in a folder, and nothing outside of that."""
+    return (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and not any(c in name for c in "/\\\0")
+    )
+
+
+def read_file(path: str | os.PathLike[str], most: int = -1) -> bytes:
+    """The bytes of a regular file, at most so many from its beginning; OSError for anything else, for
+    which a plain `open` may wait without end (a FIFO nobody writes to) and a read never end."""
+    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("not a regular file")
+        if most < 0:
+            return file.read()
+        return io.BufferedReader(file).read(most)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def fresh_folder(path: Path) -> Path:

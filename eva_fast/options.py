@@ -6,6 +6,7 @@ The classes of options stand beside the components that they configure (`model/c
 
 import dataclasses
 import os
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -50,6 +51,15 @@ def user_text(value: Any) -> Any:
     return value
 
 
+def shown(value: Any) -> str:
+    """A value as a message quotes it: a long one by its beginning and end."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
+
+
 def plain(value: Any) -> Any:
     """`value` as YAML can hold it; an object given from Python as its description."""
     if isinstance(value, Path):
@@ -76,13 +86,13 @@ def fit(name: str, kind: Any, value: Any) -> Any:
         if isinstance(value, str | os.PathLike):
             return Path(value)
     elif kind in (int, int | None):
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
             return value
     elif kind in (float, float | None):
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             try:
                 return float(value)  # YAML reads 1e-3 as text
-            except ValueError:
+            except (ValueError, OverflowError):
                 pass
     elif kind in (bool, bool | None):
         if isinstance(value, bool):
@@ -97,6 +107,6 @@ def fit(name: str, kind: Any, value: Any) -> Any:
         choices = kind.__args__
         if value in choices:
             return value
-        raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, got {shown(value)}")
     wanted = getattr(kind, "__name__", None) or str(kind)
-    raise UsageError(f"{name} must be of type {wanted}, got {value!r}")
+    raise UsageError(f"{name} must be of type {wanted}, got {shown(value)}")

@@ -24,7 +24,8 @@ class Recipe:
     def merged(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """All options, `said` winning."""
         batch = said.get("batch_size", self.options["batch_size"])
-        number = isinstance(batch, int | float)  # what is none is refused with the other options
+        # what is no number of images is refused with the other options
+        number = isinstance(batch, int | float) and 0 < batch < 2**63
         scaled = {k: v * batch / self.images for k, v in self.rates.items()} if number else {}
         return {**self.options, **scaled, **said}
 
@@ -134,7 +135,7 @@ def _with_recipe(options: Mapping[str, Any]) -> dict[str, Any]:
     name = options.get("recipe")
     if name is None:
         return dict(options)
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         near = difflib.get_close_matches(str(name), RECIPES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(RECIPES)}"
         raise UsageError(f"unknown recipe {name!r}; {hint}")

@@ -93,6 +93,25 @@ def device(request):
     return request.param
 
 
+@pytest.fixture
+def little_memory():
+    """The test may take 256 MB at most, beside what the process has (of Linux, which can tell)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    except OSError:
+        yield
+        return
+    before = _resident("VmRSS")
+    yield
+    assert _resident("VmHWM") - before < 256 << 20
+
+
+def _resident(name):
+    """Bytes that the process holds, or held at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
 def _read(name):
     with safe_open(GOLDEN / name, "pt") as file:
         return {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118

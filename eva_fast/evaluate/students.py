@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from eva_fast.documents import read_yaml
 from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.model import (
     BeitViT,
@@ -68,10 +68,7 @@ def run_config(weights: Path) -> dict[str, Any]:
     path = weights.parent / CONFIG
     if not path.is_file():
         return {}
-    try:
-        options = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
+    options = read_yaml(path)
     return options if isinstance(options, dict) else {}
 
 
@@ -109,7 +106,7 @@ def load_checkpoint(folder: Path, device: torch.device) -> Student:
         raise UsageError(f"checkpoint {folder} is damaged: {fault}")
     names = checkpoint.names_in(folder)
     trained = {name: names[name] for name in names if name.startswith("model.")}
-    options = checkpoint.read_state(folder)["options"]
+    options = checkpoint.options_in(folder)
     if holds_codes(name.removeprefix("model.") for name in trained):
         heads = int(str(_heads(options)["num_heads"]))
         return code_model(_tensors(folder, trained, "model."), folder, heads).to(device)

@@ -10,20 +10,22 @@ The library is imported where a checkpoint is written or read: it takes as long 
 and a run's first step need not wait for it.
 """
 
-import json
 import logging
-import pickle
+import re
 import warnings
 import zlib
 from pathlib import Path
 from typing import Any
 
 from eva_fast import world
+from eva_fast.documents import read_object
 from eva_fast.errors import UsageError
+from eva_fast.files import is_name
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 STATE = "state.json"
+_NAME = re.compile(r"step_\d+")
 
 
 def crc32(path: Path) -> int:
@@ -50,24 +52,38 @@ def name_of(step: int) -> str:
 
 
 def steps_in(root: Path) -> list[Path]:
-    """Finished checkpoints under `root`, oldest first."""
-    found = (p for p in root.glob("step_*") if p.suffix != ".tmp" and p.is_dir())
+    """Finished checkpoints under `root`, oldest first; what is called otherwise is none."""
+    found = (p for p in root.glob("step_*") if _NAME.fullmatch(p.name) and p.is_dir())
     return sorted(found, key=lambda p: p.name)
 
 
 def fault_of(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+        files = _manifest(folder)
+    except UsageError as error:
         return f"no readable manifest ({error})"
     for name, (size, crc) in files.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size != size:
             return f"{name} is missing or has another size"
         if crc32(path) != crc:
             return f"{name} is damaged (its checksum differs)"
     return None
+
+
+def _manifest(folder: Path) -> dict[str, tuple[int, int]]:
+    """{name of a file: its size, its CRC-32}. UsageError where it is none."""
+    path = folder / MANIFEST
+    files = read_object(path).get("files")
+    if not isinstance(files, dict) or not {STATE, ".metadata"} <= files.keys():
+        raise UsageError(f"{path} does not list the files of a checkpoint")
+    for name, entry in files.items():
+        if not is_name(name):
+            raise UsageError(f"{path} names {name!r}, outside the checkpoint")
+        if not isinstance(entry, list) or [type(n) for n in entry] != [int, int]:
+            raise UsageError(f"{path} does not say size and checksum of {name!r}")
+    return files
 
 
 def newest(root: Path) -> Path | None:
@@ -81,15 +97,27 @@ def newest(root: Path) -> Path | None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint."""
-    return json.loads((folder / STATE).read_text())
+    """The JSON part of a checkpoint. UsageError where it is none."""
+    return read_object(folder / STATE)
+
+
+def options_in(folder: Path) -> dict[str, Any]:
+    """Those of the run that wrote a checkpoint. UsageError where it says none."""
+    options = read_state(folder).get("options")
+    if not isinstance(options, dict):
+        raise UsageError(f"{folder / STATE} does not hold the options of a run")
+    return options
 
 
 def names_in(folder: Path) -> dict[str, Any]:
-    """{name of a tensor, as "model.norm.bias": its size and dtype, as DCP describes them}."""
+    """{name of a tensor, as "model.norm.bias": its size and dtype, as DCP describes them}. UsageError
+    where the checkpoint holds what is no checkpoint's."""
     from eva_fast.train.checkpoint_reader import SafeReader
 
-    return SafeReader(folder).read_metadata().state_dict_metadata
+    try:
+        return SafeReader(folder).read_metadata().state_dict_metadata
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{folder} is no checkpoint that can be read: {error}") from None
 
 
 def load(folder: Path, tensors: dict[str, Any]) -> None:
@@ -106,11 +134,5 @@ def load(folder: Path, tensors: dict[str, Any]) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(tensors, storage_reader=SafeReader(folder), planner=SafeLoads(), no_dist=alone)
-    except (
-        dcp.CheckpointException,
-        RuntimeError,
-        KeyError,
-        ValueError,
-        pickle.UnpicklingError,
-    ) as error:
+    except (dcp.CheckpointException, Exception) as error:  # the first is no Exception
         raise UsageError(f"checkpoint {folder} does not fit this run: {reason(error)}") from None

@@ -77,7 +77,7 @@ def _start_from(out: Path, config: "Config") -> Path | None:
             )
         return None
     if found is not None:
-        other = config.changed(checkpoint.read_state(found)["options"])
+        other = config.changed(checkpoint.options_in(found))
         for name in ("data", "teacher"):  # may be the same in another place: see same_*.py
             other.pop(name, None)
         if other:

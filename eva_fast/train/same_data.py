@@ -26,7 +26,7 @@ def as_before(source: Source, config: "Config", out: Path, found: Path) -> Sourc
     if names is not None:
         source = restored(source, names, out / "bad_images.jsonl")
         _check_count(loader["feed"].get("images"), source, out)
-    other = config.changed(saved["options"]).get("data")
+    other = config.changed(checkpoint.options_in(found)).get("data")
     contents = loader.get("contents") or {}
     if config.data.data_moved:
         return source

@@ -40,7 +40,7 @@ def check_teacher(teacher: nn.Module | None, config: "Config", out: Path, found:
     `out` was written, and nothing says that it is the same. A warning where it has other weights under
     the same name."""
     saved = checkpoint.read_state(found)
-    other = config.changed(saved["options"]).get("teacher")
+    other = config.changed(checkpoint.options_in(found)).get("teacher")
     then: Any = saved.get("teacher")
     same = teacher is not None and then is not None and then == fingerprint(teacher)
     if other is None:

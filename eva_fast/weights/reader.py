@@ -12,7 +12,6 @@ import logging
 import os
 import pickle
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PosixPath
@@ -25,6 +24,7 @@ from torch import Tensor
 from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.weights import folder
 from eva_fast.weights.hashes import check_hash
+from eva_fast.weights.pickles import ZIP, check_archive, check_legacy
 from eva_fast.weights.text import text_hint
 from eva_fast.weights.torchscript import is_torchscript, read_torchscript
 
@@ -65,9 +65,9 @@ class Weights(Mapping[str, Tensor]):
         read = self._tensors[name]
         try:
             return read()
-        except (RuntimeError, zipfile.BadZipFile, ValueError, OSError) as error:
-            if isinstance(error, UsageError):
-                raise
+        except UsageError:
+            raise
+        except Exception as error:  # a broken file can make the readers fail in any way
             raise _damaged(self.path, error) from error
 
     def __contains__(self, name: object) -> bool:
@@ -124,10 +124,10 @@ def _read_file(path: Path) -> Weights:
             raise UsageError(f"{path} holds no weights: {hint}")
         if path.suffix == ".safetensors" or start[8:9] == b"{":
             kind, (tensors, metadata) = "safetensors", _open_safetensors(path)
-        elif start[:4] == b"PK\x03\x04" and is_torchscript(path):
+        elif start[:4] == ZIP and is_torchscript(path):
             kind, (tensors, metadata) = "torchscript", read_torchscript(path)
         else:
-            kind, tensors, metadata = "torch", _load_pickle(path, start[:4] == b"PK\x03\x04"), {}
+            kind, tensors, metadata = "torch", _load_pickle(path, start[:4] == ZIP), {}
     except UsageError:
         raise
     except pickle.UnpicklingError as error:
@@ -148,6 +148,8 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Callable[[], Tensor]], dict
 
 
 def _load_pickle(path: Path, mmap: bool) -> dict[str, Callable[[], Tensor]]:
+    with path.open("rb") as file:
+        (check_archive if mmap else check_legacy)(file)
     with torch.serialization.safe_globals(_PLAIN_CLASSES):
         state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     while inner := [name for name in WRAPPERS if _holds_tensors(state, name)]:
@@ -159,7 +161,12 @@ def _load_pickle(path: Path, mmap: bool) -> dict[str, Callable[[], Tensor]]:
             )  # fmt: skip
         state = state[inner[0]]
     found = state.items() if isinstance(state, Mapping) else ()
-    return {k: v.detach for k, v in found if isinstance(k, str) and isinstance(v, Tensor)}
+    tensors = {k: v for k, v in found if isinstance(k, str) and isinstance(v, Tensor)}
+    most = path.stat().st_size
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.nbytes > most:
+            raise ValueError(f"it does not hold all of {name[:200]!r}")
+    return {name: tensor.detach for name, tensor in tensors.items()}
 
 
 def _holds_tensors(state: Any, name: str) -> bool:

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eva_fast.weights.pickles import Unpickler, check_stored
+
 _STORAGES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -59,10 +61,9 @@ class _ScriptObject:
         self.fields = state if isinstance(state, dict) else {}
 
 
-# The unpickler in Python, not the one in C: a few hostile bytes make that one reserve gigabytes.
-class _TensorUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
-    def __init__(self, file: Any) -> None:
-        super().__init__(file)
+class _TensorUnpickler(Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
         # Made anew for each file: a hostile pickle may set attributes on what it is handed.
         self._known: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): OrderedDict,
@@ -80,7 +81,7 @@ class _TensorUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._known:
             if module != "__torch__" and not module.startswith("__torch__."):
-                raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not allowed")
+                return super().find_class(module, name)
             self._known[module, name] = type(name, (_ScriptObject,), {})
         return self._known[module, name]
 
@@ -110,10 +111,11 @@ def read_torchscript(path: Path) -> tuple[dict[str, Callable[[], Tensor]], dict[
         pickle.UnpicklingError, KeyError, zipfile.BadZipFile: not such an archive, or damaged.
     """
     with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
         root = _root(archive.namelist())
-        with archive.open(f"{root}data.pkl") as file:
-            tree = _TensorUnpickler(file).load()
-        sizes = {i.filename: i for i in archive.infolist()}
+        data = (f"{root}data.pkl", f"{root}data/")  # its program is compressed, and not read
+        check_stored(entry for entry in archive.infolist() if entry.filename.startswith(data))
+        tree = _TensorUnpickler(archive.read(f"{root}data.pkl")).load()
     if not isinstance(tree, _ScriptObject):
         raise pickle.UnpicklingError("it does not describe a module")
     tensors: dict[str, Callable[[], Tensor]] = {}
@@ -121,8 +123,8 @@ def read_torchscript(path: Path) -> tuple[dict[str, Callable[[], Tensor]], dict[
     for name, value in _walk(tree, ""):
         if isinstance(value, _TensorSpec):
             entry = f"{root}data/{value.storage.key}"
-            if sizes[entry].compress_type != zipfile.ZIP_STORED:
-                raise pickle.UnpicklingError("its storages are compressed")
+            if entry not in names:
+                raise pickle.UnpicklingError(f"it has no storage {value.storage.key}")
             tensors[name] = partial(_read_tensor, path, entry, value)
         elif name.startswith("visual."):
             if name.endswith(".attn.num_heads"):

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import pickle
+import shutil
 from pathlib import Path
 from traceback import StackSummary
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
+from eva_fast.errors import UsageError
 from eva_fast.train import checkpoint
 from eva_fast.train.checkpoint_reader import SafeLoads
 from eva_fast.train.checkpoint_writer import Writer, save
@@ -98,14 +101,89 @@ def test_what_runs_code_is_refused_unread(tmp_path):
     assert not victim.exists()
 
 
-def test_contents_outside_the_checkpoint_are_refused(tmp_path):
+def test_names_that_are_no_checkpoint_s(tmp_path):
+    """A copy, or notes of a person's, are neither taken nor removed."""
+    good = write(tmp_path, 1, 1.0)
+    shutil.copytree(good, tmp_path / "step_000000001_copy")
+    (tmp_path / "step_notes").mkdir()
+    assert checkpoint.newest(tmp_path) == good
+    write(tmp_path, 2, 2.0, keep=1)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "step_000000001_copy", "step_000000002", "step_notes",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]", '{"files": 3}', '{"files": {}}', "[" * 100_000, '{"files": {"state.json": [1, 2]}}',
+        '{"files": {".metadata": [1, 2], "state.json": 3}}',
+        '{"files": {".metadata": [1, 2], "state.json": [true, 1.5]}}',
+        '{"files": {".metadata": [0, 0], "state.json": [0, 0], "../x": [0, 0]}}',
+        '{"files": {".metadata": [0, 0], "state.json": [0, 0], "/etc/passwd": [0, 0]}}',
+        '{"files": {".metadata": [0, 0], "state.json": [0, 0], "a\\u0000b": [0, 0]}}',
+    ],
+    ids=range(10),
+)  # fmt: skip
+def test_a_manifest_that_is_none(tmp_path, text):
+    good, bad = write(tmp_path, 1, 1.0), write(tmp_path, 2, 2.0)
+    (bad / "manifest.json").write_text(text)
+    assert checkpoint.newest(tmp_path) == good
+    assert "no readable manifest" in checkpoint.fault_of(bad)
+
+
+@pytest.mark.parametrize("victim", ["manifest.json", "state.json", ".metadata", "__0_0.distcp"])
+@pytest.mark.parametrize("kind", ["fifo", "link", "device"])
+def test_a_checkpoint_of_pipes_and_links(tmp_path, victim, kind):
+    """Nothing is waited for, and nothing outside is read."""
+    good, bad = write(tmp_path, 1, 1.0), write(tmp_path, 2, 2.0)
+    (bad / victim).unlink()
+    if kind == "fifo":
+        os.mkfifo(bad / victim)
+    else:
+        (bad / victim).symlink_to("/dev/zero" if kind == "device" else good / victim)
+    assert checkpoint.newest(tmp_path) == good
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", "[" * 100_000, '{"options": [1]}', "{}"])
+def test_a_state_that_is_none(tmp_path, text):
+    folder = write(tmp_path, 1, 1.0)
+    (folder / "state.json").write_text(text)
+    with pytest.raises(UsageError, match=r"state\.json (is no|must hold|does not hold)"):
+        checkpoint.options_in(folder)
+
+
+LIES = {
+    "outside": lambda m: each(m, relative_path="../elsewhere.distcp"),
+    "absolute": lambda m: each(m, relative_path="/dev/zero"),
+    "parent": lambda m: each(m, relative_path=".."),
+    "no name": lambda m: each(m, relative_path=3),
+    "longer": lambda m: each(m, length=1 << 40),
+    "before": lambda m: each(m, offset=-5),
+    "compressed": lambda m: each(m, transform_descriptors=["stream.zstd"]),
+    "larger": lambda m: setattr(m.state_dict_metadata["model.w"], "size", torch.Size([1 << 40])),
+    "shapeless": lambda m: setattr(m.state_dict_metadata["model.w"], "size", "wide"),
+    "no type": lambda m: setattr(m.state_dict_metadata["model.w"].properties, "dtype", 4),
+    "no tensor": lambda m: m.state_dict_metadata.update({"model.w": 5}),
+    "no table": lambda m: setattr(m, "storage_data", [1]),
+    "nothing": lambda m: m.__dict__.clear(),
+}
+
+
+def each(metadata, **values):
+    for info in metadata.storage_data.values():
+        info.__dict__.update(values)
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_table_of_contents_that_lies(tmp_path, little_memory, lie):
     folder = write(tmp_path, 1, 1.0)
     metadata = pickle.loads((folder / ".metadata").read_bytes())
-    for info in metadata.storage_data.values():
-        info.relative_path = "../elsewhere.distcp"
+    LIES[lie](metadata)
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(ValueError, match="outside the checkpoint"):
-        checkpoint.load(folder, tensors(0.0))
+    for read in (checkpoint.names_in, lambda f: checkpoint.load(f, tensors(0.0))):
+        with pytest.raises(UsageError, match=str(folder)):
+            read(folder)
 
 
 def test_values_that_are_no_tensors_come_back(tmp_path):

@@ -212,13 +212,13 @@ def test_no_other_name_is_looked_up(tmp_path, name):
 
 
 def test_a_pickle_cannot_change_the_reader(tmp_path):
-    """BUILD may set attributes on whatever the pickle got; nothing of it outlives the file."""
+    """BUILD may set attributes of what the pickle made, of nothing that outlives the file."""
     code = (
         b"c__torch__\nM\n)\x81}(S'w'\nctorch._utils\n_rebuild_tensor_v2\n"
         b"(N}(S'__defaults__'\n(I7\ntutbub."
     )
     path = archive(tmp_path / "x.pt", code)
-    with pytest.raises(ValueError, match="holds no tensors"):
+    with pytest.raises(ValueError, match="sets attributes of what it does not own"):
         read(path)
     torch.jit.script(Small()).save(tmp_path / "small.pt")
     assert read(tmp_path / "small.pt")["inner.weight"].shape == (2, 3)

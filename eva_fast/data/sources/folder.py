@@ -1,7 +1,6 @@
 """Images as files in a folder, nested or flat; the folder a file lies in is its label."""
 
 import os
-import stat
 from pathlib import Path
 
 from eva_fast.data.decode.formats import image_suffixes
@@ -10,6 +9,7 @@ from eva_fast.data.sources.base import Item, Source
 from eva_fast.data.sources.left_out import LeftOut, printable
 from eva_fast.data.sources.walk import Walk
 from eva_fast.errors import UsageError
+from eva_fast.files import read_file
 
 
 class FileSource(Source):
@@ -42,19 +42,6 @@ class FileSource(Source):
     def label(self, number: int) -> str | None:
         folder = self.index.groups[self.index.entry(number)[0]]
         return os.path.basename(folder) or None
-
-
-def read_file(path: str) -> bytes:
-    """The bytes of a regular file; OSError for anything else, for which a plain `open` may wait
-    without end (a FIFO nobody writes to) and a read never end (/dev/zero)."""
-    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError("not a regular file")
-        return file.read()
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def walk_folder(folder: Path) -> FileSource:

@@ -9,10 +9,11 @@ from typing import Any
 from eva_fast.data.index import Entries, Index, cached_index
 from eva_fast.data.sources.base import Item, Source
 from eva_fast.data.sources.fingerprint import Names
-from eva_fast.data.sources.folder import FileSource, read_file
+from eva_fast.data.sources.folder import FileSource
 from eva_fast.data.sources.left_out import COMMENT, LeftOut
 from eva_fast.data.sources.walk import settled_stamp, stamp
 from eva_fast.errors import MissingFileError, UsageError
+from eva_fast.files import read_file
 
 _CHECKED_PATHS = 20_000
 
