@@ -3,7 +3,7 @@
 The library exposes a plain C interface that Python reaches through ctypes, so it needs neither
 torch's nor Python's headers and one build, and one wheel, serves every version of both. A file whose
 name ends in `_avx2.cpp` or `_avx512.cpp` is compiled for that instruction set; the code picks among
-them at run time. Without a C++ compiler the install still succeeds and the package runs on plain PyTorch.
+them at run time. Without a C++ compiler the install still succeeds; the package runs on plain PyTorch.
 csrc/input/jpeg.cpp is built where libjpeg-turbo and its headers are found; elsewhere Pillow decodes.
 """
 

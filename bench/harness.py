@@ -65,6 +65,8 @@ class Settings:
     least_rounds: int = 5
     sample_seconds: float = 2e-3
     """A sample repeats the call until it is about this long."""
+    processor: bool = False
+    """On a CPU, count the seconds that the process had it: on a machine that others load too."""
 
 
 class Disagreement(AssertionError):
@@ -125,7 +127,7 @@ def _ratio(own: list[float], base: list[float]) -> dict[str, float]:
 
 def time_case(case: Case, settings: Settings) -> dict[str, dict]:
     """Samples of every variant in turns: {variant: seconds, rounds, speed-ups over baselines}."""
-    clock = DeviceClock(case.device)
+    clock = DeviceClock(case.device, settings.processor)
     first: dict[str, float | None] = dict.fromkeys(case.variants)
     repeats = dict.fromkeys(case.variants, 1)
     if not case.warm:

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.mae import TimmMae
+from bench.objectives.mae import TimmMae
 from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD, normalise
 from eva_fast.model import DecoderSizes, MaskedAutoencoder, ModelSizes, sizes_of
 from eva_fast.model.mae import MaeEncoder
