@@ -20,6 +20,7 @@ from eva_fast.layers.sharding import is_sharded
 from eva_fast.ops import copies
 from eva_fast.ops.linear import linear
 from eva_fast.ops.quantise_fp8 import Quantised
+from eva_fast.ops.shards import is_shard
 
 if TYPE_CHECKING:
     from eva_fast.layers.fp8 import EightBits
@@ -134,7 +135,7 @@ def can_keep(source: Tensor) -> bool:
     trains: not so in inference mode. A shard is not what products read."""
     if source.is_inference() or torch.is_inference_mode_enabled():
         return False
-    return not hasattr(source, "to_local")
+    return not is_shard(source)
 
 
 def keep_copies(module: nn.Module, dtype: torch.dtype) -> dict[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from eva_fast.ops import copies as kept
 from eva_fast.ops.adamw import adamw_unchecked, check_tensors
+from eva_fast.ops.shards import is_shard, local
 
 
 class _Call:
@@ -29,7 +30,7 @@ class _Call:
         self, p: Tensor, copy: Tensor | None, state: dict[str, Tensor], weight_decay: float
     ) -> None:
         self.params.append(p)
-        self.sharded |= _is_sharded(p)
+        self.sharded |= is_shard(p)
         self.exp_avgs.append(state["exp_avg"])
         self.exp_avg_sqs.append(state["exp_avg_sq"])
         self.steps.append(state["step"])
@@ -46,7 +47,7 @@ class _Call:
             *(self.exp_avgs, self.exp_avg_sqs),
         ]
         if self.sharded:
-            lists = [[t.to_local() if _is_sharded(t) else t for t in tensors] for tensors in lists]
+            lists = [[local(t) for t in tensors] for tensors in lists]
         return [*lists, self.steps, self.decays]
 
 
@@ -171,8 +172,3 @@ class FusedAdamW(torch.optim.AdamW):
 def _layout(p: Tensor) -> tuple[Any, ...]:
     """What a kernel relies on, and `p.data = other` or `module.to(...)` can change."""
     return p.shape, p.dtype, p.device, p.is_contiguous()
-
-
-def _is_sharded(tensor: Tensor) -> bool:
-    """Whether this is a DTensor; asked for without importing torch.distributed."""
-    return hasattr(tensor, "to_local")

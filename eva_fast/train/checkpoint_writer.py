@@ -19,8 +19,8 @@ from torch import Tensor
 
 from eva_fast import world
 from eva_fast.errors import RunError
+from eva_fast.ops.shards import local
 from eva_fast.train.checkpoint import MANIFEST, STATE, crc32, fault_of, name_of, reason, steps_in
-from eva_fast.train.sharding import local
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from eva_fast.ops import FusedAdamW
-from eva_fast.train.sharding import is_shard, local
+from eva_fast.ops.shards import is_shard, local
 
 
 def decay_groups(model: nn.Module) -> tuple[list[str], list[str]]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from eva_fast.ops.shards import full
 from eva_fast.world import World
 
 if TYPE_CHECKING:
@@ -107,21 +108,6 @@ def units(module: nn.Module) -> list[nn.Module]:
 
 def _below(module: nn.Module) -> list[nn.Module]:
     return [m for m in module.modules() if m is not module]
-
-
-def is_shard(tensor: Tensor) -> bool:
-    """Whether this is a DTensor; asked for without importing torch.distributed."""
-    return hasattr(tensor, "to_local")
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor; any other as it is."""
-    return tensor.to_local() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def full(tensor: Tensor) -> Tensor:
-    """All of a sharded tensor, on every process; any other as it is. All must call it."""
-    return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:

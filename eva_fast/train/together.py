@@ -12,8 +12,9 @@ from eva_fast.layers import drop_copies
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.setting import Setting
 from eva_fast.ops import choose
+from eva_fast.ops.shards import full
 from eva_fast.train.kernels import settle_kernels
-from eva_fast.train.sharding import full, shard, whole_state
+from eva_fast.train.sharding import shard, whole_state
 from eva_fast.train.state import TrainState
 
 
