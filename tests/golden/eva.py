@@ -7,13 +7,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 import eva_fast
 from eva_fast import native
 from eva_fast.ops import set_kernels
-from eva_fast.train import decay_groups, make_optimizer
-from tests.golden import Check, largest, read, relative, worst
+from eva_fast.train import decay_groups
+from tests.golden import Check, largest, read
+from tests.golden.training import apart, train, worst_of
 
 SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden", "predict_dim")
 GROUPS = ".param_groups.json"
@@ -49,35 +48,17 @@ def _outputs(t: dict, meta: dict, kernels: str) -> Iterator[Check]:
     loss = model.loss(t["image"], t["mask"], t["target"])
     yield Check("loss", largest(loss, t["loss"]), 1e-5)
     loss.backward()
-    errors = {n: relative(p.grad, t[f"grad.{n}"]) for n, p in model.named_parameters()}
-    name, error = worst(errors)
-    yield Check(f"gradients (worst: {name})", error, 1e-4)
+    gradients = {n: p.grad for n, p in model.named_parameters()}
+    yield worst_of("gradients", gradients, t, "grad.", 1e-4)
     yield from _steps(t, meta, model)
 
 
 def _steps(t: dict, meta: dict, model) -> Iterator[Check]:
-    """AdamW on the one batch with the file's learning rates, the norm clipped."""
-    betas = tuple(float(b) for b in meta["betas"].split(","))
-    optimizer = make_optimizer(
-        model, betas=betas, eps=float(meta["eps"]), weight_decay=float(meta["weight_decay"])
-    )
-    clip = float(meta["clip_grad"])
-    losses, norms = [], []
-    for rate in t["lr"].tolist():
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
-        loss = model.loss(t["image"], t["mask"], t["target"])
-        loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
-        optimizer.step(grad_scale=(clip / (norm + 1e-6)).clamp_max(1.0))
-        losses.append(loss.detach())
-        norms.append(norm)
-    yield Check(f"losses of {len(losses)} steps", largest(torch.stack(losses), t["losses"]), 1e-4)
-    norms_off = (torch.stack(norms) / t["grad_norms"] - 1).abs().max().item()
-    yield Check("gradient norms (relative)", norms_off, 1e-4)
-    name, error = worst({n: largest(p, t[f"after.{n}"]) for n, p in model.named_parameters()})
-    yield Check(f"parameters after them (worst: {name})", error, 1e-4)
+    found = train(model, t["lr"], meta, lambda: model.loss(t["image"], t["mask"], t["target"]))
+    yield Check(f"losses of {len(found.losses)} steps", largest(found.losses, t["losses"]), 1e-4)
+    yield Check("gradient norms (relative)", apart(found.norms, t["grad_norms"]), 1e-4)
+    after = dict(model.named_parameters())
+    yield worst_of("parameters after them", after, t, "after.", 1e-4, largest)
 
 
 def _groups(path: Path) -> Iterator[Check]:

@@ -11,8 +11,9 @@ from eva_fast import native
 from eva_fast.model import DecoderSizes, MaskedAutoencoder, ModelSizes
 from eva_fast.objectives.pixels import pixel_loss, pixel_targets
 from eva_fast.ops import set_kernels
-from eva_fast.train import decay_groups, make_optimizer
-from tests.golden import Check, largest, read, relative, worst
+from eva_fast.train import decay_groups
+from tests.golden import Check, largest, read, relative
+from tests.golden.training import apart, train, worst_of
 
 SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden", "predict_dim")
 
@@ -63,11 +64,8 @@ def outputs(t: dict, meta: dict, kernels: str, whole: bool = True) -> Iterator[C
     yield Check("minus the official loss", largest(-loss, t["loss_official_sign"]), 2e-6)
     loss.backward()
     names = model.official_names()
-    errors = {
-        names[n]: relative(p.grad, t[f"grad.{names[n]}"]) for n, p in model.named_parameters()
-    }
-    name, error = worst(errors)
-    yield Check(f"gradients (worst: {name})", error, 2e-4)
+    gradients = {names[n]: p.grad for n, p in model.named_parameters()}
+    yield worst_of("gradients", gradients, t, "grad.", 2e-4)
     fresh = MaskedAutoencoder(model.sizes, DecoderSizes(dim=model.mask_token.shape[-1], heads=1))
     for table in ("encoder.pos_embed", "decoder_pos_embed"):
         own = fresh.get_buffer(table)
@@ -75,32 +73,15 @@ def outputs(t: dict, meta: dict, kernels: str, whole: bool = True) -> Iterator[C
 
 
 def _steps(t: dict, meta: dict, kernels: str) -> Iterator[Check]:
-    """AdamW on the one batch with the file's learning rates, the norm clipped."""
     model = network(t, meta, kernels)
-    betas = tuple(float(b) for b in meta["betas"].split(","))
-    optimizer = make_optimizer(
-        model, betas=betas, eps=float(meta["eps"]), weight_decay=float(meta["weight_decay"])
-    )
-    clip = float(meta["clip_grad"])
-    losses, norms = [], []
-    for rate in t["lr"].tolist():
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
-        loss = model.loss(*batch(t))
-        loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
-        optimizer.step(grad_scale=(clip / (norm + 1e-6)).clamp_max(1.0))
-        losses.append(loss.detach())
-        norms.append(norm)
-    yield Check(f"losses of {len(losses)} steps", largest(torch.stack(losses), t["losses"]), 1e-4)
-    # of the first step alone: along the way rounding moves the norms by 4e-4, in the file's own too
-    norm_off = abs((norms[0] / t["grad_norms"][0] - 1).item())
-    yield Check("first gradient norm (relative)", norm_off, 2e-5)
     names = model.official_names()
-    errors = {names[n]: relative(p, t[f"after.{names[n]}"]) for n, p in model.named_parameters()}
-    name, error = worst(errors)
-    yield Check(f"parameters after them (worst: {name})", error, 2e-4)
+    found = train(model, t["lr"], meta, lambda: model.loss(*batch(t)))
+    yield Check(f"losses of {len(found.losses)} steps", largest(found.losses, t["losses"]), 1e-4)
+    # of the first step alone: along the way rounding moves the norms by 4e-4, in the file's own too
+    first = apart(found.norms[:1], t["grad_norms"][:1])
+    yield Check("first gradient norm (relative)", first, 2e-5)
+    after = {names[n]: p for n, p in model.named_parameters()}
+    yield worst_of("parameters after them", after, t, "after.", 2e-4)
 
 
 def _groups(t: dict, meta: dict) -> Iterator[Check]:

@@ -19,9 +19,10 @@ from eva_fast.ops import set_kernels
 from eva_fast.ops.registry import interpreted
 from eva_fast.teachers.clip import ClipTeacher
 from eva_fast.teachers.clip_file import read_clip
-from eva_fast.train import decay_groups, make_optimizer
+from eva_fast.train import decay_groups
 from eva_fast.weights import Weights
-from tests.golden import Check, largest, read, relative, tokens, worst
+from tests.golden import Check, largest, read, relative, tokens
+from tests.golden.training import apart, train, worst_of
 
 MARGIN = 1e-4
 """Codes whose product leads by more than this are equal whatever the rounding."""
@@ -72,9 +73,8 @@ def _rows(t: dict, meta: dict[str, str], kernels: str) -> Iterator[Check]:
     for name, value in (("loss", loss), ("rec_loss", parts[0]), ("quant_loss", parts[1])):
         yield Check(name, relative(value, t[name]), 2e-6)
     loss.backward()
-    errors = {n: relative(p.grad, t[f"grad.{n}"]) for n, p in model.named_parameters()}
-    name, error = worst(errors)
-    yield Check(f"gradients (worst: {name})", error, 2e-4)
+    gradients = {n: p.grad for n, p in model.named_parameters()}
+    yield worst_of("gradients", gradients, t, "grad.", 2e-4)
     spared = set(json.loads(meta["no_decay"])) ^ set(decay_groups(model)[1])
     yield Check("names without decay that differ", float(len(spared)), 0)
     applied = torch.tensor(True)
@@ -106,32 +106,21 @@ def _codes(what: str, found: torch.Tensor, official: torch.Tensor, margin: torch
 
 
 def _steps(t: dict, meta: dict[str, str], model: VqKd, images: torch.Tensor) -> Iterator[Check]:
-    betas = tuple(float(b) for b in meta["betas"].split(","))
-    optimizer = make_optimizer(
-        model, betas=betas, eps=float(meta["eps"]), weight_decay=float(meta["weight_decay"])
-    )
-    losses, norms, books = [], [], []
-    for rate in t["lr"].tolist():
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
+    books = []
+
+    def loss() -> torch.Tensor:
         z, quantised, _, reconstruction = model(images)
-        loss, _ = tokenizer_loss(z, quantised, reconstruction, t["target"].flatten(0, 1))
-        loss.backward()
-        norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]))
-        optimizer.step()
+        return tokenizer_loss(z, quantised, reconstruction, t["target"].flatten(0, 1))[0]
+
+    def after_step() -> None:
         model.quantize.update(torch.tensor(True))
-        losses.append(loss.detach())
         books.append(model.quantize.embedding.weight.clone())
-    off = (torch.stack(losses) / t["losses"] - 1).abs().max().item()
-    yield Check(f"losses of {len(losses)} steps", off, 5e-6)
-    yield Check(
-        "gradient norms", (torch.stack(norms) / t["grad_norms"] - 1).abs().max().item(), 2e-4
-    )
+
+    found = train(model, t["lr"], meta, loss, after_step)
+    yield Check(f"losses of {len(found.losses)} steps", apart(found.losses, t["losses"]), 5e-6)
+    yield Check("gradient norms", apart(found.norms, t["grad_norms"]), 2e-4)
     yield Check("codebook along them", largest(torch.stack(books), t["codebook_steps"]), 1e-6)
-    after = {n: relative(p, t[f"after.{n}"]) for n, p in model.named_parameters()}
-    name, error = worst(after)
-    yield Check(f"parameters after them (worst: {name})", error, 2e-5)
+    yield worst_of("parameters after them", dict(model.named_parameters()), t, "after.", 2e-5)
 
 
 def _kmeans(t: dict) -> Iterator[Check]:
