@@ -10,28 +10,22 @@ import pytest
 from eva_fast.ops import registry
 
 HERE = Path(__file__).parent
+MODEL = HERE.parent / "model"
+PARTS = {
+    "ops and students": [HERE, MODEL / "test_fused.py", MODEL / "test_distilled.py"],
+    "decoders": [MODEL / "test_mae.py"],
+    "codes": [MODEL / "test_vqkd.py"],
+}
+"""What one process interprets, in about equal time."""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(registry.interpreted(), reason="this process interprets Triton already")
-def test_kernels_through_the_interpreter():
+@pytest.mark.parametrize("part", PARTS)
+def test_kernels_through_the_interpreter(part):
     pytest.importorskip("triton", reason="Triton is not installed")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "interpreted",
-        "-x",
-        "--durations=5",
-        str(HERE),
-        str(HERE.parent / "model" / "test_fused.py"),
-        str(HERE.parent / "model" / "test_vqkd.py"),
-        str(HERE.parent / "model" / "test_mae.py"),
-        str(HERE.parent / "model" / "test_distilled.py"),
-    ]
     child = subprocess.run(
-        command,
+        [sys.executable, "-m", "pytest", "-m", "interpreted", "-x", *map(str, PARTS[part])],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=HERE.parent.parent,
         capture_output=True,
