@@ -60,6 +60,7 @@ class PretrainOptions(TypedDict, total=False):
     min_lr: float
     warmup_lr: float
     warmup_epochs: float
+    warmup_steps: int | None
     betas: Pair
     eps: float
     weight_decay: float

@@ -40,6 +40,9 @@ EVA_G14 = Recipe(
     )
 )  # fmt: skip
 
+# The rest of what the official launch command says.
+EVA01 = Recipe(options=dict(EVA_G14.options, precision="fp16", sharding="zero2"))
+
 # The published log of EVA-L, and MAE's rule for the rate; the log does not tell the batch. Its teacher
 # was EVA-CLIP's g/14 after its projection, 1024 wide; timm has the same tower up to there, 1408 wide.
 EVA_L14 = Recipe(
@@ -110,6 +113,7 @@ RECIPES = {
     "fd-l14": FD_L14,
     "fd-swinv2-b": FD_SWINV2_B,
     "eva-g14": EVA_G14,
+    "eva01": EVA01,
     "eva-l14": EVA_L14,
     "mae-b16": MAE_B16,
     "vqkd-b16": VQKD_B16,

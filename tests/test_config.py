@@ -31,7 +31,8 @@ def test_every_option_has_one_home_and_help():
 def test_what_a_resumed_run_may_change():
     """Length, schedule, where and how fast it runs; never what is learned from what."""
     length = {"steps", "epochs", "accumulate"}
-    schedule = {"lr", "min_lr", "warmup_lr", "warmup_epochs", "betas", "eps", "weight_decay"}
+    schedule = {"lr", "min_lr", "warmup_lr", "betas", "eps", "weight_decay"}
+    schedule |= {"warmup_epochs", "warmup_steps"}
     guards = {"clip_grad", "spike"}
     place = {"out", "resume", "init_from", "device", "kernels", "graph", "workers"}
     place |= {"max_bad_share", "max_megapixels", "data_moved", "teacher_moved"}

@@ -11,8 +11,8 @@ class ObjectiveConfig:
 
     recipe: str | None = None
     """Published defaults of an objective by name, all that they say of student, crop, mask, teacher and
-    optimiser: eva-g14, eva-l14, fd-b16, fd-l14, fd-swinv2-b, mae-b16, vqkd-b16, beit2-b16. Options that
-    are given win over it."""
+    optimiser: eva-g14 (eva01: with the official launch's precision and sharding), eva-l14, fd-b16,
+    fd-l14, fd-swinv2-b, mae-b16, vqkd-b16, beit2-b16. Options that are given win over it."""
     objective: TextOrObject = "eva"
     """What the student is trained towards: eva (the teacher's features of masked patches), fd (Feature
     Distillation: those of all tokens, from the whole image), mae (of dropped patches, from the visible

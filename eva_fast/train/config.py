@@ -32,6 +32,8 @@ class OptimConfig:
     """Learning rate of the first step."""
     warmup_epochs: float = option(2.0, resume=True)
     """Length of the linear warm-up, at most a tenth of the run."""
+    warmup_steps: int | None = option(None, resume=True)
+    """Length of the linear warm-up in steps, whatever share of the run; wins over warmup_epochs."""
     betas: tuple[float, float] = option((0.9, 0.98), resume=True)
     """AdamW's moment decay rates."""
     eps: float = option(1e-6, resume=True)
@@ -59,6 +61,10 @@ class OptimConfig:
         for name in (*rates, "clip_grad", "spike"):
             value = getattr(self, name)
             require(math.isfinite(value) and value >= 0, f"{name} must be 0 or more, got {value}")
+        require(
+            self.warmup_steps is None or self.warmup_steps >= 0,
+            f"warmup_steps must be 0 or more, got {self.warmup_steps}",
+        )
         require(self.eps > 0, f"eps must be above 0, got {self.eps}")
         require(all(0 <= b < 1 for b in self.betas), f"betas must be in [0, 1), got {self.betas}")
         require(0 <= self.ema < 1, f"ema must be in [0, 1), got {self.ema}")
@@ -75,7 +81,7 @@ class RunConfig:
     resume: Literal["never", "auto"] = option("never", resume=True)
     """auto: go on from the newest whole checkpoint in --out, or start if there is none."""
     checkpoint_every: int | None = option(None, resume=True)
-    """Steps between checkpoints; by default by time alone."""
+    """A checkpoint at each multiple of so many steps; by default by time alone."""
     checkpoint_minutes: float = option(15.0, resume=True)
     """Minutes between checkpoints; 0 turns it off."""
     keep_checkpoints: int = option(2, resume=True)

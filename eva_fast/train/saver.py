@@ -38,9 +38,10 @@ class Saver:
         self.writer.__exit__(*error)
 
     def due(self) -> bool:
-        """By steps: all processes of a run find the same."""
+        """At multiples of `checkpoint_every`: all processes of a run find the same, and so does one that
+        goes on."""
         every = self.run.checkpoint_every
-        return bool(every) and self.state.step - self.step >= every  # type: ignore[operator]
+        return every is not None and self.state.step > self.step and self.state.step % every == 0
 
     def time_is_up(self) -> bool:
         """By this process's clock."""

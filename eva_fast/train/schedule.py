@@ -21,12 +21,14 @@ class RunLength:
     @classmethod
     def of(cls, config: "Config", steps_per_epoch: int) -> "RunLength":
         """`steps`, else `epochs`, else EVA-01's 150 epochs (5 on the built-in drawings, a few
-        minutes); the warm-up is at most a tenth of it."""
+        minutes); a warm-up in epochs is at most a tenth of it."""
         optim = config.optim
         default = BUILTIN_EPOCHS if config.data.is_builtin else EVA_EPOCHS
         epochs = optim.epochs if optim.epochs is not None else default
         total = optim.steps or max(1, round(epochs * steps_per_epoch))
         warmup = min(round(optim.warmup_epochs * steps_per_epoch), total // 10)
+        if optim.warmup_steps is not None:
+            warmup = min(optim.warmup_steps, total)
         return cls(total=total, warmup=warmup, steps_per_epoch=steps_per_epoch)
 
     def describe(self, images: int, batch_size: int) -> str:

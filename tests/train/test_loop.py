@@ -67,6 +67,16 @@ def test_checkpoints_come_when_they_are_due_and_the_newest_stay(tmp_path):
     assert steps(tmp_path) == [9, 10]
 
 
+def test_a_run_that_goes_on_keeps_to_multiples(tmp_path):
+    """As epochs end there: one that stopped between two of them is not off for ever."""
+    options = dict(checkpoint_every=3, keep_checkpoints=9)
+    run(tmp_path, make_step(), total=4, **options)
+    step = make_step()
+    step.state.restore(checkpoint.newest(tmp_path / "checkpoints"))
+    run(tmp_path, step, total=10, **options)
+    assert steps(tmp_path) == [3, 4, 6, 9, 10]
+
+
 @pytest.mark.parametrize("at", [3, 4])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, at):
     whole, first, second = (make_step(loader=FakeLoader(), ema=0.9) for _ in range(3))

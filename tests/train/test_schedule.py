@@ -3,6 +3,7 @@
 import pytest
 
 from eva_fast.config import Config
+from eva_fast.errors import UsageError
 from eva_fast.train import RunLength, learning_rate
 
 
@@ -27,6 +28,17 @@ def test_landmarks():
 def test_without_warmup_and_with_one_step():
     assert learning_rate(0, total=5, warmup=0, peak=2.0, minimum=0.0) == 2.0
     assert learning_rate(0, total=5, warmup=1, peak=2.0, minimum=0.0, start=0.5) == 0.5
+
+
+def test_a_warm_up_in_steps_is_not_cut():
+    def warmup(**said):
+        return RunLength.of(Config.from_options({"data": "x", "epochs": 5, **said}), 10).warmup
+
+    assert warmup(warmup_epochs=2.0) == 5  # a tenth of the run
+    assert warmup(warmup_epochs=2.0, warmup_steps=20) == 20
+    assert warmup(warmup_steps=0) == 0 and warmup(warmup_steps=99) == 50
+    with pytest.raises(UsageError, match="warmup_steps must be 0 or more"):
+        warmup(warmup_steps=-1)
 
 
 def test_the_length_is_said_before_training():
