@@ -9,13 +9,18 @@ import torch
 from eva_fast.documents import read_yaml
 from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.model import (
+    Backbone,
+    BackboneSizes,
     BeitViT,
     EvaViT,
     MaeEncoder,
     ModelSizes,
+    Sizes,
     SwinSizes,
     SwinV2,
+    backbone_sizes_of,
     create_model,
+    is_backbone,
     sizes_of,
     swin_sizes_of,
 )
@@ -26,15 +31,18 @@ from eva_fast.options import user_path
 from eva_fast.train import checkpoint
 from eva_fast.weights import (
     code_model,
+    holds_backbone,
     holds_codes,
     holds_swin,
     infer_sizes,
     naming,
     read,
+    read_backbone,
     read_student,
     read_swin_student,
     swin_sizes_in,
 )
+from eva_fast.weights.backbone import filled
 from eva_fast.weights.beit import BEIT, beit_state, load_beit
 from eva_fast.weights.folder import weight_file
 from eva_fast.weights.naming import official, timm
@@ -42,7 +50,9 @@ from eva_fast.weights.student import MAE, PRETRAINING_ONLY, SIZE_NAMES
 
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 RANDOM_INIT_SEED = 0
-Student = EvaViT | MaeEncoder | SwinV2 | BeitViT | VqKd | TokenViT
+BACKBONE_PREFIX = "model.encoder.network."
+"""Of a network of another library in a checkpoint, whatever is trained around it."""
+Student = EvaViT | MaeEncoder | SwinV2 | BeitViT | Backbone | VqKd | TokenViT
 
 
 def find_weights(run_or_weights: str | Path) -> Path:
@@ -76,6 +86,8 @@ def load_student(weights: Path, device: torch.device) -> Student:
     """The model of a weight file, in evaluation mode. Sizes are the tensors'; the number of heads
     is the file's own metadata's, else that of the run's config.yaml, else the usual head width's."""
     found = read(weights)
+    if holds_backbone(found):
+        return read_backbone(found).to(device)
     if holds_codes(found):
         return code_model(found, weights).to(device)
     if holds_swin(found):
@@ -107,6 +119,10 @@ def load_checkpoint(folder: Path, device: torch.device) -> Student:
     names = checkpoint.names_in(folder)
     trained = {name: names[name] for name in names if name.startswith("model.")}
     options = checkpoint.options_in(folder)
+    if is_backbone(options.get("model")):
+        tensors = _tensors(folder, trained, BACKBONE_PREFIX)
+        sizes_said = backbone_sizes_of(options["model"], **_chosen(options))
+        return filled(sizes_said, tensors, folder).to(device)
     if holds_codes(name.removeprefix("model.") for name in trained):
         heads = int(str(_heads(options)["num_heads"]))
         return code_model(_tensors(folder, trained, "model."), folder, heads).to(device)
@@ -139,9 +155,7 @@ def random_student(sizes: ModelSizes, device: torch.device) -> EvaViT:
     return model.to(device).eval()
 
 
-def untrained(
-    student: Student, device: torch.device, sizes: ModelSizes | SwinSizes | None = None
-) -> Student:
+def untrained(student: Student, device: torch.device, sizes: Sizes | None = None) -> Student:
     """`random_student` of a student's own kind, of its own sizes unless said."""
     if isinstance(student, VqKd | TokenViT):
         return _untrained_codes(student).to(device).eval()
@@ -153,6 +167,8 @@ def untrained(
         model: Student
         if isinstance(sizes, SwinSizes):
             model = SwinV2(sizes)
+        elif isinstance(sizes, BackboneSizes):
+            model = Backbone(sizes)
         elif isinstance(student, BeitViT):
             model = BeitViT(sizes)
         else:
@@ -192,7 +208,7 @@ def _swin(
 def _tensors(folder: Path, trained: dict[str, Any], prefix: str) -> dict[str, torch.Tensor]:
     """What a checkpoint holds under a prefix."""
     tensors = {
-        name.removeprefix(prefix): torch.empty(stored.size)
+        name.removeprefix(prefix): torch.empty(stored.size, dtype=stored.properties.dtype)
         for name, stored in trained.items()
         if name.startswith(prefix)
     }

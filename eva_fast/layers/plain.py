@@ -4,6 +4,9 @@ Parameter names are the fused layers', and so are the arguments, so that a netwo
 one or the other. Blocks hand on tokens [B, T, D] with nothing pending.
 """
 
+import contextlib
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +29,9 @@ class Precision:
         """What the images are brought to: the parameters' dtype, from which autocast casts."""
         return parameters
 
-    def region(self, device_type: str) -> torch.autocast:
+    def region(self, device_type: str) -> contextlib.AbstractContextManager[Any]:
+        if device_type == "meta":  # it has no autocast: what is counted there is in one dtype
+            return contextlib.nullcontext()
         enabled = self.chosen in (torch.bfloat16, torch.float16)
         # Within a longer region the cache would outlive the optimiser's step.
         return torch.autocast(

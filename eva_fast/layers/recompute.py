@@ -6,11 +6,13 @@ set back, which a captured graph could not do. Chen et al. 2016, "Training Deep 
 Memory Cost"; by torch.utils.checkpoint.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 
@@ -18,8 +20,25 @@ def run_branches(block: nn.Module, run: Callable[..., Any], *inputs: Any) -> Any
     """`run(*inputs)`, kept for the backward or, where `block.recompute`, computed again in it.
     Tensors among the inputs must stand by themselves: those are what is kept."""
     if block.recompute and torch.is_grad_enabled():
-        return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False)
+        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        if not torch.compiler.is_compiling() and _get_current_function_mode_stack():
+            options["context_fn"] = _modes_again
+        return checkpoint(run, *inputs, **options)
     return run(*inputs)
+
+
+def _modes_again() -> tuple[Any, Any]:
+    """Contexts of the forward, and of what is computed again: with the function modes of the forward,
+    which the autograd engine does not have."""
+    return contextlib.nullcontext(), _within(_get_current_function_mode_stack())
+
+
+@contextlib.contextmanager
+def _within(modes: list[Any]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode)
+        yield
 
 
 def spread(depth: int, share: float) -> list[int]:

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eva_fast.model.beit import BeitViT
     from eva_fast.model.mae import DecoderSizes, MaeEncoder, MaskedAutoencoder
-    from eva_fast.model.registry import create_model, named_sizes
+    from eva_fast.model.networks.backbone import Backbone
+    from eva_fast.model.networks.masked import MaskedBackbone
+    from eva_fast.model.networks.sizes import BackboneSizes, backbone_sizes_of, is_backbone
+    from eva_fast.model.registry import Sizes, create_model, named_sizes
     from eva_fast.model.sizes import LONG, PRESETS, ModelSizes, is_beit, sizes_of
     from eva_fast.model.student import VitStudent
     from eva_fast.model.swin import SwinV2
@@ -18,6 +21,12 @@ if TYPE_CHECKING:
 
 _HOME = {
     "create_model": "registry",
+    "Backbone": "networks.backbone",
+    "BackboneSizes": "networks.sizes",
+    "MaskedBackbone": "networks.masked",
+    "backbone_sizes_of": "networks.sizes",
+    "is_backbone": "networks.sizes",
+    "Sizes": "registry",
     "BeitViT": "beit",
     "EvaViT": "vit",
     "VitStudent": "student",
@@ -39,16 +48,22 @@ _HOME = {
 __all__ = [
     "LONG",
     "PRESETS",
+    "Backbone",
+    "BackboneSizes",
     "BeitViT",
     "DecoderSizes",
     "EvaViT",
     "MaeEncoder",
     "MaskedAutoencoder",
+    "MaskedBackbone",
     "ModelSizes",
+    "Sizes",
     "SwinSizes",
     "SwinV2",
     "VitStudent",
+    "backbone_sizes_of",
     "create_model",
+    "is_backbone",
     "is_beit",
     "is_swin",
     "named_sizes",

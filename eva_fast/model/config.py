@@ -12,7 +12,8 @@ class ModelConfig:
 
     model: str = "eva_ti_patch16_96"
     """Student by name: eva_SIZE_patchP_R with SIZE one of ti, s, b, l, h, g (or tiny ... giant);
-    fd also swinv2_SIZE_windowW_R with SIZE one of tiny, small, base, large."""
+    fd also swinv2_SIZE_windowW_R with SIZE one of tiny, small, base, large. timm/NAME (eva: a ViT of
+    timm; fd: any network) and torchvision/NAME (fd)."""
     img_size: int | None = None
     """Side of the square crop in pixels, if other than the name says."""
     patch_size: int | None = None
@@ -27,7 +28,8 @@ class ModelConfig:
     mlp_hidden: int | None = None
     """Width inside the MLP, if other than the name says."""
     drop_path: float = 0.1
-    """Stochastic depth of the last block; grows linearly from 0. mae and pixels have none."""
+    """Stochastic depth of the last block; grows linearly from 0. mae and pixels have none, nor have some
+    networks of other libraries."""
     init_from: Path | None = option(None, resume=True)
     """Start from these student weights instead of random ones: a file or folder of the official code,
     timm, transformers, open_clip or a run."""

@@ -11,21 +11,20 @@ from eva_fast.layers import PointwiseProjection, plain
 class Distilled(nn.Module):
     """Predictions of a teacher's features from all tokens of the whole image.
 
-    encoder: a student with `tokens(images)` before its final `norm`, `fused`, and the CLS token first
-        where it has a `cls_token`: an `EvaViT`, a `BeitViT` or a `SwinV2`.
+    encoder: a student with `tokens(images)` before its final `norm`, `width`, `fused`, and the CLS token
+        first where its `sizes.has_cls`: an `EvaViT`, a `BeitViT`, a `SwinV2` or a `Backbone`.
     dim: the teacher's width C.
     """
 
     def __init__(self, encoder: Any, dim: int):
         super().__init__()
         self.encoder = encoder
-        width = encoder.norm.normalized_shape[0]
         kind = PointwiseProjection if encoder.fused else plain.PointwiseProjection
-        self.decoder = nn.Sequential(kind(width, dim, 1))
+        self.decoder = nn.Sequential(kind(encoder.width, dim, 1))
 
     @property
     def has_cls(self) -> bool:
-        return hasattr(self.encoder, "cls_token")
+        return self.encoder.sizes.has_cls
 
     @property
     def patches(self) -> int:

@@ -5,10 +5,15 @@ from typing import Any
 import torch
 
 from eva_fast.model.beit import BeitViT
+from eva_fast.model.networks.backbone import Backbone
+from eva_fast.model.networks.masked import MaskedBackbone
+from eva_fast.model.networks.sizes import BackboneSizes, backbone_sizes_of, is_backbone
 from eva_fast.model.sizes import ModelSizes, is_beit, sizes_of
 from eva_fast.model.swin import SwinV2
 from eva_fast.model.swin_sizes import SwinSizes, is_swin, swin_sizes_of
 from eva_fast.model.vit import EvaViT
+
+Sizes = ModelSizes | SwinSizes | BackboneSizes
 
 
 def create_model(
@@ -30,7 +35,9 @@ def create_model(
 
     Names: `eva_g_patch14_224`, `eva_giant_patch14_224`, `eva_ti_patch16_224`, ... are an `EvaViT`, and
     so are keywords alone; `beit_base_patch16_224`, ... a `BeitViT`, with `mask_token` and `lm_head`
-    where `predict_dim` is given; `swinv2_base_window14_224`, ... a `SwinV2`, which has no head."""
+    where `predict_dim` is given; `swinv2_base_window14_224`, ... a `SwinV2`, which has no head.
+    `timm/NAME` and `torchvision/NAME` are those libraries' networks, a `Backbone`, in a `MaskedBackbone`
+    where `predict_dim` is given; of the sizes they take those that the library's builder does."""
     sizes = named_sizes(
         name,
         predict_dim=predict_dim,
@@ -44,6 +51,11 @@ def create_model(
     options: dict[str, Any] = dict(
         drop_path=drop_path, compute_dtype=compute_dtype, kernels=kernels
     )
+    if isinstance(sizes, BackboneSizes):
+        encoder = Backbone(sizes, drop_path, compute_dtype)
+        if predict_dim is None:
+            return encoder
+        return MaskedBackbone(encoder, predict_dim, fused=kernels != "torch")
     if isinstance(sizes, SwinSizes):
         return SwinV2(sizes, **options)
     if is_beit(name):
@@ -51,8 +63,11 @@ def create_model(
     return EvaViT(sizes, **options)
 
 
-def named_sizes(name: str | None, **overrides: int | None) -> ModelSizes | SwinSizes:
-    """`swin_sizes_of` of a Swin's name, `sizes_of` of any other, or of None."""
+def named_sizes(name: str | None, **overrides: int | None) -> Sizes:
+    """`swin_sizes_of` of a Swin's name, `backbone_sizes_of` of another library's, `sizes_of` of any
+    other, or of None."""
+    if name is not None and is_backbone(name):
+        return backbone_sizes_of(name, **overrides)
     if name is not None and is_swin(name):
         return swin_sizes_of(name, **overrides)
     return sizes_of(name, **overrides)

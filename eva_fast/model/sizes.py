@@ -58,6 +58,11 @@ class ModelSizes:
         return side, side
 
     @property
+    def has_cls(self) -> bool:
+        """Whether a CLS token stands in front of the patches."""
+        return True
+
+    @property
     def num_patches(self) -> int:
         return self.grid[0] * self.grid[1]
 

@@ -48,6 +48,14 @@ class VitStudent(Official):
         """The layers it is built of: one set of classes or the other, with the same arguments."""
         return layers if self.fused else plain
 
+    prefix_tokens = 1
+    """Tokens in front of those of the patches: CLS."""
+
+    @property
+    def width(self) -> int:
+        """Of the residual stream."""
+        return self.sizes.embed_dim
+
     @property
     def compute_dtype(self) -> torch.dtype:
         """What the products run in while autocast is off."""

@@ -148,6 +148,11 @@ class SwinV2(Official):
         return {name for name in names if "rpe_mlp" in name or "logit_scale" in name}
 
     @property
+    def width(self) -> int:
+        """Of the last stage's tokens."""
+        return self.sizes.width
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """What the products run in while autocast is off."""
         return self.precision.chosen

@@ -82,6 +82,11 @@ class SwinSizes:
         return sum(self.depths)
 
     @property
+    def has_cls(self) -> bool:
+        """Whether a CLS token stands in front of the patches."""
+        return False
+
+    @property
     def width(self) -> int:
         """Of the last stage's tokens."""
         return self.embed_dim << (len(self.depths) - 1)

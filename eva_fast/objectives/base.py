@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,12 +23,20 @@ from eva_fast.data import Batch, Field, ImageField, Ragged
 from eva_fast.data.decode.filters import Interpolation
 from eva_fast.data.samples.fields import IDS, VIEWS
 from eva_fast.errors import UsageError
-from eva_fast.model import BeitViT, EvaViT, MaeEncoder, SwinV2
+from eva_fast.model import Backbone, BeitViT, EvaViT, MaeEncoder, SwinV2
 from eva_fast.model.mae import Statistics
 from eva_fast.objectives.picture import save_columns
 from eva_fast.objectives.request import Request
 from eva_fast.objectives.setting import Setting
-from eva_fast.weights import initialise, initialise_encoder, initialise_swin, write, write_student
+from eva_fast.weights import (
+    initialise,
+    initialise_backbone,
+    initialise_encoder,
+    initialise_swin,
+    write,
+    write_backbone,
+    write_student,
+)
 from eva_fast.weights.beit import initialise_beit
 
 log = logging.getLogger(__name__)
@@ -43,6 +51,9 @@ class Objective:
     """Names of what `loss` measures beside the loss; `metrics.jsonl` holds their means."""
     swin = False
     """Whether its student may be a Swin, which sees whole images and gives no CLS row."""
+    backbones: Literal["none", "masked", "all"] = "none"
+    """Which networks of other libraries its student may be: none; those whose patches can be masked, a
+    `MaskedBackbone`; or all, a `Backbone`."""
     capturable = False
     """Whether `loss` and `after_step` can be captured as a CUDA graph: they read the batch's fields on
     the device alone, change tensors in place, and ask the host for nothing, not for a random number."""
@@ -133,7 +144,8 @@ class Objective:
 
     def exported(self, module: nn.Module) -> nn.Module:
         """The part of the module that is handed on: `model.safetensors`, `PretrainResult.model`. A
-        student is written in official naming, anything else as its state dict names it."""
+        student is written in official naming, another library's network in that library's, anything
+        else as its state dict names it."""
         return module
 
     def example(
@@ -178,6 +190,8 @@ class Objective:
             initialise_beit(part, path)
         elif isinstance(part, EvaViT):
             initialise(part, path)
+        elif isinstance(part, Backbone):
+            initialise_backbone(part, path)
         else:
             raise UsageError(f"objective {self.name!r} cannot start from a weight file (init_from)")
 
@@ -195,6 +209,8 @@ class Objective:
         }
         if isinstance(part, EvaViT | MaeEncoder | SwinV2 | BeitViT):
             write_student(part, path, own)
+        elif isinstance(part, Backbone):
+            write_backbone(part, path, own)
         else:
             tensors = {**part.state_dict(), **own}
             write(path, {k: t.detach().float().cpu() for k, t in tensors.items()})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from eva_fast.data import Batch, BlockMaskField, Field
 from eva_fast.errors import UsageError
-from eva_fast.model import EvaViT
+from eva_fast.model import EvaViT, MaskedBackbone
 from eva_fast.objectives.masked_features import MaskedFeatures, head_alternatives
 from eva_fast.objectives.picture import save_picture
 from eva_fast.objectives.setting import Setting
@@ -25,6 +25,7 @@ class Eva(MaskedFeatures):
 
     name = "eva"
     capturable = True
+    backbones = "masked"
     baselines = ("official", "tuned")
 
     def sample(self, setting: Setting) -> list[Field]:
@@ -38,7 +39,7 @@ class Eva(MaskedFeatures):
             raise UsageError(f"mask_min_block must be between 1 and {patches} here, got {block}")
         return [*super().sample(setting), BlockMaskField(setting.sizes.grid, count, block)]
 
-    def build(self, setting: Setting, teacher: nn.Module | None) -> EvaViT:
+    def build(self, setting: Setting, teacher: nn.Module | None) -> EvaViT | MaskedBackbone:
         assert teacher is not None  # `request` asks for one
         return setting.student(predict_dim=cast(int, teacher.dim))
 
@@ -51,9 +52,19 @@ class Eva(MaskedFeatures):
         self, module: nn.Module, batch: Batch, target: Tensor | None
     ) -> dict[str, dict[str, Callable[[], Any]]]:
         """The head and loss of the batch's masked patches."""
+        if isinstance(module, MaskedBackbone):  # its last norm is in the network
+            return {}
         student = cast(EvaViT, module)
         dtype = student.precision.dtype(student.pos_embed.dtype, batch.images.device.type)
         return head_alternatives(student.lm_head, student.norm, dtype, cast(Tensor, target))
+
+    def after_step(self, module: nn.Module, applied: Tensor) -> None:
+        if isinstance(module, MaskedBackbone):
+            module.encoder.after_step(applied)
+
+    def exported(self, module: nn.Module) -> nn.Module:
+        """The student; of another library's network without mask token and head."""
+        return module.encoder if isinstance(module, MaskedBackbone) else module
 
     def picture(
         self, path: Path, module: nn.Module, teacher: nn.Module | None, batch: Batch
@@ -61,7 +72,7 @@ class Eva(MaskedFeatures):
         """Images, masks, teacher features and the student's predictions as PCA colours."""
         assert teacher is not None
         student = cast(EvaViT, module)
-        features = student.forward_features(batch.images, batch.mask)[:, 1:]
+        features = student.forward_features(batch.images, batch.mask)[:, student.prefix_tokens :]
         prediction = student.lm_head(features.to(student.lm_head.weight.dtype))
         save_picture(
             path, batch.images, batch.mask, teacher(batch.images), prediction, student.grid

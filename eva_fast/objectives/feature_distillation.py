@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eva_fast.data import Batch
-from eva_fast.model import ModelSizes
+from eva_fast.model import Backbone
 from eva_fast.model.distilled import Distilled
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.code_picture import squares
@@ -36,13 +36,14 @@ class FeatureDistillation(Objective):
     statistics = "imagenet"
     interpolation = "bilinear"
     swin = True
+    backbones = "all"
 
     def request(self, setting: Setting) -> Request:
         """Raw features: the op of the loss whitens them. A student without CLS asks for none."""
         return Request(
             rows="all",
             point="norm",
-            cls="optional" if isinstance(setting.sizes, ModelSizes) else False,
+            cls="optional" if setting.sizes.has_cls else False,
             norm_after="calibrated" if setting.config.teacher.whiten else "none",
         )
 
@@ -64,6 +65,11 @@ class FeatureDistillation(Objective):
 
     def constant_loss(self, constant: Tensor, rows: Tensor) -> Tensor:
         return F.smooth_l1_loss(constant.expand_as(rows), rows, beta=BETA)
+
+    def after_step(self, module: nn.Module, applied: Tensor) -> None:
+        encoder = cast(Distilled, module).encoder
+        if isinstance(encoder, Backbone):
+            encoder.after_step(applied)
 
     def exported(self, module: nn.Module) -> nn.Module:
         return cast(Distilled, module).encoder

@@ -38,7 +38,7 @@ class Pixels(Objective):
         return [*super().sample(setting), *uniform_masks(setting)]
 
     def build(self, setting: Setting, teacher: nn.Module | None) -> MaskedAutoencoder:
-        width = 3 * setting.sizes.patch_size**2
+        width = 3 * setting.vit.patch_size**2
         self.norm_pix = setting.config.objective.norm_pix
         return setting.autoencoder(width, DECODER_DEPTH, self.statistics)
 

@@ -9,12 +9,14 @@ import torch
 from eva_fast.errors import UsageError
 from eva_fast.layers import use_fp8
 from eva_fast.model import (
+    Backbone,
     BeitViT,
     DecoderSizes,
     EvaViT,
     MaskedAutoencoder,
+    MaskedBackbone,
     ModelSizes,
-    SwinSizes,
+    Sizes,
     SwinV2,
     create_model,
     is_beit,
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
     from eva_fast.config import Config
 
 log = logging.getLogger(__name__)
-Student = TypeVar("Student", EvaViT, BeitViT, SwinV2, MaskedAutoencoder, VqKd, TokenViT)
+Student = TypeVar(
+    "Student", EvaViT, BeitViT, SwinV2, Backbone, MaskedBackbone, MaskedAutoencoder, VqKd, TokenViT
+)
 SIZE_OPTIONS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden")
 
 
@@ -36,7 +40,7 @@ class Setting:
     """What is known of a run before anything is built."""
 
     config: "Config"
-    sizes: ModelSizes | SwinSizes
+    sizes: Sizes
     """Of the student; `predict_dim` is the preset's, since the teacher is not known yet."""
     device: torch.device
     compute_dtype: torch.dtype
@@ -48,7 +52,7 @@ class Setting:
         assert isinstance(self.sizes, ModelSizes)
         return self.sizes
 
-    def student(self, predict_dim: int) -> EvaViT:
+    def student(self, predict_dim: int) -> EvaViT | MaskedBackbone:
         """The student that the options name, with a head of that width, random values."""
         model, run = self.config.model, self.config.run
         student = create_model(
@@ -61,7 +65,7 @@ class Setting:
         )
         return self.as_run(student)
 
-    def encoder(self) -> EvaViT | BeitViT | SwinV2:
+    def encoder(self) -> EvaViT | BeitViT | SwinV2 | Backbone:
         """The student that the options name, without what predicts of it, random values."""
         model = self.config.model
         eva = isinstance(self.sizes, ModelSizes) and not is_beit(model.model)
@@ -102,6 +106,11 @@ class Setting:
         if run.precision == "fp8":
             if isinstance(student, SwinV2):
                 raise UsageError("precision='fp8' is of a ViT's blocks: a Swin computes in 'bf16'")
+            if isinstance(student, Backbone | MaskedBackbone):
+                raise UsageError(
+                    f"precision='fp8' is of this package's own ViTs: {student.sizes.name} computes in "
+                    "'bf16'"
+                )
             left = use_fp8(student)
             if left:
                 log.warning(

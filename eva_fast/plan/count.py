@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from eva_fast.model import ModelSizes, SwinSizes
+from eva_fast.model import Sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class StepCount:
     """What one step of a formulation does, operator by operator in the order they run."""
 
     formulation: str
-    sizes: ModelSizes | SwinSizes
+    sizes: Sizes
     batch: int
     masked: int
     """Masked patches an image."""

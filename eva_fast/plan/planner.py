@@ -76,10 +76,10 @@ def plan_run(
     if images <= 0:
         raise UsageError(f"images must be above 0, got {images:g}")
     run = PlannedRun.of(config, DTYPES[precision], found.kind)
-    if formulation not in (OURS, *run.objective.baselines):
+    if formulation not in (OURS, *run.baselines):
         raise UsageError(
-            f"formulation {formulation!r} is none of the objective {run.objective.name!r}: there are "
-            f"{', '.join((OURS, *run.objective.baselines))}"
+            f"formulation {formulation!r} is none of the objective {run.objective.name!r}: with this "
+            f"student there are {', '.join((OURS, *run.baselines))}"
         )
     costs = Costs(
         device=found, run=run, gpus=gpus, batch=batch, formulation=formulation, sharding="replicate",
@@ -96,7 +96,7 @@ def plan_run(
     options = tuple(
         costs.option(micro, checkpointing)
         for micro in _cuts(share)
-        for checkpointing in (False, True)
+        for checkpointing in ((False, True) if run.can_recompute else (False,))
     )
     fitting = [o for o in options if o.fits]
     best = max(fitting, key=lambda o: o.images_per_second(gpus), default=None)

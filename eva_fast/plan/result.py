@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from eva_fast.model import ModelSizes, SwinSizes
+from eva_fast.model import Sizes
 from eva_fast.plan.count import StepCount
 from eva_fast.plan.memory import Memory
 from eva_fast.plan.rates import Device
@@ -64,7 +64,7 @@ class Plan:
     model: str
     objective: str
     teacher: str
-    sizes: ModelSizes | SwinSizes
+    sizes: Sizes
     device: Device
     gpus: int
     batch: int

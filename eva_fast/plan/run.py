@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from eva_fast.config import Config
 from eva_fast.data import Batch, Field, Ragged
 from eva_fast.data.samples.fields import IDS, VIEWS
+from eva_fast.errors import UsageError
 from eva_fast.layers import keep_copies
-from eva_fast.model import ModelSizes, SwinSizes, named_sizes
+from eva_fast.model import Backbone, ModelSizes, Sizes, named_sizes
 from eva_fast.objectives import open_objective
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.request import Request, answer
@@ -77,13 +78,27 @@ class PlannedRun:
         )  # fmt: skip
 
     @property
-    def sizes(self) -> ModelSizes | SwinSizes:
+    def sizes(self) -> Sizes:
         return self.setting.sizes
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Other formulations of the same step that can be counted."""
+        return self.objective.baselines if isinstance(self.sizes, ModelSizes) else ()
 
     @property
     def masked(self) -> int:
         """Masked patches an image; 0 where a sample has no mask."""
         return next((f.shape[0] for f in self.fields if f.name == "mask"), 0)
+
+    @property
+    def can_recompute(self) -> bool:
+        """Whether the student has activation checkpointing."""
+        try:
+            self.build(1.0)
+        except UsageError:
+            return False
+        return True
 
     def build(self, recompute: float = 0.0) -> nn.Module:
         """The module that trains, without values; that share of its blocks is checkpointed."""
@@ -94,7 +109,10 @@ class PlannedRun:
         setting = replace(self.setting, config=replace(self.setting.config, run=run))
         with META:
             teacher = None if self.teacher is None else self.teacher.module
-            return self.objective.build(setting, teacher)
+            module = self.objective.build(setting, teacher)
+        # What runs by autocast is counted in the dtype of its products.
+        foreign = isinstance(self.objective.exported(module), Backbone)
+        return module.to(self.setting.compute_dtype) if foreign else module
 
     def count(self, batch: int, recompute: float = 0.0) -> StepCount:
         """A step of `batch` images, forward and backward, without teacher and optimiser.
@@ -159,7 +177,7 @@ class PlannedRun:
         operators = tuple(recorder.operators)
         if recompute:
             needed = self._counted(batch, 0.0).needed_flops
-        elif self.objective.baselines:
+        elif self.baselines:
             needed = model_flops(self.setting.vit, batch, self.masked)  # alike for all formulations
         else:
             needed = _needed(operators)

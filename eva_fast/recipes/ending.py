@@ -40,21 +40,22 @@ def ending(config: Config, result: "PretrainResult") -> list[str]:
 
 def next_commands(config: Config, result: "PretrainResult") -> dict[str, str]:
     """{what it is for: a command for the shell}, as fits this run."""
-    from eva_fast.model import BeitViT, EvaViT, MaeEncoder, SwinV2
+    from eva_fast.model import Backbone, BeitViT, EvaViT, MaeEncoder, SwinV2
     from eva_fast.model.token_vit import TokenViT
     from eva_fast.model.vqkd import VqKd
     from eva_fast.objectives import Objective, open_objective
 
     out, teacher, named = result.out, config.teacher.teacher, config.objective.objective
     same = [] if not isinstance(named, str) or named == "eva" else ["--objective", named]
-    student = ["--model", config.model.model] if same else []
+    foreign = isinstance(result.model, Backbone)
+    student = ["--model", config.model.model] if same or foreign else []
     taught = type(open_objective(named)).request is not Objective.request
     plain = isinstance(result.model, EvaViT | MaeEncoder)
     if isinstance(result.model, TokenViT):
         same += ["--teacher", str(teacher)]
     found = {}
     codes = isinstance(result.model, VqKd | TokenViT)
-    if plain or codes or isinstance(result.model, SwinV2 | BeitViT):
+    if plain or codes or foreign or isinstance(result.model, SwinV2 | BeitViT):
         found["how good its features are, beside untrained ones, pixels and the teacher:"] = (
             _command("eval", out)
         )

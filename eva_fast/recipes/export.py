@@ -18,7 +18,7 @@ from eva_fast.evaluate.students import (
     untrained,
 )
 from eva_fast.files import writing_to
-from eva_fast.model import BeitViT
+from eva_fast.model import Backbone, BeitViT
 from eva_fast.model.token_vit import TokenViT
 from eva_fast.model.vqkd import VqKd
 from eva_fast.options import user_path
@@ -99,6 +99,13 @@ def _resized(model: Student, img_size: int | None, patch_size: int | None, resiz
     if isinstance(model, VqKd | TokenViT):
         if img_size or patch_size:
             raise UsageError("tokenizers and students of tokens are exported at their own size")
+        return model
+    if isinstance(model, Backbone):
+        if img_size or patch_size:
+            raise UsageError(
+                f"{model.sizes.name} is exported at its own size: leave img_size and patch_size out; "
+                "its library fits it to others when it loads"
+            )
         return model
     old = model.sizes
     sizes = replace(old, img_size=img_size or old.img_size, patch_size=patch_size or old.patch_size)

@@ -8,8 +8,7 @@ the network runs at its own size and its feature map is interpolated.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from eva_fast.errors import UsageError
 from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
+from eva_fast.model import Backbone
 from eva_fast.teachers.base import Teacher, select_patches
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,15 @@ class BackboneTeacher(Teacher):
         return select_patches(out.flatten(1, 2), index)
 
 
+def student_teacher(
+    name: str, student: Backbone, grid: tuple[int, int] | None, whiten: bool
+) -> BackboneTeacher:
+    """A trained student that another library built, from a run of one's own."""
+    side = (student.sizes.img_size,) * 2
+    features = FeatureMap(student, prefix=student.prefix_tokens)
+    return BackboneTeacher(name, features, side, grid, student.mean, student.std, whiten=whiten)
+
+
 def _fit(
     features: FeatureMap,
     native: tuple[int, int],
@@ -124,55 +133,3 @@ def _probe(features: FeatureMap, size: tuple[int, int]) -> tuple[int, int, int] 
         return rows, columns, channels
     except (RuntimeError, ValueError, AssertionError):
         return None
-
-
-def load_backbone(
-    model: nn.Module,
-    weights: Mapping[str, Tensor],
-    architecture: str,
-    is_head: Callable[[str], bool],
-    where: Path,
-) -> None:
-    """Load weights into a network strictly, but for its head, which no feature needs.
-
-    Names may stand behind one prefix, as `visual.trunk.` in open_clip's files: then what lies beside
-    it is left out.
-
-    Raises UsageError that names what is missing, unknown or of another shape.
-    """
-    own = model.state_dict()
-    prefix = common_prefix(weights, [name for name in own if not is_head(name)])
-    body = {}
-    for name, value in weights.items():
-        key = name.removeprefix(prefix)
-        if name.startswith(prefix) and (
-            not is_head(key) or (key in own and own[key].shape == value.shape)
-        ):
-            body[key] = value
-    faults = [
-        f"{key} is {list(value.shape)}, not {list(own[key].shape)}"
-        for key, value in body.items()
-        if key in own and own[key].shape != value.shape
-    ]
-    if not faults:
-        result = model.load_state_dict(body, strict=False)
-        missing = [
-            key
-            for key in result.missing_keys
-            if not is_head(key) and not key.endswith("num_batches_tracked")
-        ]
-        faults = [f"lacks {key}" for key in missing]
-        faults += [f"unknown {key}" for key in result.unexpected_keys]
-    if faults:
-        raise UsageError(
-            f"{where} does not fit {architecture}: {'; '.join(faults[:4])}"
-            + (f" and {len(faults) - 4} more" if len(faults) > 4 else "")
-        )
-
-
-def common_prefix(weights: Mapping[str, Tensor], own: list[str]) -> str:
-    """The one prefix behind which `weights` hold every name of `own`; "" where there is none."""
-    longest = max(own, key=len)
-    prefixes = [n[: -len(longest)] for n in weights if n.endswith("." + longest)]
-    whole = [p for p in prefixes if all(p + name in weights for name in own)]
-    return whole[0] if len(whole) == 1 and longest not in weights else ""

@@ -12,6 +12,7 @@ import torch
 
 from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.options import user_text
+from eva_fast.teachers.backbone import student_teacher
 from eva_fast.teachers.base import Teacher, check_grid
 from eva_fast.teachers.builtin import BuiltinTeacher
 from eva_fast.teachers.clip import ClipTeacher
@@ -25,7 +26,7 @@ from eva_fast.teachers.torchvision_backbone import torchvision_models, torchvisi
 from eva_fast.teachers.transformers_backbone import transformers_teacher
 from eva_fast.teachers.vit import VitTeacher
 from eva_fast.teachers.vit_file import read_vit
-from eva_fast.weights import CODEBOOK, Weights, hub, naming, read
+from eva_fast.weights import CODEBOOK, Weights, holds_backbone, hub, naming, read, read_backbone
 from eva_fast.weights.hints import clip_hints, read_json, timm_hints
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,8 @@ def _vit(name: str, weights: Weights, hints: dict[str, Any] | None, wish: Wish) 
 
 def _from_path(name: str, path: Path, wish: Wish) -> Teacher:
     weights = read(path)
+    if holds_backbone(weights):
+        return student_teacher(name, read_backbone(weights), wish.grid, wish.whiten)
     if CODEBOOK in weights:
         return TokenizerTeacher(name, weights, wish.grid, wish.whiten)
     if naming.find(weights, naming.CLIP):

@@ -12,13 +12,9 @@ from torch import Tensor, nn
 
 from eva_fast.errors import UsageError
 from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
-from eva_fast.teachers.backbone import (
-    BackboneTeacher,
-    FeatureMap,
-    common_prefix,
-    load_backbone,
-)
+from eva_fast.teachers.backbone import BackboneTeacher, FeatureMap
 from eva_fast.weights import Weights
+from eva_fast.weights.backbone import common_prefix, load_network
 
 _HEADS = ("head", "classifier", "fc", "last_linear", "aux", "pre_logits")
 
@@ -83,7 +79,7 @@ def _load(model: nn.Module, weights: Weights, architecture: str) -> None:
     authors of DINOv2, for example."""
     state: dict[str, Tensor] = dict(weights)
     try:
-        load_backbone(model, state, architecture, _is_head, where=weights.path)
+        load_network(model, state, architecture, _is_head, where=weights.path)
         return
     except UsageError as error:
         refused = error
@@ -97,7 +93,7 @@ def _load(model: nn.Module, weights: Weights, architecture: str) -> None:
     except Exception:  # it was written for files that fit
         raise refused from None
     try:
-        load_backbone(model, converted, architecture, _is_head, where=weights.path)
+        load_network(model, converted, architecture, _is_head, where=weights.path)
     except UsageError:
         raise refused from None
 

@@ -6,18 +6,14 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from eva_fast.errors import UsageError
-from eva_fast.teachers.backbone import BackboneTeacher, FeatureMap, load_backbone
+from eva_fast.model.networks.torchvision import HEADS, last_spatial
+from eva_fast.teachers.backbone import BackboneTeacher, FeatureMap
 from eva_fast.teachers.fold import fold_batch_norms
 from eva_fast.weights import Weights
-
-# Top-level modules of the classifiers that come after the last features.
-_HEADS = {
-    "avgpool", "classifier", "head", "heads", "fc", "flatten", "dropout", "AuxLogits", "aux1",
-    "aux2",
-}  # fmt: skip
+from eva_fast.weights.backbone import load_network
 
 
 def torchvision_models() -> list[str]:
@@ -48,8 +44,8 @@ def torchvision_teacher(
     )
     model = get_model(architecture, weights=None, **options)
     state = {_old_densenet(key): weights[key] for key in weights}
-    load_backbone(
-        model, state, architecture, lambda key: key.split(".")[0] in _HEADS, where=weights.path
+    load_network(
+        model, state, architecture, lambda key: key.split(".")[0] in HEADS, where=weights.path
     )
 
     def resized(size: tuple[int, int]) -> FeatureMap:
@@ -71,26 +67,11 @@ def _torchvision_features(model: nn.Module, size: int) -> FeatureMap:
     """`model` cut after the last module before its head that gives a map or a token sequence."""
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    last: list[tuple[str, int]] = []
-    hooks = []
-    for name, module in model.named_modules():
-        if name and name.split(".")[0] not in _HEADS:
-
-            def record(_: nn.Module, __: Any, out: Any, name: str = name) -> None:
-                if isinstance(out, Tensor) and out.ndim in (3, 4) and out.shape[-2] > 1:
-                    last[:] = [(name, out.ndim)]
-
-            hooks.append(module.register_forward_hook(record))
-    try:
-        model(torch.zeros(1, 3, size, size))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not last:
-        raise UsageError(f"{type(model).__name__} has no spatial features")
-    node, ndim = last[0]
-    network = fold_batch_norms(create_feature_extractor(model, {node: "features"}))
-    return FeatureMap(network, prefix=1 if ndim == 3 else 0)
+    images = torch.zeros(1, 3, size, size)
+    node = last_spatial(model, images)
+    network = create_feature_extractor(model, {node: "features"})
+    prefix = 1 if network(images)["features"].ndim == 3 else 0
+    return FeatureMap(fold_batch_norms(network), prefix=prefix)
 
 
 def _old_densenet(key: str) -> str:

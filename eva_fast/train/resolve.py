@@ -14,7 +14,7 @@ from eva_fast.data.loader.workers import can_start, check_count
 from eva_fast.device import choose_device
 from eva_fast.errors import UsageError
 from eva_fast.files import RUN_PICTURES, cpu_count
-from eva_fast.model import SwinSizes, named_sizes
+from eva_fast.model import BackboneSizes, SwinSizes, named_sizes
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.request import check_sample
 from eva_fast.objectives.setting import SIZE_OPTIONS, Setting
@@ -124,10 +124,7 @@ def _check_pictures(data: Any, out: Path | None) -> None:
 
 def sample_options(setting: Setting, objective: Objective) -> dict[str, Any]:
     """Options of `build_loader` that say what a sample is: the same for training and examples."""
-    if isinstance(setting.sizes, SwinSizes) and not objective.swin:
-        raise UsageError(
-            f"the objective {objective.name!r} trains a ViT, and {setting.config.model.model} is a Swin"
-        )
+    _check_student(setting, objective)
     config, fields = setting.config, objective.sample(setting)
     check_sample(objective.request(setting), fields)
     return {
@@ -135,6 +132,25 @@ def sample_options(setting: Setting, objective: Objective) -> dict[str, Any]:
         "seed": config.run.seed,
         "max_bad_fraction": config.data.max_bad_share,
     }
+
+
+def _check_student(setting: Setting, objective: Objective) -> None:
+    """ValueError for a student that the objective does not train."""
+    name, sizes = setting.config.model.model, setting.sizes
+    if isinstance(sizes, SwinSizes) and not objective.swin:
+        raise UsageError(f"the objective {objective.name!r} trains a ViT, and {name} is a Swin")
+    if not isinstance(sizes, BackboneSizes) or objective.backbones == "all":
+        return
+    if objective.backbones == "none":
+        raise UsageError(
+            f"the objective {objective.name!r} trains this package's own ViTs (eva_SIZE_patchP_R), not "
+            f"{name}: 'eva' trains ViTs of timm, 'fd' any network"
+        )
+    if not sizes.can_mask:
+        raise UsageError(
+            f"the objective {objective.name!r} masks patches, and {name} has none from its first block "
+            "to its last: take a ViT, or objective='fd'"
+        )
 
 
 def loader_workers(config: "Config", device: torch.device) -> int:

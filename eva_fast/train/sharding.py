@@ -96,14 +96,22 @@ def _usual(module: nn.Module, to: World) -> str:
 
 def units(module: nn.Module) -> list[nn.Module]:
     """The blocks: modules in the innermost lists, which read their own parameters alone."""
-    lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
-    inner = [m for m in lists if not any(isinstance(n, nn.ModuleList) for n in _below(m))]
+    lists: list[Any] = [m for m in module.modules() if _is_list(m)]
+    inner = [m for m in lists if not any(_is_list(n) for n in _below(m))]
     return [
         block
         for found in inner
         for block in found
         if any(p.requires_grad for p in block.parameters())
     ]
+
+
+def _is_list(module: nn.Module) -> bool:
+    """Whether this holds blocks: a list, or a sequence of modules that know activation checkpointing, as
+    timm's ViTs have them."""
+    if isinstance(module, nn.Sequential):
+        return len(module) > 0 and all(hasattr(block, "recompute") for block in module)
+    return isinstance(module, nn.ModuleList)
 
 
 def _below(module: nn.Module) -> list[nn.Module]:

@@ -10,6 +10,12 @@ to other image and patch sizes, `hub.py` finds weights by name.
 """
 
 from eva_fast.weights import naming
+from eva_fast.weights.backbone import (
+    holds_backbone,
+    initialise_backbone,
+    read_backbone,
+    write_backbone,
+)
 from eva_fast.weights.code_formats import export_codes
 from eva_fast.weights.codes import CODEBOOK, code_model, holds_codes, write_code_model
 from eva_fast.weights.formats import FOLDERS, FORMATS, Exported, export
@@ -42,20 +48,24 @@ __all__ = [
     "export",
     "export_codes",
     "fit",
+    "holds_backbone",
     "holds_codes",
     "holds_swin",
     "infer_sizes",
     "initialise",
+    "initialise_backbone",
     "initialise_encoder",
     "initialise_swin",
     "naming",
     "read",
+    "read_backbone",
     "read_student",
     "read_swin_student",
     "resize_patches",
     "resize_positions",
     "swin_sizes_in",
     "write",
+    "write_backbone",
     "write_code_model",
     "write_student",
     "write_torch",

@@ -12,7 +12,6 @@ student's norm is of every token. So its models are built with `use_fc_norm=Fals
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,8 +24,10 @@ from eva_fast.errors import UsageError
 from eva_fast.files import atomic_write
 from eva_fast.layers.block import LAYER_NORM_EPS
 from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD, STATISTICS
-from eva_fast.model import BeitViT, EvaViT, MaeEncoder, ModelSizes, SwinSizes, SwinV2
+from eva_fast.model import Backbone, BeitViT, EvaViT, MaeEncoder, ModelSizes, SwinSizes, SwinV2
+from eva_fast.model.networks.timm import mlp_ratio
 from eva_fast.weights import naming
+from eva_fast.weights.backbone import write_backbone
 from eva_fast.weights.student import PRETRAINING_ONLY, write_student
 from eva_fast.weights.writer import write, write_torch
 
@@ -55,7 +56,7 @@ class Exported:
 
 
 def export(
-    model: EvaViT | MaeEncoder | SwinV2 | BeitViT,
+    model: EvaViT | MaeEncoder | SwinV2 | BeitViT | Backbone,
     out: str | os.PathLike[str],
     format: str = "official",
 ) -> Exported:
@@ -66,7 +67,8 @@ def export(
             .pth), "timm" (one file, either kind), "hf" (a folder of the Hugging Face hub for timm and
             transformers), "hf-vit" (the same for transformers' own `ViTModel`), "open_clip" (a folder
             whose image tower this is). MAE's encoder is written as the first two, in timm's names of a
-            plain ViT; a Swin V2 as the first two, the official code being Feature Distillation's.
+            plain ViT; a Swin V2 as the first two, the official code being Feature Distillation's; a
+            network of another library as the first two, which are one: that library's names.
         out: the file, or for the last three the folder; what it held under the same names is replaced.
 
     UsageError for an unknown format or a folder's name that is a file's; OSError where it cannot be
@@ -78,11 +80,16 @@ def export(
     if format in FOLDERS and path.exists() and not path.is_dir():
         raise UsageError(f"format {format} is a folder, and {path} is a file; choose another out=")
     if not isinstance(model, EvaViT) and format not in FILES:
-        kinds = {MaeEncoder: "MAE's encoder", SwinV2: "a Swin V2", BeitViT: "BEiT's ViT"}
+        kinds = {
+            MaeEncoder: "MAE's encoder", SwinV2: "a Swin V2", BeitViT: "BEiT's ViT",
+            Backbone: "a network of another library",
+        }  # fmt: skip
         kind = kinds[type(model)]
         raise UsageError(
             f"format {format} is of EVA's student; {kind} is written as {' or '.join(FILES)}"
         )
+    if isinstance(model, Backbone):
+        return _backbone(model, path)
     if isinstance(model, MaeEncoder):
         return _timm_vit(model, path)
     if isinstance(model, BeitViT):
@@ -90,6 +97,31 @@ def export(
     if isinstance(model, SwinV2):
         return _swin(model, path) if format == "official" else _timm_swin(model, path)
     return FORMATS[format](model, path)
+
+
+def _backbone(model: Backbone, path: Path) -> Exported:
+    """One file for the library that the network is of."""
+    if path.suffix in TORCH_SUFFIXES:
+        write_torch(path, model.official_state_dict())
+        imports, load = "import torch", f"torch.load({_text(path)}, weights_only=True)"
+    else:
+        write_backbone(model, path)
+        imports, load = "from safetensors.torch import load_file", f"load_file({_text(path)})"
+    family, _, name = model.sizes.name.partition("/")
+    arguments = "".join(f", {key}={value!r}" for key, value in model.sizes.arguments)
+    if family == "timm":
+        imports = f"import timm\n{imports}"
+        build = f"timm.create_model({_text(name)}, num_classes=0{arguments})"
+        gives = "# model.forward_features(images): what was trained\n"
+    else:
+        imports += "\nfrom torchvision.models import get_model"
+        build = f"get_model({_text(name)}, weights=None{arguments})"
+        gives = "# its classifier is a fresh one\n"
+    return Exported(
+        path,
+        f"{imports}\n\nmodel = {build}\nmodel.load_state_dict({load})\nmodel.eval()\n"
+        f"# images normalised by mean {model.mean} and std {model.std}\n{gives}",
+    )
 
 
 def timm_arguments(sizes: ModelSizes) -> dict[str, Any]:
@@ -100,7 +132,7 @@ def timm_arguments(sizes: ModelSizes) -> dict[str, Any]:
         embed_dim=sizes.embed_dim,
         depth=sizes.depth,
         num_heads=sizes.num_heads,
-        mlp_ratio=_ratio(sizes.mlp_hidden, sizes.embed_dim),
+        mlp_ratio=mlp_ratio(sizes.mlp_hidden, sizes.embed_dim),
         global_pool="avg",
         use_fc_norm=False,
     )
@@ -180,12 +212,6 @@ def _timm_beit(model: BeitViT, path: Path) -> Exported:
     state = model.official_state_dict()
     _timm_file({k: v for k, v in state.items() if k not in PRETRAINING_ONLY}, path)
     return _timm_snippet(TIMM_BEIT, timm_beit_arguments(model.sizes), path, "imagenet")
-
-
-def _ratio(hidden: int, width: int) -> float:
-    """The ratio of which timm makes `hidden` again: it cuts the product off to a whole number."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _official_file(model: EvaViT | SwinV2 | BeitViT, path: Path) -> str:

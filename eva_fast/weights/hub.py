@@ -6,41 +6,22 @@ the name that somebody gave, for errors.
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from eva_fast.errors import UsageError
+from eva_fast.libraries import library, unknown
 from eva_fast.weights.folder import INDEX, WEIGHT_FILES, shards
 from eva_fast.weights.hints import open_clip_hints
 from eva_fast.weights.reader import Weights, read
 
 _SIDE_FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json")
-
-
-def library(name: str, package: str, asked: str) -> Any:
-    """Import an optional library, or say how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(
-            f"{asked!r} needs the library {package}: pip install {package}; or give a "
-            "local weight file"
-        ) from error
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that a library does not know, with the nearest ones it does."""
-    names = sorted(set(known))
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or names[:8]
-    return UsageError(f"unknown {kind} {name!r}; for example: {', '.join(near)}")
 
 
 def hub_folder(repository: str, asked: str, filename: str | None = None) -> Path:
