@@ -1,24 +1,19 @@
 """Loss curves in fp8 and in bf16, on the CPU: how far apart are they?
 
-    python -m bench.fp8_curve [--steps 200] [--batch 16] [--gradients e4m3 e5m2] [--out runs/fp8]
+    python -m bench.fp8_curve [--steps 200] [--batch 16] [--out runs/fp8]
 
 The same run of a ViT-Ti (96 pixels, 12 blocks) on the built-in drawings, seed, samples and masks the
-same: in fp32, in bf16, and in fp8 as it is emulated on a CPU (`eva_fast.ops.fp8_gemm`), its gradients
-in e4m3 and in e5m2. Printed for each: the mean over the curve of |loss - bf16's loss|, the difference
-of the means of the last tenth of the steps, and those means. That of fp32 says how far 16 bits alone
-lead away. Runs that are there already are read, not made again.
+same: in fp32, in bf16, and in fp8 as it is emulated on a CPU (`eva_fast.ops.fp8_gemm`). Printed for
+each: the mean over the curve of |loss - bf16's loss|, the difference of the means of the last tenth of
+the steps, and those means. That of fp32 says how far 16 bits alone lead away. Runs that are there
+already are read, not made again.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-import torch
-
 from eva_fast import pretrain
-from eva_fast.layers import products
-
-GRADIENTS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
 def losses(out: Path, precision: str, steps: int, batch: int) -> list[float]:
@@ -46,17 +41,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--gradients", nargs="+", choices=GRADIENTS, default=list(GRADIENTS))
     parser.add_argument("--out", type=Path, default=Path("runs/fp8"))
     options = parser.parse_args()
 
-    def curve(name: str, precision: str) -> list[float]:
-        return losses(options.out / name, precision, options.steps, options.batch)
-
-    curves = {"bf16": curve("bf16", "bf16"), "fp32": curve("fp32", "fp32")}
-    for name in options.gradients:
-        products.GRADIENT = GRADIENTS[name]
-        curves[f"fp8, gradients {name}"] = curve(f"fp8-{name}", "fp8")
+    curves = {
+        name: losses(options.out / name, name, options.steps, options.batch)
+        for name in ("bf16", "fp32", "fp8")
+    }
     for name, values in curves.items():
         found = compare(values, curves["bf16"])
         print(name, *(f"{what} {value:+.5f}" for what, value in found.items()), sep="  ")

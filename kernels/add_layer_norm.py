@@ -20,6 +20,7 @@ from eva_fast.kernels.launch import (
     triton_op,
 )
 from eva_fast.kernels.partial_sums import partial_sums
+from eva_fast.kernels.quantise_fp8 import inverse_of
 from eva_fast.ops.checks import contiguous_like, nothing, row_stride
 
 FORWARD_PER_THREAD = 16
@@ -34,11 +35,11 @@ BACKWARD_RESIDENT_WARPS = 8
 @kernel
 @triton.jit
 def add_layer_norm_forward_kernel(
-    p_x, p_branch, p_branch_bias, p_scale, p_weight, p_bias, p_total, p_y, p_mean, p_rstd,
+    p_x, p_branch, p_branch_bias, p_scale, p_weight, p_bias, p_y_scale, p_total, p_y, p_mean, p_rstd,
     s_x, s_branch, rows_per_sample, eps,
     D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: one row."""
+    """One program: one row. With a scale y is divided by it, for 8 bits."""
     row = tl.program_id(0).to(tl.int64)
     o_d = tl.arange(0, BLOCK)
     m_d = o_d < D
@@ -60,6 +61,8 @@ def add_layer_norm_forward_kernel(
     b_weight = tl.load(p_weight + o_d, mask=m_d, other=0.0).to(tl.float32)
     b_bias = tl.load(p_bias + o_d, mask=m_d, other=0.0).to(tl.float32)
     b_y = b_centred * rstd * b_weight + b_bias
+    if p_y_scale is not None:
+        b_y *= inverse_of(tl.load(p_y_scale))
     tl.store(p_y + row * D + o_d, b_y.to(p_y.dtype.element_ty), mask=m_d)
     tl.store(p_mean + row, mean)
     tl.store(p_rstd + row, rstd)
@@ -192,14 +195,18 @@ def backward_launch(width: int) -> tuple[dict[str, int], int]:
 
 @triton_op("add_layer_norm")
 def _forward(x, branch, branch_bias, scale, weight, bias, eps):
+    return forward(x, branch, branch_bias, scale, weight, bias, eps, None, contiguous_like(x))
+
+
+def forward(x, branch, branch_bias, scale, weight, bias, eps, y_scale, y):
+    """Fills y, and returns what the op does."""
     rows, width = x.shape[:-1].numel(), x.shape[-1]
-    y = contiguous_like(x)
-    total = torch.empty_like(y) if branch is not None else nothing(x)
+    total = contiguous_like(x) if branch is not None else nothing(x)
     mean = x.new_empty(rows, dtype=torch.float32)
     rstd = torch.empty_like(mean)
     if rows:
         add_layer_norm_forward_kernel[(rows,)](
-            x, branch, branch_bias, scale, weight, bias, total, y, mean, rstd,
+            x, branch, branch_bias, scale, weight, bias, y_scale, total, y, mean, rstd,
             row_stride(x), row_stride(branch),
             rows // scale.shape[0] if scale is not None else 1, eps,
             D=width, BLOCK=row_block(width), num_warps=row_warps(width, FORWARD_PER_THREAD),
@@ -228,26 +235,33 @@ def _backward(dy, dresidual, total, mean, rstd, weight, bias, scale, want_y, wan
     return dx, dbranch, y, dweight, dbias, rest[0] if rest else nothing(weight)
 
 
+def forward_aot_case(
+    shape: AotShape, args: dict[str, str], constants: dict[str, None], label: str = ""
+) -> AotCase:
+    """The forward kernel with everything it can do; p_y and p_y_scale are the caller's."""
+    width = shape.width
+    pointers = ("x", "branch", "branch_bias", "weight", "bias", "total")
+    args = {f"p_{name}": f"*{shape.dtype}" for name in pointers} | args
+    args |= {f"p_{name}": "*fp32" for name in ("scale", "mean", "rstd")}
+    return AotCase(
+        add_layer_norm_forward_kernel,
+        {**args, "s_x": width, "s_branch": width, "rows_per_sample": shape.tokens, "eps": 1e-6},
+        {"D": width, "BLOCK": row_block(width), **constants},
+        num_warps=row_warps(width, FORWARD_PER_THREAD),
+        label=label,
+    )
+
+
 def aot_cases(shape: AotShape) -> list[AotCase]:
     """Both kernels with everything they can do: drop-path, branch bias, recomputed y."""
     width, element, rows = shape.width, f"*{shape.dtype}", shape.batch * shape.tokens
-    constants = {"D": width, "BLOCK": row_block(width)}
-    pointers = ("x", "branch", "branch_bias", "weight", "bias", "total", "y")
-    forward = {f"p_{name}": element for name in pointers}
-    forward |= {f"p_{name}": "*fp32" for name in ("scale", "mean", "rstd")}
     pointers = ("dy", "dresidual", "total", "weight", "bias", "dx", "dbranch", "y")
     backward = {f"p_{name}": element for name in pointers}
     backward |= {f"p_{name}": "*fp32" for name in ("scale", "mean", "rstd", "partials")}
     pieces, warps = backward_launch(width)
     strides = {"s_dy": width, "s_dresidual": width, "s_total": width}
     return [
-        AotCase(
-            add_layer_norm_forward_kernel,
-            {**forward, "s_x": width, "s_branch": width, "rows_per_sample": shape.tokens}
-            | {"eps": 1e-6},
-            constants,
-            num_warps=row_warps(width, FORWARD_PER_THREAD),
-        ),
+        forward_aot_case(shape, {"p_y": element}, {"p_y_scale": None}),
         AotCase(
             add_layer_norm_backward_kernel,
             {**backward, **strides, "M": rows, "rows_per_sample": shape.tokens},

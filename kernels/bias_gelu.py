@@ -11,6 +11,7 @@ import triton.language as tl
 from eva_fast.kernels.aot_case import AotCase, AotShape
 from eva_fast.kernels.launch import cdiv, kernel, next_power_of_2, resident_programs, triton_op
 from eva_fast.kernels.partial_sums import partial_sums
+from eva_fast.kernels.quantise_fp8 import inverse_of
 from eva_fast.ops.checks import contiguous_like, nothing
 
 COLUMNS = 512
@@ -74,10 +75,10 @@ def bias_tile(p_bias, o_f, F: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.c
 @kernel
 @triton.jit
 def bias_gelu_forward_kernel(
-    p_h, p_bias, p_g, s_h, M,
+    p_h, p_bias, p_g_scale, p_g, s_h, M,
     F: tl.constexpr, QUICK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """One program: one tile [BLOCK_M, BLOCK_F]."""
+    """One program: one tile [BLOCK_M, BLOCK_F]. With a scale g is divided by it, for 8 bits."""
     blocks = tl.cdiv(F, BLOCK_F)
     o_m = tl.program_id(0) // blocks * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
     o_f = tl.program_id(0) % blocks * BLOCK_F + tl.arange(0, BLOCK_F)
@@ -86,6 +87,8 @@ def bias_gelu_forward_kernel(
     if p_bias is not None:
         b_z += bias_tile(p_bias, o_f, F, BLOCK_M, BLOCK_F)
     b_g = b_z * gate(b_z, QUICK, p_g.dtype.element_ty == tl.float32)
+    if p_g_scale is not None:
+        b_g *= inverse_of(tl.load(p_g_scale))
     p_out = p_g + o_m[:, None] * F + o_f[None, :]
     tl.store(p_out, b_g.to(p_g.dtype.element_ty), mask=m_tile)
 
@@ -124,7 +127,7 @@ def bias_gelu_backward_kernel(
         tl.store(p_partials + group.to(tl.int64) * F + o_f, tl.sum(b_sum, 0), mask=m_f)
 
 
-def _tile(width: int) -> tuple[int, int]:
+def tile(width: int) -> tuple[int, int]:
     """(rows, columns) of a tile."""
     columns = min(COLUMNS, max(16, next_power_of_2(width)))
     return min(ELEMENTS // columns, 16), columns
@@ -132,13 +135,17 @@ def _tile(width: int) -> tuple[int, int]:
 
 @triton_op("bias_gelu")
 def _forward(h, bias, kind):
+    return forward(h, bias, kind, None, contiguous_like(h))
+
+
+def forward(h, bias, kind, g_scale, g):
+    """Fills g."""
     rows, width = h.shape
-    g = contiguous_like(h)
-    block_m, block_f = _tile(width)
+    block_m, block_f = tile(width)
     if rows:
         grid = (cdiv(rows, block_m) * cdiv(width, block_f),)
         bias_gelu_forward_kernel[grid](
-            h, bias, g, h.stride(0), rows,
+            h, bias, g_scale, g, h.stride(0), rows,
             F=width, QUICK=kind == "quick", BLOCK_M=block_m, BLOCK_F=block_f, num_warps=4,
         )  # fmt: skip
     return g
@@ -149,7 +156,7 @@ def _backward(dg, h, bias, kind, want_g, want_bias):
     rows, width = h.shape
     dh = contiguous_like(h)
     g = torch.empty_like(dh) if want_g else nothing(h)
-    block_m, block_f = _tile(width)
+    block_m, block_f = tile(width)
     blocks = cdiv(width, block_f)
     resident = resident_programs(h.device, PROGRAMS_PER_PROCESSOR)
     groups = max(1, min(cdiv(rows, block_m), cdiv(resident, blocks)))
@@ -167,7 +174,7 @@ def _backward(dg, h, bias, kind, want_g, want_bias):
 def aot_cases(shape: AotShape) -> list[AotCase]:
     """Both kinds; the backward with the recomputed activation and the bias gradient."""
     width, element, rows = shape.mlp_hidden, f"*{shape.dtype}", shape.batch * shape.tokens
-    block_m, block_f = _tile(width)
+    block_m, block_f = tile(width)
     cases = []
     for kind in ("erf", "quick"):
         constants = {"F": width, "QUICK": kind == "quick", "BLOCK_M": block_m, "BLOCK_F": block_f}
@@ -177,7 +184,7 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
             AotCase(
                 bias_gelu_forward_kernel,
                 {**forward, "s_h": width, "M": rows},
-                constants,
+                {**constants, "p_g_scale": None},
                 label=kind,
             ),
             AotCase(

@@ -20,6 +20,22 @@ BLOCK_M, BLOCK_K = 128, 64
 LEAST_CAPABILITY = 89
 
 
+@triton.jit
+def scale_of(b_largest, EXPONENT: tl.constexpr):
+    """The scale of what is at most b_largest, fp32, NaN where that is not finite."""
+    bits = b_largest.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    # the carry of a mantissa above 1.75 goes into the exponent
+    field = tl.maximum(((bits + 0x1FFFFF) >> 23) - EXPONENT, 1)
+    return tl.where(bits < 0x7F800000, field << 23, 0x7FC00000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def inverse_of(scale):
+    """1 / scale, of a power of two."""
+    field = scale.to(tl.int32, bitcast=True) >> 23
+    return ((254 - field) << 23).to(tl.float32, bitcast=True)
+
+
 @kernel
 @triton.jit
 def largest_kernel(p_x, p_partials, N, BLOCK: tl.constexpr):
@@ -43,13 +59,11 @@ def quantise_kernel(
     if p_partials is not None:
         o_p = tl.arange(0, BLOCK_P)
         bits = tl.max(tl.load(p_partials + o_p, mask=o_p < PARTIALS, other=0), 0)
-        # the carry of a mantissa above 1.75 goes into the exponent
-        field = tl.maximum(((bits + 0x1FFFFF) >> 23) - EXPONENT, 1)
-        scale = tl.where(bits < 0x7F800000, field << 23, 0x7FC00000).to(tl.float32, bitcast=True)
+        scale = scale_of(bits.to(tl.float32, bitcast=True), EXPONENT)
         tl.store(p_scale, scale, mask=tl.program_id(0) == 0)
     else:
-        field = tl.load(p_scale).to(tl.int32, bitcast=True) >> 23
-    inverse = ((254 - field) << 23).to(tl.float32, bitcast=True)
+        scale = tl.load(p_scale)
+    inverse = inverse_of(scale)
     blocks = tl.cdiv(K, BLOCK_K)
     o_m = tl.program_id(0) // blocks * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
     o_k = tl.program_id(0) % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -64,7 +78,8 @@ def quantise_kernel(
         tl.store(p_columns + o_k[:, None] * PADDED + o_m[None, :], b_columns, mask=m_columns)
 
 
-def _limits(case):
+def limits(case):
+    """Which GPUs have 8-bit floats, see `eva_fast.ops.registry.Implementation`."""
     if case.device.type != "cuda" or not torch.cuda.is_available():
         return None
     if torch.cuda.get_device_capability(case.device) < divmod(LEAST_CAPABILITY, 10):
@@ -72,7 +87,7 @@ def _limits(case):
     return None
 
 
-@triton_op("quantise_fp8", limits=_limits)
+@triton_op("quantise_fp8", limits=limits)
 def _quantise(x, scale, dtype, want_rows, want_columns):
     m, k = x.shape
     length = padded(m)

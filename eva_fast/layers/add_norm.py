@@ -8,11 +8,16 @@ bias's gradient, and y once more for the weight gradient of the GEMM behind the 
 
 from torch import Tensor, nn
 
+from eva_fast.layers.products import in_columns, in_rows
 from eva_fast.layers.stream import Stream, as_stream
 from eva_fast.ops.add_layer_norm import (
     add_layer_norm,
     add_layer_norm_backward,
     add_layer_norm_forward,
+)
+from eva_fast.ops.add_layer_norm_fp8 import (
+    add_layer_norm_fp8_unchecked,
+    normed_columns_unchecked,
 )
 
 
@@ -29,23 +34,34 @@ def rows_of(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def add_norm(ctx, x, branch, bias, scale, norm_weight, norm_bias, eps):
+def add_norm(ctx, x, branch, bias, scale, norm_weight, norm_bias, eps, y_scale=None):
     """(x', y, mean, rstd) in a branch's forward; x' is a view of x where nothing is added, since a
-    function cannot return its argument."""
+    function cannot return its argument. With a scale y is 8 bits, by rows."""
     ctx.has_branch = branch is not None
     ctx.pending_bias_dtype = None if bias is None else bias.dtype
-    total, y, mean, rstd = add_layer_norm_forward(
-        x, branch, bias, scale, norm_weight, norm_bias, eps
-    )
+    given = x, branch, bias, scale, norm_weight, norm_bias, eps
+    if y_scale is None:
+        total, y, mean, rstd = add_layer_norm_forward(*given)
+    else:
+        total, y, mean, rstd = add_layer_norm_fp8_unchecked(*given, y_scale)
+        y = in_rows(y, y_scale)
     return total if branch is not None else x.view_as(x), y, mean, rstd
 
 
-def add_norm_backward(ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale):
-    """((gradients of x, branch, bias, scale, norm weight, norm bias), y)."""
+def add_norm_backward(
+    ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale, y_scale=None
+):
+    """((gradients of x, branch, bias, scale, norm weight, norm bias), y). With the scale that `add_norm`
+    had y is 8 bits, by columns."""
     has_bias = ctx.pending_bias_dtype is not None
     dx, dbranch, y, dweight, dbias, dpending = add_layer_norm_backward(
-        dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale, True, has_bias
+        dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale, y_scale is None, has_bias
     )
+    if y_scale is not None:
+        rows = rows_of(total)
+        y = in_columns(
+            normed_columns_unchecked(rows, mean, rstd, norm_weight, norm_bias, y_scale), y_scale
+        )
     pending = (
         dx,
         dbranch if ctx.has_branch else None,

@@ -29,6 +29,7 @@ from eva_fast.layers.products import (
     held,
     hold,
     in_dtype,
+    known_scales,
     prepared,
     times,
     weight_gradient,
@@ -74,11 +75,12 @@ class _AttentionBranch(torch.autograd.Function):
     ):  # fmt: skip
         qkv_used = qkv_weight if qkv_copy is None else qkv_copy
         proj_used = proj_weight if proj_copy is None else proj_copy
+        y_scale, out_scale = known_scales(qkv_used, norm_weight, norm_bias, packed_bias)
         total, y, mean, rstd = add_norm(
-            ctx, x, branch, branch_bias, scale, norm_weight, norm_bias, eps
+            ctx, x, branch, branch_bias, scale, norm_weight, norm_bias, eps, y_scale
         )
         batch, tokens, dim = total.shape
-        qkv, y_scale = times(rows_of(y), qkv_used, packed_bias)
+        qkv, _ = times(y if y_scale is not None else rows_of(y), qkv_used, packed_bias)
         packed = qkv.view(batch, tokens, 3, num_heads, -1)
         attend_scale = packed.shape[-1] ** -0.5
         if bias is None:
@@ -86,7 +88,9 @@ class _AttentionBranch(torch.autograd.Function):
         else:
             out, lse = biased_attention_forward(None, packed, bias, None, attend_scale)
         asking = out if mask is None else masked_gather_forward(out.flatten(2), mask)
-        result, out_scale = times(asking.view(-1, packed.shape[-1] * num_heads), proj_used)
+        result, out_scale = times(
+            asking.view(-1, packed.shape[-1] * num_heads), proj_used, None, out_scale
+        )
         kept = None if recomputes_output(packed) else out
         ctx.save_for_backward(
             total, mean, rstd, packed, kept, lse, scale, norm_weight, norm_bias, y_scale, out_scale,
@@ -132,10 +136,11 @@ class _AttentionBranch(torch.autograd.Function):
         dqkv = prepared(dpacked.view(-1, 3 * width), wqkv)
         dy = in_dtype(back(dqkv, wqkv, packed.dtype), total.dtype).view_as(total)
         pending, y = add_norm_backward(
-            ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale
+            ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale, y_scale
         )
         if wants_qkv:
-            dqkv_weight = weight_gradient(dqkv, rows_of(y), ctx.weight_dtypes[0], y_scale)
+            rows = y if y_scale is not None else rows_of(y)
+            dqkv_weight = weight_gradient(dqkv, rows, ctx.weight_dtypes[0], y_scale)
         biases = bias_sums.to(ctx.bias_dtype).unbind() if has_bias else (None, None)
         return *pending, dqkv_weight, *biases, dproj, None, None, None, None, None, dbias, None
 

@@ -9,16 +9,20 @@ no bfloat16 copy of it is kept. As with all kept copies (`eva_fast.layers.linear
 `keep_copies`; before, it is quantised in each call.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from eva_fast.layers.block import Block
+from eva_fast.layers.linear import Linear
+from eva_fast.layers.products import FORMAT, EightBitWeight
 from eva_fast.ops import copies
+from eva_fast.ops.largest_row_norm import row_norm_unchecked
 from eva_fast.ops.quantise_fp8 import MULTIPLE, Quantised, quantise_unchecked
 
-WEIGHT = torch.float8_e4m3fn
-DTYPE = torch.bfloat16
-"""The compute dtype beside which 8-bit products run."""
+Lengths = Callable[[Quantised], Tensor]
+"""The part of a weight, by rows or by columns, whose longest row is asked for."""
 
 
 class EightBits:
@@ -29,37 +33,51 @@ class EightBits:
     the weights that its replay finds. Replays change a parameter uncounted: from a capture on, whoever
     reads the weight outside has it quantised anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, lengths: Lengths | None = None) -> None:
         self.keep = False
-        self._kept: tuple[Quantised, bool] | None = None
+        self._lengths = lengths
+        self._kept: tuple[EightBitWeight, bool] | None = None
 
     def __reduce__(self):
-        return EightBits, ()  # a copied or pickled module has parameters of its own
+        return EightBits, (self._lengths,)  # a copied or pickled module has parameters of its own
 
     def forget(self) -> None:
         self.keep, self._kept = False, None
 
-    def of(self, weight: Tensor) -> Quantised:
+    def of(self, weight: Tensor) -> EightBitWeight:
         """`weight` [N, K], quantised."""
         if not self.keep or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
-            return _quantised(weight)
+            return self._quantised(weight)
         capturing = weight.is_cuda and torch.cuda.is_current_stream_capturing()
         if self._kept is not None:
             found, captured = self._kept
             if captured and not capturing:
-                return _quantised(weight)
+                return self._quantised(weight)
             if captured == capturing and copies.is_current(found.rows, weight):
                 return found
             self._kept = None  # the memory goes before more is taken
-        found = _quantised(weight)
+        found = self._quantised(weight)
         copies.mark(found.rows, weight)
         self._kept = found, capturing
         return found
 
+    @torch.no_grad()
+    def _quantised(self, weight: Tensor) -> EightBitWeight:
+        q = quantise_unchecked(weight.detach(), None, FORMAT, True, True)
+        norm = self._lengths and row_norm_unchecked(self._lengths(q), q.scale)
+        return EightBitWeight(*q, norm)
 
-@torch.no_grad()
-def _quantised(weight: Tensor) -> Quantised:
-    return quantise_unchecked(weight.detach(), None, WEIGHT, True, True)
+
+def _rows(q: Quantised) -> Tensor:
+    return q.rows
+
+
+def _rows_of_v(q: Quantised) -> Tensor:
+    return q.rows[len(q.rows) // 3 * 2 :]
+
+
+def _columns(q: Quantised) -> Tensor:
+    return q.columns
 
 
 def obstacle(weight: Tensor) -> str | None:
@@ -74,14 +92,14 @@ def use_fp8(model: nn.Module) -> dict[str, str]:
     for name, block in model.named_modules():
         if not isinstance(block, Block):
             continue
-        linears = {
-            "attn.qkv": block.attn.qkv, "attn.proj": block.attn.proj,
-            "mlp.fc1": block.mlp.fc1, "mlp.fc2": block.mlp.fc2,
+        linears: dict[str, tuple[Linear, Lengths | None]] = {
+            "attn.qkv": (block.attn.qkv, _rows_of_v), "attn.proj": (block.attn.proj, None),
+            "mlp.fc1": (block.mlp.fc1, _rows), "mlp.fc2": (block.mlp.fc2, _columns),
         }  # fmt: skip
-        for own, linear in linears.items():
+        for own, (linear, lengths) in linears.items():
             found = obstacle(linear.weight)
             if found is None:
-                linear.eight_bits = EightBits()
+                linear.eight_bits = EightBits(lengths)
             else:
                 left[f"{name}.{own}"] = found
     return left

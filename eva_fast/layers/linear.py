@@ -19,7 +19,6 @@ from eva_fast.layers.members import parameter
 from eva_fast.layers.sharding import is_sharded
 from eva_fast.ops import copies
 from eva_fast.ops.linear import linear
-from eva_fast.ops.quantise_fp8 import Quantised
 from eva_fast.ops.shards import is_shard
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class Matrix(NamedTuple):
 
     weight: Tensor
     copy: Any = None
-    """A tensor or, in the branches of blocks, `Quantised`; None: the weight itself."""
+    """A tensor or, in the branches of blocks, an 8-bit one; None: the weight itself."""
 
 
 class KeepsCopies:
@@ -97,8 +96,7 @@ class Linear(RoundedWeight, nn.Linear):
         """The weight as the branch of a block reads it: in 8 bits where it has them."""
         if self.eight_bits is None or dtype != torch.bfloat16:
             return self.matrix(dtype)
-        found: Quantised = self.eight_bits.of(self.weight)
-        return Matrix(self.weight, found)
+        return Matrix(self.weight, self.eight_bits.of(self.weight))
 
     def keep_copies(self, dtype: torch.dtype) -> dict[Tensor, Tensor]:
         if self.scaled:

@@ -18,17 +18,25 @@ from eva_fast.layers.layer_scale import folded
 from eva_fast.layers.linear import Linear, Matrix
 from eva_fast.layers.members import child, parameter
 from eva_fast.layers.products import (
+    EightBitWeight,
+    Rows,
+    Weight,
     back,
     held,
     hold,
+    in_columns,
     in_dtype,
+    in_rows,
+    known_scales,
     prepared,
     times,
     weight_gradient,
 )
 from eva_fast.layers.stream import Stream, leaving
 from eva_fast.ops.bias_gelu import bias_gelu_backward, bias_gelu_forward
+from eva_fast.ops.bias_gelu_fp8 import gelu_backward_unchecked, gelu_unchecked
 from eva_fast.ops.checks import own_view
+from eva_fast.ops.largest_row_norm import row_norm_unchecked
 
 
 class MlpWeights(NamedTuple):
@@ -55,11 +63,12 @@ class _MlpBranch(torch.autograd.Function):
     ):  # fmt: skip
         fc1_used = fc1_weight if fc1_copy is None else fc1_copy
         fc2_used = fc2_weight if fc2_copy is None else fc2_copy
+        y_scale, g_scale = known_scales(fc1_used, norm_weight, norm_bias, fc1_bias)
         total, y, mean, rstd = add_norm(
-            ctx, x, branch, branch_bias, scale, norm_weight, norm_bias, eps
+            ctx, x, branch, branch_bias, scale, norm_weight, norm_bias, eps, y_scale
         )
-        h, y_scale = times(rows_of(y), fc1_used)
-        result, g_scale = times(bias_gelu_forward(h, fc1_bias, kind), fc2_used)
+        h, _ = times(y if y_scale is not None else rows_of(y), fc1_used)
+        result, g_scale = times(_gelu(h, fc1_bias, kind, g_scale, fc2_used), fc2_used)
         ctx.save_for_backward(
             total, mean, rstd, h, fc1_bias, scale, norm_weight, norm_bias, y_scale, g_scale,
             *hold(ctx, fc1_used, fc2_used),
@@ -85,10 +94,9 @@ class _MlpBranch(torch.autograd.Function):
         ) = ctx.saved_tensors
         w1, w2 = held(ctx, *weights)
         dresult = prepared(rows_of(dresult), w2)
-        dg = back(dresult, w2, h.dtype)
         wants_fc1, wants_bias, wants_fc2 = ctx.needs_input_grad[6:9]
-        dh, g, dfc1_bias = bias_gelu_backward(
-            dg, h, fc1_bias, ctx.kind, want_g=wants_fc2, want_bias=wants_bias
+        dh, g, dfc1_bias = _gelu_backward(
+            dresult, h, fc1_bias, ctx.kind, g_scale, w1, w2, wants_fc2, wants_bias
         )
         dw1 = dw2 = None
         if wants_fc2:
@@ -96,11 +104,39 @@ class _MlpBranch(torch.autograd.Function):
         dh = prepared(dh, w1)
         dy = in_dtype(back(dh, w1, h.dtype), total.dtype).view_as(total)
         pending, y = add_norm_backward(
-            ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale
+            ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale, y_scale
         )
         if wants_fc1:
-            dw1 = weight_gradient(dh, rows_of(y), ctx.weight_dtypes[0], y_scale)
+            rows = y if y_scale is not None else rows_of(y)
+            dw1 = weight_gradient(dh, rows, ctx.weight_dtypes[0], y_scale)
         return *pending, dw1, dfc1_bias if wants_bias else None, dw2, None, None, None, None
+
+
+def _gelu(h: Tensor, bias: Tensor, kind: str, g_scale: Tensor | None, fc2: Weight) -> Rows:
+    """gelu(h + bias) as fc2 reads it."""
+    if g_scale is None or isinstance(fc2, Tensor):
+        return bias_gelu_forward(h, bias, kind)
+    return in_rows(gelu_unchecked(h, bias, kind, g_scale), g_scale)
+
+
+def _gelu_backward(
+    dresult: Rows,
+    h: Tensor,
+    bias: Tensor,
+    kind: str,
+    g_scale: Tensor | None,
+    fc1: Weight,
+    fc2: Weight,
+    want_g: bool,
+    want_bias: bool,
+) -> tuple[Rows, Rows, Tensor]:
+    """(dh, gelu(h + bias), the bias's gradient) as the products read them, from fc2's gradient."""
+    dg = back(dresult, fc2, h.dtype)
+    if isinstance(fc1, EightBitWeight) and isinstance(fc2, EightBitWeight):
+        row_norm = row_norm_unchecked(dresult.rows, dresult.scale)  # type: ignore[union-attr]
+        dh, g, dbias = gelu_backward_unchecked(dg, h, bias, kind, g_scale, row_norm, fc2.norm)
+        return dh, in_columns(g, g_scale), dbias  # type: ignore[arg-type]
+    return bias_gelu_backward(dg, h, bias, kind, want_g=want_g, want_bias=want_bias)
 
 
 def mlp_branch(stream: Stream, weights: MlpWeights) -> Stream:

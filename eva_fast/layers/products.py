@@ -1,5 +1,6 @@
 """The products of a branch's Linears, in the compute dtype or in 8 bits.
 
+    known_scales(W, norm, bias)       of x and of what follows x W^T, before either is computed
     times(x, W, bias)                 x W^T + bias, and the scale of x
     prepared(g, W)                    a gradient as the next two read it
     back(g, W)                        g W
@@ -8,23 +9,62 @@
 
 A weight is a tensor, and then these are the matrix products of `eva_fast.ops.linear`, with
 activations and gradients rounded to its dtype where the residual stream has a wider one; or it is an
-8-bit one (`Quantised`), and then activations, gradients and weight are quantised with one scale each,
-products are summed in float32 and rounded to the compute dtype. Scales are those of the tensors
-themselves: see `eva_fast.ops.quantise_fp8`. The backward pass has activations in the compute dtype
-again, and quantises them with the scale they had in the forward pass.
+8-bit one (`EightBitWeight`), and then activations, gradients and weight are quantised with one scale
+each, products are summed in float32 and rounded to the compute dtype. What a kernel of ours writes
+comes in 8 bits already, with a scale that was known before (`eva_fast.ops.branch_scales`,
+`eva_fast.ops.bias_gelu_fp8`); what else comes is quantised here, with the scale of the tensor itself
+(`eva_fast.ops.quantise_fp8`). The backward pass forms activations again, with the scale they had.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from eva_fast.ops.branch_scales import scales_unchecked
+from eva_fast.ops.checks import nothing
 from eva_fast.ops.fp8_gemm import gemm_unchecked
 from eva_fast.ops.linear import matmul
 from eva_fast.ops.linear import weight_gradient as plain_weight_gradient
 from eva_fast.ops.quantise_fp8 import Quantised, quantise_unchecked
 
-FORWARD = GRADIENT = torch.float8_e4m3fn
+FORMAT = torch.float8_e4m3fn
+DTYPE = torch.bfloat16
+"""The compute dtype beside which 8-bit products run."""
 
-Weight = Tensor | Quantised
+
+class EightBitWeight(NamedTuple):
+    """A weight [N, K] as scale * q, and how long its rows or columns are."""
+
+    rows: Tensor
+    columns: Tensor
+    scale: Tensor
+    norm: Tensor | None
+    """float32 []: the length of its longest row or column, whichever is asked for; None: neither."""
+
+
+Weight = Tensor | EightBitWeight
+Rows = Tensor | Quantised
+"""Activations or gradients, [M, N]."""
+
+
+def in_rows(q: Tensor, scale: Tensor) -> Quantised:
+    """What a kernel wrote in 8 bits, [..., N], as `times` reads it."""
+    return Quantised(q.view(-1, q.shape[-1]), nothing(q), scale)
+
+
+def in_columns(q: Tensor, scale: Tensor) -> Quantised:
+    """What a kernel wrote in 8 bits, transposed, as `weight_gradient` reads it."""
+    return Quantised(nothing(q), q, scale)
+
+
+def known_scales(
+    weight: Weight, norm_weight: Tensor, norm_bias: Tensor, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of a norm's output y and of what is no larger than y W^T + bias; None: there are no 8 bits."""
+    if isinstance(weight, Tensor):
+        return None, None
+    return scales_unchecked(norm_weight, norm_bias, weight.norm, bias)
 
 
 def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -33,24 +73,27 @@ def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def times(
-    x: Tensor, weight: Weight, bias: Tensor | None = None, scale: Tensor | None = None
+    x: Rows, weight: Weight, bias: Tensor | None = None, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """(x W^T + bias [M, N], the scale of x or None) of x [M, K]. scale: that of x where it is known."""
     if isinstance(weight, Tensor):
+        assert isinstance(x, Tensor)
         return matmul(in_dtype(x, weight.dtype), weight.t(), bias), None
-    q = quantise_unchecked(x, scale, FORWARD, True, False)
-    out = gemm_unchecked(q.rows, weight.rows, q.scale, weight.scale, bias, x.dtype, True)
+    q = quantise_unchecked(x, scale, FORMAT, True, False) if isinstance(x, Tensor) else x
+    out = gemm_unchecked(q.rows, weight.rows, q.scale, weight.scale, bias, DTYPE, True)
     return out, q.scale
 
 
-def prepared(g: Tensor, weight: Weight) -> Weight:
+def prepared(g: Rows, weight: Weight) -> Rows:
     """A gradient [M, N] as `back` and `weight_gradient` read it."""
+    if not isinstance(g, Tensor):
+        return g
     if isinstance(weight, Tensor):
         return in_dtype(g, weight.dtype)
-    return quantise_unchecked(g, None, GRADIENT, True, True)
+    return quantise_unchecked(g, None, FORMAT, True, True)
 
 
-def back(g: Weight, weight: Weight, dtype: torch.dtype) -> Tensor:
+def back(g: Rows, weight: Weight, dtype: torch.dtype) -> Tensor:
     """g W [M, K] in `dtype`."""
     if isinstance(g, Tensor):
         assert isinstance(weight, Tensor)
@@ -58,11 +101,12 @@ def back(g: Weight, weight: Weight, dtype: torch.dtype) -> Tensor:
     return gemm_unchecked(g.rows, weight.columns, g.scale, weight.scale, None, dtype, False)  # type: ignore[union-attr]
 
 
-def weight_gradient(g: Weight, x: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
+def weight_gradient(g: Rows, x: Rows, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
     """g^T x [N, K] in `dtype`, summed in float32."""
     if isinstance(g, Tensor):
+        assert isinstance(x, Tensor)
         return plain_weight_gradient(g, in_dtype(x, g.dtype), dtype)
-    q = quantise_unchecked(x, scale, FORWARD, False, True)
+    q = quantise_unchecked(x, scale, FORMAT, False, True) if isinstance(x, Tensor) else x
     return gemm_unchecked(g.columns, q.columns, g.scale, q.scale, None, dtype, False)
 
 
@@ -70,8 +114,8 @@ def part(weight: Weight, start: int, stop: int) -> Weight:
     """The outputs `start` to `stop` of a weight."""
     if isinstance(weight, Tensor):
         return weight[start:stop]
-    rows, columns, scale = weight
-    return Quantised(rows[start:stop], columns[:, start:stop], scale)
+    rows, columns, scale, _ = weight
+    return EightBitWeight(rows[start:stop], columns[:, start:stop], scale, None)
 
 
 def hold(ctx, *weights: Weight) -> list[Tensor | None]:

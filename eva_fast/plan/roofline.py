@@ -109,7 +109,8 @@ def predict_step(
 # Bytes a parameter that clipping and AdamW move: (float32 training, 16-bit with float32 masters).
 # One pass reads gradient, master and both moments and writes the last three (and the 16-bit copy);
 # the norm reads the gradients once more. With fp8 no 16-bit copy is written; the masters are read for
-# their scale and again to be quantised, by rows and by columns. PyTorch's fused AdamW is one such pass
+# their scale and again to be quantised, by rows and by columns, and most of the 8-bit ones are read
+# again for their rows' lengths. PyTorch's fused AdamW is one such pass
 # plus a clipping pass; the unfused one passes over its operands some ten times.
 OPTIMIZER_BYTES = {
     "official": (28 + 4 + 8 + 60, 26 + 4 + 8 + 60 + 6),
@@ -123,6 +124,6 @@ def optimizer_seconds(formulation: str, parameters: int, device: Device, dtype: 
     single, mixed = OPTIMIZER_BYTES[formulation]
     each = single if dtype == "float32" else mixed
     if dtype == "float8_e4m3fn":
-        each += 4 + 4 + 1 + 1 - 2
+        each += 4 + 4 + 1 + 1 + 1 - 2
     moved = parameters * each
     return moved / device.resident.at(moved)

@@ -2,23 +2,12 @@ import pytest
 import torch
 
 from eva_fast import ops
+from tests.ops.eight_bits import check_columns, codes, nearest_distance
 from tests.ops.helpers import opcheck
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 FORMATS = pytest.mark.parametrize("dtype", [E4M3, E5M2], ids=["e4m3", "e5m2"])
 LARGEST = {E4M3: 448.0, E5M2: 57344.0}
-
-
-def codes(dtype):
-    """All finite values of a format, ascending, float64."""
-    values = torch.arange(256, dtype=torch.uint8, device="cpu").view(dtype).double()
-    return values[values.isfinite()].unique()
-
-
-def nearest_distance(x, values):
-    """Distance of each x to the nearest of the values."""
-    after = torch.searchsorted(values, x).clamp(max=len(values) - 1)
-    return torch.minimum((x - values[after]).abs(), (x - values[(after - 1).clamp(min=0)]).abs())
 
 
 @pytest.mark.parametrize("source", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -34,11 +23,7 @@ def test_nearest_value_of_the_format(kernels, shape, dtype, source):
     q = found.rows.double().cpu()
     distance = nearest_distance(wide / scale, codes(dtype))
     assert torch.equal((wide / scale - q).abs(), distance)
-    padded = -(-shape[0] // 16) * 16
-    assert found.columns.shape == (shape[1], padded)
-    columns = found.columns.float()
-    assert torch.equal(columns[:, : shape[0]], found.rows.float().t())
-    assert not columns[:, shape[0] :].any()
+    check_columns(found.columns, found.rows)
 
 
 @FORMATS
