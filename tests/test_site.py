@@ -1,4 +1,4 @@
-"""The documentation as a site: every link and name in it leads somewhere, and what is public is in it."""
+"""The documentation as a site: every link and name leads somewhere, and what is public is in it."""
 
 import os
 import subprocess
