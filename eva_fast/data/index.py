@@ -71,6 +71,12 @@ class Strings:
             start, end = 0, struct.unpack("<Q", self._ends[0:8])[0]
         return os.fsdecode(self._bytes[start:end])
 
+    def whole(self) -> bool:
+        """Whether both files have their sizes."""
+        count = len(self)
+        end = struct.unpack("<Q", self._ends[8 * count - 8 : 8 * count])[0] if count else 0
+        return self._ends.size == 8 * count and self._bytes.size == end
+
     def release(self) -> None:
         self._bytes.release()
         self._ends.release()
@@ -93,6 +99,17 @@ class Index:
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def holds(self, count: int) -> bool:
+        """Whether its files are of `count` entries, by their sizes."""
+        extents = self._extents is None or self._extents.size == 16 * count
+        return (
+            len(self) == count
+            and self._group_of.size == 4 * count
+            and extents
+            and self._names.whole()
+            and self.groups.whole()
+        )
 
     def __reduce__(self):
         return Index, (self.folder,)
@@ -140,10 +157,10 @@ def cached_index(
         ) from error
     folder = root / f"index-{digest}"
     with _only_one(root / f"index-{digest}.lock"):
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(Exception):  # a damaged one can fail in any way: it is built anew
             stored = json.loads((folder / "index.json").read_text())
             index = Index(folder)
-            if len(index) == stored["count"] and signature(index, stored["signature"]):
+            if index.holds(stored["count"]) and signature(index, stored["signature"]):
                 return index
         temporary = Path(tempfile.mkdtemp(prefix=f"index-{digest}.", dir=root))
         try:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from eva_fast import files, native
+from eva_fast.documents import read_object
 
 log = logging.getLogger(__name__)
 # Packages that bring implementations, beside PyTorch and Triton.
@@ -72,9 +73,9 @@ def read(path: Path) -> Choices | None:
                 str(entry["implementation"]),
                 {name: float(ms) for name, ms in entry["milliseconds"].items()},
             )
-            for op, entry in json.loads(path.read_text()).items()
+            for op, entry in read_object(path).items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None  # absent, or not ours: measured again
 
 

@@ -155,7 +155,7 @@ def _train(
             objective.initialise(module, config.model.init_from)
         loader = held.enter_context(build_loader(source, **sample, **loader_options(setting, out)))
         start.done("student")
-        kept = None if resume_from is None else checkpoint.read_state(resume_from)["kernels"]
+        kept = None if resume_from is None else checkpoint.run_state(resume_from)["kernels"]
         examples = Examples(source, sample, device)
 
         def first() -> None:

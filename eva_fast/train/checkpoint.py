@@ -14,6 +14,7 @@ import logging
 import re
 import warnings
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,42 @@ def newest(root: Path) -> Path | None:
 def read_state(folder: Path) -> dict[str, Any]:
     """The JSON part of a checkpoint. UsageError where it is none."""
     return read_object(folder / STATE)
+
+
+def run_state(folder: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint that a run goes on from: at least its step, its options, the place
+    in its data (`loader`) and its kernels. UsageError where one of them is missing or something else."""
+    state = read_state(folder)
+    step, loader, kernels = state.get("step"), state.get("loader"), state.get("kernels")
+    every = state.get("loaders", [])
+    sound = {
+        "step": type(step) is int and step >= 0,
+        "options": isinstance(state.get("options"), dict),
+        "place in its data": _is_place(loader)
+        and isinstance(every, list)
+        and all(map(_is_place, every)),
+        "kernels": isinstance(kernels, dict) and _are_texts(kernels.values()),
+    }
+    if missing := [name for name, found in sound.items() if not found]:
+        raise UsageError(f"{folder / STATE} does not hold a run's {', '.join(missing)}")
+    return state
+
+
+def _is_place(loader: Any) -> bool:
+    """Whether it can be the state of a loader, which knows itself whether it fits the data."""
+    feed = loader.get("feed") if isinstance(loader, dict) else None
+    if not isinstance(feed, dict):
+        return False
+    names, contents = feed.get("names"), loader.get("contents")
+    return (
+        (names is None or (isinstance(names, list) and _are_texts(names)))
+        and type(feed.get("images", 0)) is int
+        and (contents is None or (isinstance(contents, dict) and _are_texts(contents.values())))
+    )
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def options_in(folder: Path) -> dict[str, Any]:

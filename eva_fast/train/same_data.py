@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 def as_before(source: Source, config: "Config", out: Path, found: Path) -> Source:
     """`source` with the numbers its images had when the checkpoint `found` of the run in `out` was
     written. UsageError where it is named otherwise than then and nothing says that it is the same."""
-    saved = checkpoint.read_state(found)
+    saved = checkpoint.run_state(found)
     loader = saved["loader"]
     names = loader["feed"].get("names")
     if names is not None:
         source = restored(source, names, out / "bad_images.jsonl")
         _check_count(loader["feed"].get("images"), source, out)
-    other = config.changed(checkpoint.options_in(found)).get("data")
+    other = config.changed(saved["options"]).get("data")
     contents = loader.get("contents") or {}
     if config.data.data_moved:
         return source

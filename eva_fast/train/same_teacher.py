@@ -39,8 +39,8 @@ def check_teacher(teacher: nn.Module | None, config: "Config", out: Path, found:
     """UsageError where the teacher is named otherwise than when the checkpoint `found` of the run in
     `out` was written, and nothing says that it is the same. A warning where it has other weights under
     the same name."""
-    saved = checkpoint.read_state(found)
-    other = config.changed(checkpoint.options_in(found)).get("teacher")
+    saved = checkpoint.run_state(found)
+    other = config.changed(saved["options"]).get("teacher")
     then: Any = saved.get("teacher")
     same = teacher is not None and then is not None and then == fingerprint(teacher)
     if other is None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from eva_fast.errors import UsageError
 from eva_fast.layers import keep_copies
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.setting import Setting
@@ -118,7 +119,7 @@ class TrainState:
         another module or other data."""
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
-        tensors, state = self._tensors(), checkpoint.read_state(folder)
+        tensors, state = self._tensors(), checkpoint.run_state(folder)
         if "random.cuda" not in checkpoint.names_in(folder):  # the run began on a CPU
             tensors["random"].pop("cuda", None)
         if self.baseline is not None and "baseline.mean" not in checkpoint.names_in(folder):
@@ -157,7 +158,10 @@ class TrainState:
             every = state.get("loaders", [])
             # of another number of processes: the loader says what it cannot do
             place = every[world().rank] if len(every) == world().size else state["loader"]
-            self.loader.load_state_dict(without_names(place) if data_moved else place)
+            try:
+                self.loader.load_state_dict(without_names(place) if data_moved else place)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise UsageError(f"{folder} names no place in this data ({error!r})") from None
         self.step = state["step"]
 
     def _tensors(self) -> dict[str, Any]:

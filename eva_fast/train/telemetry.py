@@ -128,13 +128,12 @@ def keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            record = json.loads(line)
-        except ValueError:
+            if json.loads(line)["step"] > step:
+                break
+        except (ValueError, TypeError, KeyError, RecursionError):
             break  # the line at which the process was killed
-        if record["step"] > step:
-            break
         kept.append(line + "\n")
     with atomic_write(path) as draft:
         draft.write_text("".join(kept))

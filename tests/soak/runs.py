@@ -46,9 +46,9 @@ class Run:
         assert not late, f"still running after {seconds} s:\n{self.said()}"
         return [process.exitcode for process in self.processes]
 
-    def done(self) -> None:
+    def done(self, seconds: float = 3600) -> None:
         """Waits for a run that ends well."""
-        codes = self.ended()
+        codes = self.ended(seconds)
         assert not any(codes), f"{codes}\n{self.said()}"
 
     def said(self) -> str:

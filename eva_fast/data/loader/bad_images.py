@@ -14,6 +14,8 @@ except ImportError:  # not on this platform: one process a run is then assumed
     fcntl = None  # type: ignore[assignment]
 
 MIN_TRIED = 100
+# What a line that is none may raise: half of one, or anything that somebody wrote.
+NO_LINE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 
 
 class BadImages:
@@ -89,7 +91,7 @@ class BadImages:
                 if not line.endswith(b"\n"):
                     break  # the last line of a run that was killed while writing
                 self._read_bytes += len(line)
-                with contextlib.suppress(ValueError, KeyError, TypeError):
+                with contextlib.suppress(*NO_LINE):
                     entry = json.loads(line)
                     self._seen.add(int(entry["id"]))
 

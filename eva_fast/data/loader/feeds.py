@@ -56,6 +56,19 @@ def check_same(state: dict[str, Any], expected: dict[str, Any]) -> None:
             )
 
 
+def check_place(state: dict[str, Any], *names: str) -> None:
+    """Raises ValueError where a saved state lacks one of these, or it is made of anything but counts."""
+    for name in names:
+        if name not in state or not _counts(state[name]):
+            raise UsageError(f"the saved data position has no {name} that could be one")
+
+
+def _counts(value: Any) -> bool:
+    if isinstance(value, list | dict):
+        return all(map(_counts, value.values() if isinstance(value, dict) else value))
+    return type(value) is int and 0 <= value < 1 << 63
+
+
 def _check_names(then: list[str] | None, now: list[str] | None) -> None:
     """Raises ValueError for as many images that are others; states of older versions have no names."""
     if then is not None and now is not None and then != now:
@@ -98,6 +111,7 @@ class MapFeed:
 
     def check(self, state: dict[str, Any]) -> None:
         check_same(state, self._identity)
+        check_place(state, "epoch", "position")
 
     def start(self, state: dict[str, Any]) -> "MapRun":
         return MapRun(self, state["epoch"], state["position"])

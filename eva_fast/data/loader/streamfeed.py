@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eva_fast.data.loader.feeds import check_same
+from eva_fast.data.loader.feeds import check_place, check_same
 from eva_fast.data.loader.maker import Maker, Outcome
 from eva_fast.data.loader.order import Order
 from eva_fast.data.loader.shardstream import Sample, ShardStream
@@ -102,6 +102,7 @@ class StreamFeed:
 
     def check(self, state: dict[str, Any]) -> None:
         check_same(state, self._identity())
+        check_place(state, "samples", "taken", "strands")
 
     def start(self, state: dict[str, Any]) -> "StreamRun":
         return StreamRun(self, state)

@@ -64,6 +64,12 @@ def open_list(file: Path) -> FileSource:
     if not file.is_file():
         raise UsageError(f"{file} is no regular file, which a list of paths must be")
     left_out, found = LeftOut(), {"names": ""}
+    folder_of_list = os.fsencode(file.parent)
+
+    def is_there(line: bytes) -> bool:
+        return os.path.isfile(
+            os.path.join(folder_of_list, line)
+        )  # a comment may be too long for a name
 
     def build() -> Entries:
         signature = settled_stamp(str(file))
@@ -75,10 +81,10 @@ def open_list(file: Path) -> FileSource:
                 line = line.strip()
                 if not line:
                     continue
-                if line.startswith(b"#") and not (file.parent / os.fsdecode(line)).is_file():
+                if line.startswith(b"#") and not is_there(line):
                     left_out.add(COMMENT, os.fsdecode(line))
                     continue
-                if line.startswith(b"~") and not (file.parent / os.fsdecode(line)).is_file():
+                if line.startswith(b"~") and not is_there(line):
                     line = os.path.expanduser(line)
                 here, _, name = line.rpartition(b"/")
                 here = here or (b"/" if line.startswith(b"/") else b"")

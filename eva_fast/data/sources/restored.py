@@ -107,6 +107,12 @@ def _recorded(path: Path) -> dict[int, str]:
         try:
             entry = json.loads(line)
             found[int(entry["id"])] = str(entry["name"])
-        except (ValueError, KeyError, TypeError):  # half a line of a run that was killed
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+        ):  # half a line of a run that was killed
             continue
     return found

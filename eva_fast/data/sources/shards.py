@@ -4,7 +4,6 @@ Shards behind a URL or a command, and large compressed ones, are streams; see st
 """
 
 import contextlib
-import gzip
 import lzma
 import os
 import re
@@ -20,11 +19,19 @@ from eva_fast.data.sources.base import Item, Source
 from eva_fast.data.sources.fingerprint import Names
 from eva_fast.data.sources.left_out import LeftOut
 from eva_fast.data.sources.streams import StreamSource
-from eva_fast.data.sources.tar import StrictInfo, is_compressed, is_image, member_label
+from eva_fast.data.sources.tar import (
+    StrictInfo,
+    is_compressed,
+    is_image,
+    member_label,
+    read_member,
+)
 from eva_fast.data.sources.walk import settled_stamp, stamp
 from eva_fast.errors import MissingFileError, UsageError
 
 _IN_MEMORY_BYTES = 64 << 20
+MOST_IN_MEMORY = 256 << 20
+"""Bytes that compressed shards of up to 64 MB may unpack to, to be kept; images hardly shrink."""
 _OPEN_SHARDS = 64  # file descriptors a process keeps
 
 
@@ -33,8 +40,10 @@ def _explained(shard: str) -> Iterator[None]:
     """Turns what tarfile and the decompressors raise on damaged files into one clear error."""
     try:
         yield
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise UsageError(f"the shard {shard} is not a whole tar file: {error}") from None
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        refused = isinstance(error, OSError) and error.errno is not None  # bz2's own has none
+        what = "cannot be read" if refused else "is not a whole tar file"
+        raise UsageError(f"the shard {shard} {what}: {error}") from None
 
 
 class ShardSource(Source):
@@ -82,6 +91,10 @@ class ShardSource(Source):
             os.close(file)
 
 
+class _TooLarge(Exception):
+    """Shards that unpack to more than `MOST_IN_MEMORY`."""
+
+
 class MemorySource(Source):
     """Images of small compressed shards, kept in memory as they are encoded."""
 
@@ -90,16 +103,17 @@ class MemorySource(Source):
     def __init__(self, shards: list[str]):
         self._names: list[tuple[str, str]] = []  # shard, member
         self._data: list[bytes] = []
-        left_out = LeftOut()
+        left_out, held = LeftOut(), 0
         for shard in shards:
             before = len(self._data)
             with _explained(shard), tarfile.open(shard, tarinfo=StrictInfo) as tar:
                 for member in tar:
                     if is_image(member):
-                        file = tar.extractfile(member)
-                        assert file is not None
+                        held += member.size
+                        if held > MOST_IN_MEMORY:
+                            raise _TooLarge
                         self._names.append((shard, member.name))
-                        self._data.append(file.read())
+                        self._data.append(read_member(tar, member))
                     elif member.isreg():
                         left_out.add_file(member.name)
             if len(self._data) == before:
@@ -140,7 +154,10 @@ def open_shards(names: list[str]) -> Source:
     if any(map(is_compressed, names)):
         if sum(os.path.getsize(name) for name in names) > _IN_MEMORY_BYTES:
             return StreamSource(names)
-        return MemorySource(names)
+        try:
+            return MemorySource(names)
+        except _TooLarge:
+            return StreamSource(names)
     paths = [os.path.realpath(name) for name in names]
 
     left_out, found = LeftOut(), {"names": ""}
@@ -174,7 +191,7 @@ def _members(paths: list[str], left_out: LeftOut) -> Entries:
         with _explained(path), tarfile.open(path, "r:", tarinfo=StrictInfo) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else it keeps them all
-                if is_image(member) and not member.issparse():
+                if is_image(member):
                     found += 1
                     names.add(os.fsencode(f"{os.path.basename(path)}/{member.name}"))
                     yield os.fsencode(member.name), (member.offset_data, member.size)

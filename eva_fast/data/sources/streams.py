@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from eva_fast.data.sources.base import Item, Source
 from eva_fast.data.sources.fingerprint import Names
-from eva_fast.data.sources.tar import StrictInfo, is_compressed, is_image
+from eva_fast.data.sources.tar import StrictInfo, is_compressed, is_image, read_member
 from eva_fast.errors import MissingFileError, UsageError
 
 _ATTEMPTS = 3  # to read a shard, ...
@@ -92,7 +92,9 @@ def _output_of(command: str) -> Iterator[BinaryIO]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)
             code = process.returncode or 0
-            if code <= 0:
+            if (
+                code <= 0 or code == 128 + signal.SIGPIPE
+            ):  # the shell's word for what was closed here
                 raise
         finally:
             if process.poll() is None:
@@ -118,7 +120,7 @@ def read_shard(
                 yield number, name, data
                 skip = number + 1
             return
-        except ValueError:  # no image, a failed command: the same again
+        except UsageError:  # no image, a failed command: the same again
             raise
         except Exception as error:  # file systems behind fsspec have errors of their own
             if attempt < _ATTEMPTS - 1:
@@ -144,9 +146,7 @@ def _members(shard: str, skip: int, part: int, parts: int) -> Iterator[tuple[int
             if not is_image(member):
                 continue
             if number >= skip and number % parts == part:
-                content = tar.extractfile(member)
-                assert content is not None
-                yield number, f"{shard}/{member.name}", content.read()
+                yield number, f"{shard}/{member.name}", read_member(tar, member)
             number += 1
         if not number:
             raise UsageError(f"no image found in the shard {shard}")

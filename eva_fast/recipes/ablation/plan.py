@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eva_fast.documents import read_object
 from eva_fast.errors import UsageError
 from eva_fast.files import atomic_write
 from eva_fast.recipes.ablation.budget import Budget, Cost, affordable
@@ -39,15 +40,22 @@ def planned(
     counted, and what stands beside is probed. UsageError where the folder's was another."""
     path = out / PLAN
     if path.is_file():
-        known = json.loads(path.read_text())
-        other = [name for name in asked if known["asked"].get(name) != asked[name]]
+        known = read_object(path)
+        was = known.get("asked")
+        was = was if isinstance(was, dict) else {}
+        other = [name for name in asked if was.get(name) != asked[name]]
         if other:
-            changes = ", ".join(f"{n}: {known['asked'].get(n)!r} -> {asked[n]!r}" for n in other)
+            changes = ", ".join(f"{n}: {was.get(n)!r} -> {asked[n]!r}" for n in other)
             raise UsageError(
                 f"{out} was begun with other options ({changes}); give the same ones to go on with it, "
                 "or another out="
             )
-        return Plan(**{**known, "budget": Budget.from_dict(known["budget"])})
+        try:
+            return Plan(**{**known, "budget": Budget.from_dict(known["budget"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"{path} is not a plan of this version ({error!r}); begin anew with another out="
+            ) from None
     costs: dict[str, Cost] = {}
     for row in rows:
         log.info("measuring %s ...", row.name)

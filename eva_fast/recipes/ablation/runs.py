@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eva_fast.config import Config
+from eva_fast.documents import read_object
 from eva_fast.files import atomic_write
 from eva_fast.recipes.ablation.budget import POINTS, STEPS, Budget, Clock, Cost
 from eva_fast.recipes.ablation.rows import Row
@@ -33,7 +34,7 @@ class Runs:
     def scores(self) -> dict[str, Any]:
         """{ROW-SEED: what was found of that run} of those that are finished."""
         files = sorted((self.out / "scores").glob("*.json"))
-        return {path.stem: json.loads(path.read_text()) for path in files}
+        return {path.stem: read_object(path) for path in files}
 
     def finish(self, row: Row, seed: int, budget: Budget, judge: Probes) -> str | None:
         """Trains and scores the row with that seed as far as it is not done. Name of the signal that
