@@ -33,7 +33,11 @@ class PretrainOptions(TypedDict, total=False):
     init_from: AnyPath | None
     teacher_moved: bool
     whiten: bool | None
+    teacher_channels: tuple[int, ...] | None
     data_moved: bool
+    channels: int
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
     crop_scale: Pair
     crop_ratio: Pair
     flip: float

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 from eva_fast.errors import UsageError
 
 T = TypeVar("T")
+NUMBERS, WHOLE_NUMBERS = tuple[float, ...] | None, tuple[int, ...] | None
 # On the command line text; from Python also a dataset, a list of folders or a teacher module.
 TextOrObject = Annotated[Any, "text on the command line"]
 
@@ -100,6 +101,10 @@ def fit(name: str, kind: Any, value: Any) -> Any:
     elif kind == tuple[float, float]:
         if isinstance(value, list | tuple) and len(value) == 2:
             return tuple(fit(name, float, v) for v in value)
+    elif kind in (NUMBERS, WHOLE_NUMBERS):
+        one = float if kind == NUMBERS else int
+        if isinstance(value, list | tuple) and value:
+            return tuple(fit(name, one, v) for v in value)
     elif kind in (str, str | None):
         if isinstance(value, str):
             return str(value)  # NumPy's is one too, and no YAML

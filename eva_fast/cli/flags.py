@@ -49,6 +49,8 @@ FORMS: dict[Any, Form] = {
     bool: Form("", "true or false", lambda word: TRUTH[word.lower()]),
     Path: Form("PATH", "a path", _path),
     PAIR: Form("X X", "two numbers", float),
+    tuple[float, ...]: Form("X ...", "numbers", float),
+    tuple[int, ...]: Form("N ...", "whole numbers", int),
     tuple[Path, ...]: Form("PATH ...", "paths", _path),
 }
 

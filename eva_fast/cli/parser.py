@@ -91,13 +91,14 @@ def _keep(namespace: Any, flag: Flag, typed: str, words: list[str]) -> None:
     if not words:
         raise UsageError(f"{typed} needs {flag.form.takes} behind it")
     pair = flag.plain_kind == PAIR
-    parts = words[0].split(",") if pair and len(words) == 1 else words
+    numbers = flag.several and flag.form.read in (float, int)
+    parts = words[0].split(",") if numbers and len(words) == 1 else words
     none = flag.optional and words[0].lower() == "none"
     try:
         values = (None,) if none else tuple(map(flag.form.read, parts))
     except (ValueError, KeyError):
         values = ()
-    if len(values) != (2 if pair else len(words)):
+    if len(values) != (2 if pair else len(parts)):
         raise UsageError(f"{typed} must be {flag.form.takes}, got {' '.join(words)!r}")
-    setattr(namespace, flag.name, values if flag.several else values[0])
+    setattr(namespace, flag.name, values if flag.several and not none else values[0])
     namespace.typed = {**getattr(namespace, "typed", {}), flag.name: typed}

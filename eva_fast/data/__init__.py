@@ -25,6 +25,7 @@ _HOME = {
     "Field": "eva_fast.data.samples.fields",
     "ItemField": "eva_fast.data.samples.fields",
     "ImageField": "eva_fast.data.samples.image",
+    "BandsField": "eva_fast.data.samples.bands",
     "BlockMaskField": "eva_fast.data.samples.mask",
     "UniformMaskField": "eva_fast.data.samples.uniform_mask",
     "uniform_mask_fields": "eva_fast.data.samples.uniform_mask",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from eva_fast.data.decode.limits import MAX_MEGAPIXELS
+from eva_fast.data.decode.limits import MAX_CHANNELS, MAX_MEGAPIXELS
 from eva_fast.options import TextOrObject, option, require
 
 
@@ -17,6 +17,14 @@ class DataConfig:
     data_moved: bool = option(False, resume=True)
     """The run goes on with the same data in another place; only needed where the names of the images
     and the bytes of some do not tell that it is the same."""
+    channels: int = 3
+    """Channels of the images, 1 to 16. Other than three are read from .npy arrays, multi-page and
+    multi-band TIFF and whatever else has so many, as float32; whole numbers are scaled to 0..1 by their
+    type (docs/channels.md)."""
+    mean: tuple[float, ...] | None = None
+    """With other than three channels: what is taken off each, in the scaled units; by default 0.5."""
+    std: tuple[float, ...] | None = None
+    """With other than three channels: what each is divided by; by default 0.5."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Share of an image's area that a crop covers, from and to; for fd by default from 0.67."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -34,11 +42,18 @@ class DataConfig:
     """Stop when more than this share of the images cannot be read."""
 
     @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(mean, std) of each of other than three channels."""
+        usual = (0.5,) * self.channels
+        return self.mean or usual, self.std or usual
+
+    @property
     def is_builtin(self) -> bool:
         """Whether the data is the drawings in the package."""
         return isinstance(self.data, str) and self.data == "builtin"  # an array compares each item
 
     def __post_init__(self):
+        self._check_channels()
         low, high = self.crop_scale
         require(0 < low <= high <= 1, f"crop_scale must be 0 < from <= to <= 1, got {low} {high}")
         low, high = self.crop_ratio
@@ -55,4 +70,24 @@ class DataConfig:
         require(
             0 <= self.max_bad_share <= 1,
             f"max_bad_share must be in [0, 1], got {self.max_bad_share}",
+        )
+
+    def _check_channels(self) -> None:
+        count = self.channels
+        require(1 <= count <= MAX_CHANNELS, f"channels must be 1 to {MAX_CHANNELS}, got {count}")
+        for name in ("mean", "std"):
+            given = getattr(self, name)
+            require(
+                given is None or count != 3,
+                f"{name} is of images with other than three channels: those with three are "
+                "normalised as the model's own weights expect",
+            )
+            require(
+                given is None or len(given) == count,
+                f"{name} needs a number for each of the {count} channels, got {given}",
+            )
+        require(self.std is None or min(self.std) > 0, f"std must be above 0, got {self.std}")
+        require(
+            count == 3 or self.decode == "cpu",
+            f"decode='gpu' is of JPEGs with three channels, not of images with {count}",
         )

@@ -8,7 +8,7 @@ import torch
 
 from eva_fast.data import Source
 from eva_fast.data.decode.limits import MAX_MEGAPIXELS
-from eva_fast.evaluate.features import Extractor, extract
+from eva_fast.evaluate.features import Bands, Extractor, extract
 from eva_fast.evaluate.probes import PROBES
 from eva_fast.evaluate.splits import Labels, labelled, split
 from eva_fast.evaluate.verdict import binomial_error
@@ -25,6 +25,7 @@ def compare(
     device: torch.device,
     batch_size: int = 64,
     max_megapixels: float = MAX_MEGAPIXELS,
+    bands: Bands | None = None,
 ) -> dict[str, Any]:
     """{"results": a row {"features", "dim", PROBE: percent, PROBE_error: its binomial standard error} of
     each extractor, in order; "classes", "train", "val": names and counts; "majority": percent}.
@@ -33,10 +34,11 @@ def compare(
         sources, labels: of `open_labelled` and `known_labels`.
         data: how the data is named in messages.
         size: side of the images in pixels.
+        bands: (mean, std) of images with other than three channels.
     """
     numbers = [list(known) for known in labels] if labels else [range(len(s)) for s in sources]
     found = [
-        extract(source, extractors, size, batch_size, device, some, max_megapixels)
+        extract(source, extractors, size, batch_size, device, some, max_megapixels, bands)
         for source, some in zip(sources, numbers)
     ]
     if labels is None:

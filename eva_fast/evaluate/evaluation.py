@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from eva_fast.data.config import DataConfig
+from eva_fast.data.decode.formats import reading_arrays
 from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.device import choose_device
 from eva_fast.errors import UsageError
@@ -19,9 +21,16 @@ from eva_fast.evaluate.compare import compare
 from eva_fast.evaluate.features import PIXELS, Extractor, pixel_features, student_features
 from eva_fast.evaluate.probes import PROBES, require_sklearn
 from eva_fast.evaluate.splits import known_labels, open_labelled, split
-from eva_fast.evaluate.students import find_weights, load_student, run_config, untrained
+from eva_fast.evaluate.students import (
+    Student,
+    find_weights,
+    load_student,
+    run_config,
+    untrained,
+)
 from eva_fast.evaluate.verdict import RANDOM, verdicts
 from eva_fast.files import atomic_write, writing_to
+from eva_fast.objectives.request import see_channels
 from eva_fast.teachers import load_teacher
 
 log = logging.getLogger(__name__)
@@ -72,26 +81,19 @@ def evaluate(
     probes = check_probes(probes)
     weights = find_weights(run_or_weights)
     where = choose_device(device)
-    sources = open_labelled(data)
-    labels = known_labels(sources)
-    if labels is not None:
-        split(labels, data)  # what is wrong with them is told before any work
-    student = load_student(weights, where)
-    extractors: dict[str, Extractor] = {
-        "student": student_features(student),
-        RANDOM: student_features(untrained(student, where)),
-        f"{PIXELS}x{PIXELS} pixels": pixel_features,
-    }
-    judge = _open_teacher(teacher, run_config(weights), student.grid, where)
-    if judge is not None:
-        name = _short(getattr(judge, "name", type(judge).__name__))
-        extractors[f"teacher {name}"] = lambda images: judge(images).mean(1)
-
-    size = student.sizes.img_size
-    found = compare(
-        extractors, sources, labels, data, probes, size=size, device=where, batch_size=batch_size,
-        max_megapixels=max_megapixels,
-    )  # fmt: skip
+    prepared = _preparation(run_config(weights))
+    with reading_arrays(prepared.channels != 3):
+        sources = open_labelled(data)
+        labels = known_labels(sources)
+        if labels is not None:
+            split(labels, data)  # what is wrong with them is told before any work
+        student = load_student(weights, where)
+        found = compare(
+            _extractors(student, teacher, weights, prepared, where), sources, labels, data, probes,
+            size=student.sizes.img_size, device=where, batch_size=batch_size,
+            max_megapixels=max_megapixels,
+            bands=None if prepared.channels == 3 else prepared.statistics,
+        )  # fmt: skip
     results = found.pop("results")
     result = {
         "weights": str(weights),
@@ -106,6 +108,36 @@ def evaluate(
     }
     _write(Path(out) if out is not None else _beside(run_or_weights, weights), result)
     return result
+
+
+def _preparation(config: dict[str, Any]) -> DataConfig:
+    """What a run's options say of its images' channels."""
+    mean, std = (None if config.get(n) is None else tuple(config[n]) for n in ("mean", "std"))
+    return DataConfig(channels=config.get("channels", 3), mean=mean, std=std)
+
+
+def _extractors(
+    student: Student, teacher: Any, weights: Path, prepared: DataConfig, where: torch.device
+) -> dict[str, Extractor]:
+    """The student and what it is compared with."""
+    channels = getattr(student.sizes, "channels", 3)
+    if channels != prepared.channels:
+        raise UsageError(
+            f"{weights} is of images with {channels} channels, and no config.yaml beside it says how "
+            "they are prepared: evaluate the run's folder"
+        )
+    extractors: dict[str, Extractor] = {
+        "student": student_features(student),
+        RANDOM: student_features(untrained(student, where)),
+        f"{PIXELS}x{PIXELS} pixels": pixel_features,
+    }
+    config = run_config(weights)
+    judge = _open_teacher(teacher, config, student.grid, where)
+    if judge is not None:
+        see_channels(judge, prepared, config.get("teacher_channels"))
+        name = _short(getattr(judge, "name", type(judge).__name__))
+        extractors[f"teacher {name}"] = lambda images: judge(images).mean(1)
+    return extractors
 
 
 def _beside(asked: str | Path, weights: Path) -> Path:

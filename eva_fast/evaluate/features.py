@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eva_fast.data import ImageField, Source, Subset, TextField, build_loader
+from eva_fast.data import BandsField, Field, ImageField, Source, Subset, TextField, build_loader
 from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.errors import UsageError
 from eva_fast.evaluate.splits import Split
@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 PIXELS = 8  # side of the pixel baseline
 
 Extractor = Callable[[Tensor], Tensor]
-"""uint8 images [B,3,S,S] -> features [B,D]."""
+"""uint8 images [B,3,S,S], or normalised floats of other channels, -> features [B,D]."""
+Bands = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def student_features(model: nn.Module) -> Extractor:
@@ -29,8 +30,9 @@ def student_features(model: nn.Module) -> Extractor:
 
 def pixel_features(images: Tensor) -> Tensor:
     """The image at 8x8 pixels."""
+    values = images if images.is_floating_point() else images.float() / 255
     small = F.interpolate(
-        images.float() / 255, (PIXELS, PIXELS), mode="bicubic", antialias=True, align_corners=False
+        values, (PIXELS, PIXELS), mode="bicubic", antialias=True, align_corners=False
     )
     return small.flatten(1)
 
@@ -65,14 +67,21 @@ def extract(
     device: torch.device,
     numbers: Sequence[int] | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
+    bands: Bands | None = None,
 ) -> Features:
     """Features of the images `numbers` of a source, by default of all: the largest centred square,
     resized to `size` with an antialiased bicubic filter. Images that are unreadable, or of more
-    million pixels than `max_megapixels`, are left out and logged."""
+    million pixels than `max_megapixels`, are left out and logged. bands: (mean, std) of images with
+    other than three channels."""
     numbers = range(len(source)) if numbers is None else numbers
+    image: Field = (
+        ImageField.centred(size, max_megapixels=max_megapixels)
+        if bands is None
+        else BandsField.centred(*bands, size, max_megapixels=max_megapixels)
+    )
     loader = build_loader(
         Subset(source, numbers),
-        [ImageField.centred(size, max_megapixels=max_megapixels), TextField("label", missing="")],
+        [image, TextField("label", missing="")],
         batch_size=batch_size,
         order="once",
         workers=min(cpu_count(), len(numbers) // 16),

@@ -231,4 +231,5 @@ def _heads(options: dict[str, Any]) -> dict[str, object]:
 
 def _chosen(options: dict[str, Any]) -> dict[str, Any]:
     """The sizes among a run's options."""
-    return {name: options.get(name) for name in SIZE_NAMES if name != "predict_dim"}
+    names = [name for name in SIZE_NAMES if name != "predict_dim"]
+    return {name: options.get(name) for name in (*names, "channels")}

@@ -16,7 +16,7 @@ class PatchConv(RoundedWeight, nn.Conv2d):
 
 
 class PatchEmbed(nn.Module):
-    """Patch convolution, mask token, CLS and positions: [B, 3, H, W] -> [B, N + 1, D]."""
+    """Patch convolution, mask token, CLS and positions: [B, C, H, W] -> [B, N + 1, D]."""
 
     def __init__(
         self,
@@ -24,9 +24,10 @@ class PatchEmbed(nn.Module):
         embed_dim: int,
         mean: Channels = CLIP_MEAN,
         std: Channels = CLIP_STD,
+        channels: int = 3,
     ):
         super().__init__()
-        self.proj = PatchConv(3, embed_dim, patch_size, patch_size)
+        self.proj = PatchConv(channels, embed_dim, patch_size, patch_size)
         self.mean, self.std = mean, std
 
     def forward(
@@ -100,7 +101,7 @@ def patch_rows(
     std: Channels = CLIP_STD,
     kept: Tensor | None = None,
 ) -> Tensor:
-    """[B, N, 3 P P] in `dtype`, in the order of the convolution's weight: of uint8 images, which
+    """[B, N, C P P] in `dtype`, in the order of the convolution's weight: of uint8 images, which
     `mean` and `std` normalise, or of floats that are normalised already. kept: int32 [B, K], patches
     of which alone the rows are wanted."""
     if images.dtype == torch.uint8:

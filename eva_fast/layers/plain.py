@@ -63,7 +63,7 @@ def scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """Patch convolution, mask token, CLS and positions: [B, 3, H, W] -> [B, N + 1, D]."""
+    """Patch convolution, mask token, CLS and positions: [B, C, H, W] -> [B, N + 1, D]."""
 
     def __init__(
         self,
@@ -71,9 +71,10 @@ class PatchEmbed(nn.Module):
         embed_dim: int,
         mean: Channels = CLIP_MEAN,
         std: Channels = CLIP_STD,
+        channels: int = 3,
     ):
         super().__init__()
-        self.proj = nn.Conv2d(3, embed_dim, patch_size, patch_size)
+        self.proj = nn.Conv2d(channels, embed_dim, patch_size, patch_size)
         self.mean, self.std = mean, std
 
     def forward(

@@ -49,7 +49,9 @@ class BeitViT(VitStudent):
     ):
         super().__init__(sizes, compute_dtype, kernels)
         kit, dim = self.kit, sizes.embed_dim
-        self.patch_embed = kit.PatchEmbed(sizes.patch_size, dim, IMAGENET_MEAN, IMAGENET_STD)
+        self.patch_embed = kit.PatchEmbed(
+            sizes.patch_size, dim, IMAGENET_MEAN, IMAGENET_STD, sizes.channels
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if masked else None
         self.rel_pos_bias = kit.RelativePositionBias(sizes.grid, sizes.num_heads)

@@ -26,6 +26,7 @@ def create_model(
     depth: int | None = None,
     num_heads: int | None = None,
     mlp_hidden: int | None = None,
+    channels: int | None = None,
     drop_path: float = 0.0,
     compute_dtype: torch.dtype = torch.float32,
     kernels: str = "auto",
@@ -47,6 +48,7 @@ def create_model(
         depth=depth,
         num_heads=num_heads,
         mlp_hidden=mlp_hidden,
+        channels=channels,
     )
     options: dict[str, Any] = dict(
         drop_path=drop_path, compute_dtype=compute_dtype, kernels=kernels

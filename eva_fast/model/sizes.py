@@ -36,6 +36,8 @@ class ModelSizes:
     """Width of the MLP between fc1 and fc2."""
     predict_dim: int = 768
     """Width of the prediction: the teacher's feature dimension."""
+    channels: int = 3
+    """Of the images."""
 
     def __post_init__(self):
         for f in fields(self):
@@ -82,7 +84,8 @@ def sizes_of(name: str | None, **overrides: int | None) -> ModelSizes:
     """
     chosen = {k: v for k, v in overrides.items() if v is not None}
     if name is None:
-        missing = [f.name for f in fields(ModelSizes) if f.name not in chosen]
+        needed = [f.name for f in fields(ModelSizes) if f.name != "channels"]
+        missing = [name for name in needed if name not in chosen]
         if missing:
             raise UsageError(
                 f"without a model name these sizes are needed too: {', '.join(missing)}"

@@ -124,6 +124,8 @@ def swin_sizes_of(name: str, **overrides: int | None) -> SwinSizes:
     chosen = {k: v for k, v in overrides.items() if v is not None}
     if "mlp_hidden" in chosen:
         raise UsageError("mlp_hidden is of a ViT: a Swin's MLP is four times as wide as each stage")
+    if chosen.pop("channels", 3) != 3:
+        raise UsageError("images of other than three channels are of a ViT, or of timm's networks")
     width, third, heads = PRESETS[match["size"]]
     depth, heads = chosen.pop("depth", third + OTHER_STAGES), chosen.pop("num_heads", heads)
     if depth <= OTHER_STAGES:

@@ -43,7 +43,7 @@ class EvaViT(VitStudent):
     ):
         super().__init__(sizes, compute_dtype, kernels)
         kit, dim = self.kit, sizes.embed_dim
-        self.patch_embed = kit.PatchEmbed(sizes.patch_size, dim)
+        self.patch_embed = kit.PatchEmbed(sizes.patch_size, dim, channels=sizes.channels)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, sizes.num_patches + 1, dim))

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eva_fast.data import Batch, Field, ImageField, Ragged
+from eva_fast.data import BandsField, Batch, Field, ImageField, Ragged
 from eva_fast.data.decode.filters import Interpolation
 from eva_fast.data.samples.fields import IDS, VIEWS
 from eva_fast.errors import UsageError
@@ -54,6 +54,9 @@ class Objective:
     backbones: Literal["none", "masked", "all"] = "none"
     """Which networks of other libraries its student may be: none; those whose patches can be masked, a
     `MaskedBackbone`; or all, a `Backbone`."""
+    any_channels = False
+    """Whether its images may have other than three channels: its `sample` is that of `Objective`, and
+    nothing else of it looks at colours."""
     capturable = False
     """Whether `loss` and `after_step` can be captured as a CUDA graph: they read the batch's fields on
     the device alone, change tensors in place, and ask the host for nothing, not for a random number."""
@@ -71,6 +74,13 @@ class Objective:
         """What one training sample consists of: the same for training, `start` and pictures.
         ValueError for options that do not fit together."""
         data = setting.config.data
+        if data.channels != 3:
+            return [
+                BandsField(
+                    *data.statistics, setting.sizes.img_size, data.crop_scale, data.crop_ratio,
+                    data.flip, max_megapixels=data.max_megapixels, interpolation=self.interpolation,
+                )
+            ]  # fmt: skip
         return [
             ImageField(
                 setting.sizes.img_size, data.crop_scale, data.crop_ratio, data.flip,
@@ -225,4 +235,6 @@ def _noise(field: Field, size: int) -> Tensor | Ragged:
     values = torch.from_numpy(array)
     if field.dtype == np.uint8:
         values = torch.randint(256, values.shape, dtype=torch.uint8)
+    elif isinstance(field, BandsField):
+        values = torch.randn(values.shape)
     return values if field.most is None else Ragged(values, torch.arange(size + 1))

@@ -26,6 +26,7 @@ class Eva(MaskedFeatures):
     name = "eva"
     capturable = True
     backbones = "masked"
+    any_channels = True
     baselines = ("official", "tuned")
 
     def sample(self, setting: Setting) -> list[Field]:

@@ -37,6 +37,7 @@ class FeatureDistillation(Objective):
     interpolation = "bilinear"
     swin = True
     backbones = "all"
+    any_channels = True
 
     def request(self, setting: Setting) -> Request:
         """Raw features: the op of the loss whitens them. A student without CLS asks for none."""

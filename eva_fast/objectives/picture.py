@@ -39,7 +39,7 @@ def save_columns(
         notes: a word beside each row, with a title of their own.
     """
     images = {
-        title: c.permute(0, 2, 3, 1).cpu().numpy() if isinstance(c, Tensor) else c
+        title: visible(c).permute(0, 2, 3, 1).cpu().numpy() if isinstance(c, Tensor) else c
         for title, c in columns.items()
     }
     rows = len(next(iter(images.values())))
@@ -76,7 +76,7 @@ def save_picture(
 
     Args:
         path: where it goes; missing folders are made.
-        images: uint8 [n,3,S,S], the crops.
+        images: uint8 [n,3,S,S], the crops, or float of any channels (`visible`).
         mask: int [n,K], indices of the masked patches in 0..N-1 (or bool [n,N]).
         teacher: float [n,N,C], the teacher's features of every patch.
         prediction: float [n,N,C], the student's of every patch, from the masked image.
@@ -86,6 +86,7 @@ def save_picture(
     is the mean cosine over its masked patches; the one in brackets is what the best constant for
     all masked patches of the picture scores there. Values that are not finite are drawn as zeros.
     """
+    images = visible(images)
     _check(images, mask, teacher, prediction, grid)
     masked = _masked(mask, grid)
     t = F.normalize(torch.nan_to_num(teacher.detach().float().cpu(), posinf=0, neginf=0), dim=-1)
@@ -113,6 +114,22 @@ def save_picture(
         for c, m, r in zip(cosine, inside, t.numpy())
     ]
     save_columns(path, dict(zip(TITLES, columns)), notes, "cosine\n(constant)")
+
+
+def visible(images: Tensor) -> Tensor:
+    """uint8 [n,3,S,S] of images of any channels: bytes as they are; of float [n,C,S,S] the first three,
+    or one as grey, or two as red and green, each stretched from its darkest to its brightest percent."""
+    if images.dtype == torch.uint8 or not images.is_floating_point():
+        return images
+    shown = images[:, :3].float().cpu()
+    if shown.shape[1] == 1:
+        shown = shown.expand(-1, 3, -1, -1)
+    elif shown.shape[1] == 2:
+        shown = torch.cat((shown, torch.full_like(shown[:, :1], torch.nan)), dim=1)
+    flat = shown.transpose(0, 1).flatten(1)
+    low, high = torch.quantile(flat, torch.tensor([0.01, 0.99]), dim=1)[:, :, None, None]
+    unit = (shown - low) / torch.where(high > low, high - low, torch.ones_like(high))
+    return (torch.nan_to_num(unit).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def cell_side(side: int) -> int:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eva_fast.data import Field
+from eva_fast.data.config import DataConfig
 from eva_fast.errors import UsageError
 from eva_fast.objectives.setting import Setting
 
@@ -58,7 +59,35 @@ def open_teacher(given: Any, request: Request | None, setting: Setting) -> nn.Mo
             point="norm" if request.point == "norm" else "proj", cls=request.cls,
         )  # fmt: skip
     _check_answers(teacher, request)
+    see_channels(teacher, setting.config.data, setting.config.teacher.teacher_channels)
     return teacher
+
+
+def see_channels(teacher: nn.Module, data: DataConfig, chosen: Sequence[int] | None) -> None:
+    """Has a teacher see the run's images where they have other than three channels: those of the option
+    `teacher_channels`. UsageError where nothing says which three."""
+    count = data.channels
+    if count == 3:
+        return
+    if (
+        getattr(teacher, "channels", 3) == count
+    ):  # a module of one's own that takes them as they are
+        return
+    see = getattr(teacher, "see", None)
+    name = getattr(teacher, "name", type(teacher).__name__)
+    if chosen is None and count == 1:
+        chosen = (0, 0, 0)
+    if see is None or chosen is None:
+        raise UsageError(
+            f"teacher {name!r} sees three channels, and the images have {count}: say which three with "
+            f"teacher_channels, for example 0,1,{min(2, count - 1)}"
+            + ("" if see else "; a module of your own needs `channels`, how many it takes")
+        )
+    if len(chosen) != 3 or not all(0 <= n < count for n in chosen):
+        raise UsageError(
+            f"teacher_channels are three numbers from 0 to {count - 1}, got {tuple(chosen)}"
+        )
+    see(chosen, *data.statistics)
 
 
 def answer(teacher: nn.Module | None, request: Request | None) -> Ask:

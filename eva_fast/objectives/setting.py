@@ -35,6 +35,12 @@ Student = TypeVar(
 SIZE_OPTIONS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden")
 
 
+def chosen_sizes(config: "Config") -> dict[str, int | None]:
+    """What the options say of the student's sizes beside its name, and the images' channels."""
+    sizes = {name: getattr(config.model, name) for name in SIZE_OPTIONS}
+    return {**sizes, "channels": config.data.channels}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
     """What is known of a run before anything is built."""
@@ -57,7 +63,7 @@ class Setting:
         model, run = self.config.model, self.config.run
         student = create_model(
             model.model,
-            **{name: getattr(model, name) for name in SIZE_OPTIONS},
+            **chosen_sizes(self.config),
             predict_dim=predict_dim,
             drop_path=model.drop_path,
             compute_dtype=self.compute_dtype,
@@ -71,7 +77,7 @@ class Setting:
         eva = isinstance(self.sizes, ModelSizes) and not is_beit(model.model)
         student = create_model(
             model.model,
-            **{name: getattr(model, name) for name in SIZE_OPTIONS},
+            **chosen_sizes(self.config),
             predict_dim=1 if eva else None,
             drop_path=model.drop_path,
             compute_dtype=self.compute_dtype,

@@ -165,8 +165,10 @@ def _precision(config: Config, device: Device) -> str:
 
 def _count_images(config: Config) -> int:
     from eva_fast.data import open_source
+    from eva_fast.data.decode.formats import reading_arrays
 
-    return len(open_source(config.data.data))
+    with reading_arrays(config.data.channels != 3):
+        return len(open_source(config.data.data))
 
 
 def _epochs(config: Config, images: float) -> float:

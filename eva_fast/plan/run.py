@@ -22,8 +22,8 @@ from eva_fast.layers import keep_copies
 from eva_fast.model import Backbone, ModelSizes, Sizes, named_sizes
 from eva_fast.objectives import open_objective
 from eva_fast.objectives.base import Objective
-from eva_fast.objectives.request import Request, answer
-from eva_fast.objectives.setting import SIZE_OPTIONS, Setting
+from eva_fast.objectives.request import Request, answer, see_channels
+from eva_fast.objectives.setting import Setting, chosen_sizes
 from eva_fast.plan.count import Operator, StepCount, along, at_batch, line
 from eva_fast.plan.counter import Recorder, saved_storages
 from eva_fast.plan.flash import FlashAttention
@@ -59,9 +59,7 @@ class PlannedRun:
         model = replace(config.model, drop_path=0.0)
         kernels: Any = "triton" if device == "cuda" else "native"
         config = replace(config, model=model, run=replace(config.run, kernels=kernels))
-        sizes = named_sizes(
-            config.model.model, **{name: getattr(config.model, name) for name in SIZE_OPTIONS}
-        )
+        sizes = named_sizes(config.model.model, **chosen_sizes(config))
         setting = Setting(config=config, sizes=sizes, device=META, compute_dtype=wide(dtype))
         objective = open_objective(config.objective.objective)
         fields = sample_options(setting, objective)["fields"]
@@ -71,6 +69,7 @@ class PlannedRun:
                 config.teacher.teacher, sizes.grid, wide(dtype), point=request.point,
                 cls=bool(request.cls),
             )  # fmt: skip
+            see_channels(teacher.module, config.data, config.teacher.teacher_channels)
             setting = replace(setting, sizes=replace(sizes, predict_dim=teacher.dim))
         return cls(
             objective=objective, setting=setting, fields=tuple(fields), request=request,
@@ -84,7 +83,8 @@ class PlannedRun:
     @property
     def baselines(self) -> tuple[str, ...]:
         """Other formulations of the same step that can be counted."""
-        return self.objective.baselines if isinstance(self.sizes, ModelSizes) else ()
+        own = isinstance(self.sizes, ModelSizes) and self.sizes.channels == 3
+        return self.objective.baselines if own else ()
 
     @property
     def masked(self) -> int:

@@ -62,7 +62,8 @@ def build(
                 use_fp8(model)
             keep_copies(model, dtype)  # as a run does, whose optimiser writes them
             model.set_grad_checkpointing(recompute > 0, recompute or 1.0)
-            raw = torch.empty(batch, 3, side, side, dtype=torch.uint8)
+            kind = torch.uint8 if sizes.channels == 3 else torch.float32
+            raw = torch.empty(batch, sizes.channels, side, side, dtype=kind)
             indices = torch.empty(batch, masked, dtype=torch.int32)
             return MetaStudent(model, lambda: model.loss(raw, indices, target))
         plain = (OfficialViT if formulation == "official" else TunedViT)(sizes).to(dtype)
@@ -84,7 +85,7 @@ def parameter_count(sizes: ModelSizes) -> int:
     """Parameters of the student with its head, in official naming (k has no bias)."""
     d, h, n = sizes.embed_dim, sizes.mlp_hidden, sizes.num_patches
     block = 4 * d * d + 3 * d + 2 * d * h + h + d + 4 * d
-    embed = 3 * sizes.patch_size**2 * d + d + 2 * d + (n + 1) * d
+    embed = sizes.channels * sizes.patch_size**2 * d + d + 2 * d + (n + 1) * d
     return sizes.depth * block + embed + 2 * d + (d + 1) * sizes.predict_dim
 
 
@@ -95,6 +96,6 @@ def model_flops(sizes: ModelSizes, batch: int, masked: int) -> int:
     d, n = sizes.embed_dim, sizes.num_patches
     tokens = n + 1
     block = 2 * tokens * (4 * d * d + 2 * d * sizes.mlp_hidden) + 4 * tokens * tokens * d
-    embed = 2 * n * 3 * sizes.patch_size**2 * d
+    embed = 2 * n * sizes.channels * sizes.patch_size**2 * d
     head = 2 * masked * d * sizes.predict_dim
     return batch * (3 * (sizes.depth * block + head) + 2 * embed)

@@ -92,6 +92,7 @@ def run(config: Config, on_step: Callable[[int], object] | None = None) -> Pretr
     of finished steps after each."""
     start = Start()
     from eva_fast import world
+    from eva_fast.data.decode.formats import reading_arrays
     from eva_fast.device import undisturbed
     from eva_fast.objectives import open_objective
     from eva_fast.recipes.hearing import heard
@@ -103,7 +104,10 @@ def run(config: Config, on_step: Callable[[int], object] | None = None) -> Pretr
     sample = sample_options(setting, objective)
     check_run(setting.config, setting.device)
     minutes = config.run.process_minutes
-    with heard(to.first), undisturbed(setting.device), joined(to, setting.device, minutes):
+    with (
+        heard(to.first), undisturbed(setting.device), joined(to, setting.device, minutes),
+        reading_arrays(config.data.channels != 3),
+    ):  # fmt: skip
         return _train(setting, objective, sample, on_step, start)
 
 

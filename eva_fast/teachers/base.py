@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -73,6 +73,25 @@ class Teacher(nn.Module):
         self.register_state_dict_post_hook(_keep_whitening_only)
         self.register_load_state_dict_post_hook(_after_load)
 
+    def see(self, channels: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
+        """From now on images are float [B,C,H,W], less `mean` and over `std` of each of any number of
+        channels: it sees three of them, counted from 0, as red, green and blue."""
+        where = self.feature_mean.device
+        place = torch.tensor(list(channels), device=where)
+        own_mean, own_std = (torch.tensor(tuple(v), device=where)[place] for v in (mean, std))
+        clip_mean, clip_std = (torch.tensor(v, device=where) for v in (CLIP_MEAN, CLIP_STD))
+        self.register_buffer("seen", place, persistent=False)
+        scale, shift = own_std / clip_std, (own_mean - clip_mean) / clip_std
+        self.register_buffer("seen_scale", scale.view(3, 1, 1), persistent=False)
+        self.register_buffer("seen_shift", shift.view(3, 1, 1), persistent=False)
+
+    def _as_colours(self, images: Tensor) -> Tensor:
+        """Images as `see` describes them, as the teacher takes them: normalised as for CLIP."""
+        if not hasattr(self, "seen"):
+            return images
+        chosen = images.index_select(1, self.seen)  # type: ignore[arg-type]
+        return torch.addcmul(self.seen_shift, chosen, self.seen_scale)  # type: ignore[arg-type]
+
     def patch_features(self, images: Tensor, index: Tensor | None) -> Tensor:
         """Features of normalised images [B,3,h,w]: [B,N,C] ([B,1+N,C] with `cls`), or [B,K,C] of the
         patches index[B,K]."""
@@ -102,6 +121,8 @@ class Teacher(nn.Module):
         return features if index is None else features.flatten(0, 1)
 
     def _compute(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if images.ndim == 4:
+            images = self._as_colours(images)
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be [B,3,H,W], not {list(images.shape)}")
         index = patch_index(mask, images.shape[0], self.grid)

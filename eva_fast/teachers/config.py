@@ -22,5 +22,9 @@ class TeacherConfig:
     """Scale the teacher's features to mean 0 and standard deviation 1 a channel, measured over
     the first images of the run; by default for the teacher builtin alone."""
 
+    teacher_channels: tuple[int, ...] | None = None
+    """With images of other than three channels: which three of them, counted from 0, the teacher sees as
+    red, green and blue; a single channel it sees as grey."""
+
     def __post_init__(self):
         object.__setattr__(self, "teacher", user_text(self.teacher))

@@ -17,7 +17,7 @@ from eva_fast.files import RUN_PICTURES, cpu_count
 from eva_fast.model import BackboneSizes, SwinSizes, named_sizes
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.request import check_sample
-from eva_fast.objectives.setting import SIZE_OPTIONS, Setting
+from eva_fast.objectives.setting import Setting, chosen_sizes
 from eva_fast.ops.fp8_gemm import has_fp8
 from eva_fast.ops.registry import family_obstacle
 from eva_fast.train.processes import check_processes
@@ -33,10 +33,9 @@ def setting_of(config: "Config") -> Setting:
     here."""
     config = config.settled()
     device, compute_dtype = device_and_dtype(config)
-    options = {name: getattr(config.model, name) for name in SIZE_OPTIONS}
     return Setting(
         config=config,
-        sizes=named_sizes(config.model.model, **options),
+        sizes=named_sizes(config.model.model, **chosen_sizes(config)),
         device=device,
         compute_dtype=compute_dtype,
     )
@@ -136,7 +135,20 @@ def sample_options(setting: Setting, objective: Objective) -> dict[str, Any]:
 
 def _check_student(setting: Setting, objective: Objective) -> None:
     """ValueError for a student that the objective does not train."""
-    name, sizes = setting.config.model.model, setting.sizes
+    name, sizes, data = setting.config.model.model, setting.sizes, setting.config.data
+    if data.channels != 3 and not objective.any_channels:
+        raise UsageError(
+            f"the objective {objective.name!r} is of images with three channels, not {data.channels}: "
+            "'eva' and 'fd' take others"
+        )
+    if data.channels == 3 and setting.config.teacher.teacher_channels is not None:
+        raise UsageError(
+            "teacher_channels is of images with other than three channels, and these have three"
+        )
+    if data.is_builtin and data.channels not in (1, 3):
+        raise UsageError(
+            f"the built-in drawings have three channels, not {data.channels}: give data= of your own"
+        )
     if isinstance(sizes, SwinSizes) and not objective.swin:
         raise UsageError(f"the objective {objective.name!r} trains a ViT, and {name} is a Swin")
     if not isinstance(sizes, BackboneSizes) or objective.backbones == "all":

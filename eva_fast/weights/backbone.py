@@ -19,6 +19,7 @@ from eva_fast.errors import UsageError
 from eva_fast.model import Backbone, BackboneSizes
 from eva_fast.model.networks.sizes import built_sizes, is_backbone
 from eva_fast.weights.reader import Weights, read
+from eva_fast.weights.resize import adapt_channels
 from eva_fast.weights.writer import write
 
 BACKBONE = "backbone"
@@ -83,7 +84,8 @@ def filled(sizes: BackboneSizes, tensors: Mapping[str, Tensor], where: object) -
 
 def initialise_backbone(model: Backbone, path: str | os.PathLike[str]) -> None:
     """Starts a network from a weight file of its kind, under its library's names or others that the
-    library itself converts; that fits positions and patches to other sizes, too. What no feature depends
+    library itself converts; that fits positions and patches to other sizes, too. A first convolution of
+    three channels becomes one of as many as the images have. What no feature depends
     on need not be there. UsageError where the rest does not fit."""
     weights = read(path)
     state: dict[str, Tensor] = dict(weights)
@@ -95,6 +97,9 @@ def initialise_backbone(model: Backbone, path: str | os.PathLike[str]) -> None:
     own = network.state_dict()
     prefix = common_prefix(state, [key for key in own if not is_head(key)])
     state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    for key in model.library.first_weights(network):
+        if key in state and state[key].ndim == 4:
+            state[key] = adapt_channels(state[key], model.sizes.channels)
     try:
         load_network(network, state, name, is_head, weights.path)
     except UsageError as refused:

@@ -17,6 +17,7 @@ from eva_fast.layers.rel_pos import SPECIAL_ROWS
 from eva_fast.model import BeitViT, ModelSizes
 from eva_fast.weights.naming.table import Naming, Rule, same
 from eva_fast.weights.reader import Weights, read
+from eva_fast.weights.resize import adapt_channels
 
 TABLE = "rel_pos_bias.relative_position_bias_table"
 BEIT = Naming(
@@ -41,7 +42,7 @@ def beit_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
 
 def beit_sizes(state: Mapping[str, Tensor]) -> ModelSizes:
     """Sizes of the student with this state dict. UsageError where it is of no square image."""
-    dim, _, patch, _ = state["patch_embed.proj.weight"].shape
+    dim, channels, patch, _ = state["patch_embed.proj.weight"].shape
     rows, heads = state[TABLE].shape
     side = (round((rows - SPECIAL_ROWS) ** 0.5) + 1) // 2
     if (2 * side - 1) ** 2 + SPECIAL_ROWS != rows:
@@ -54,6 +55,7 @@ def beit_sizes(state: Mapping[str, Tensor]) -> ModelSizes:
         depth=max(numbers) + 1,
         num_heads=heads,
         mlp_hidden=state["blocks.0.mlp.fc1.weight"].shape[0],
+        channels=channels,
     )
 
 
@@ -75,6 +77,8 @@ def initialise_beit(model: BeitViT, path: str | os.PathLike[str]) -> None:
         raise UsageError(
             f"{weights.path} holds no ViT with a shared relative position bias ({TABLE})"
         )
+    first = "patch_embed.proj.weight"
+    state[first] = adapt_channels(state[first], model.sizes.channels)
     own = model.state_dict()
     pretraining = ("mask_token", "lm_head.weight", "lm_head.bias")
     spare: dict[str, Tensor] = {name: own[name] for name in pretraining if name in own}

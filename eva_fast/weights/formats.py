@@ -79,6 +79,11 @@ def export(
     path = Path(out).absolute()
     if format in FOLDERS and path.exists() and not path.is_dir():
         raise UsageError(f"format {format} is a folder, and {path} is a file; choose another out=")
+    if isinstance(model, EvaViT) and model.sizes.channels != 3 and format not in FILES:
+        raise UsageError(
+            f"format {format} says how images with three channels are prepared, and these have "
+            f"{model.sizes.channels}: the student is written as {' or '.join(FILES)}"
+        )
     if not isinstance(model, EvaViT) and format not in FILES:
         kinds = {
             MaeEncoder: "MAE's encoder", SwinV2: "a Swin V2", BeitViT: "BEiT's ViT",
@@ -117,16 +122,21 @@ def _backbone(model: Backbone, path: Path) -> Exported:
         imports += "\nfrom torchvision.models import get_model"
         build = f"get_model({_text(name)}, weights=None{arguments})"
         gives = "# its classifier is a fresh one\n"
+    prepared = f"normalised by mean {model.mean} and std {model.std}"
+    if model.sizes.channels != 3:
+        prepared = "less the mean and over the std of the run"
     return Exported(
         path,
         f"{imports}\n\nmodel = {build}\nmodel.load_state_dict({load})\nmodel.eval()\n"
-        f"# images normalised by mean {model.mean} and std {model.std}\n{gives}",
+        f"# images {prepared}\n{gives}",
     )
 
 
 def timm_arguments(sizes: ModelSizes) -> dict[str, Any]:
     """What `timm.create_model("eva_giant_patch14_224", ...)` is to be given for a student's sizes."""
+    channels = {} if sizes.channels == 3 else {"in_chans": sizes.channels}
     return dict(
+        **channels,
         img_size=sizes.img_size,
         patch_size=sizes.patch_size,
         embed_dim=sizes.embed_dim,
@@ -256,7 +266,14 @@ def _timm_file(tensors: dict[str, Tensor], path: Path) -> None:
 
 def _timm(model: EvaViT, path: Path) -> Exported:
     _timm_file(_plain(model, naming.timm.EVA), path)
-    return _timm_snippet(TIMM_MODEL, timm_arguments(model.sizes), path, "clip")
+    found = _timm_snippet(TIMM_MODEL, timm_arguments(model.sizes), path, "clip")
+    return found if model.sizes.channels == 3 else _of_channels(found)
+
+
+def _of_channels(written: Exported) -> Exported:
+    """With what is said of images with other than three channels."""
+    said = "# images less the mean and over the std of the run\n"
+    return Exported(written.path, written.snippet.replace(_TIMM_GIVES, said + _TIMM_GIVES))
 
 
 def _timm_snippet(name: str, arguments: dict[str, Any], path: Path, statistics: str) -> Exported:

@@ -58,6 +58,17 @@ def resize_patches(weight: Tensor, size: int | tuple[int, int], resize: str = "t
     return kernels.unflatten(2, new).to(weight)
 
 
+def adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """Patch convolution [D,3,h,w] for images of other channels, as timm does it: one channel gets the
+    sum of the three; more get them again and again, times 3/channels, so that grey images give what
+    they gave. A convolution of other than three channels stays as it is."""
+    if channels == weight.shape[1] or weight.shape[1] != 3:
+        return weight
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)
+
+
 def _check(resize: str) -> str:
     if resize not in RESIZES:
         raise UsageError(f"resize must be one of {', '.join(RESIZES)}, not {resize!r}")

@@ -23,13 +23,15 @@ from eva_fast.model import BeitViT, EvaViT, MaeEncoder, ModelSizes, SwinSizes, S
 from eva_fast.weights import naming
 from eva_fast.weights.hints import heads_beside
 from eva_fast.weights.reader import Weights, read
-from eva_fast.weights.resize import resize_patches, resize_positions
+from eva_fast.weights.resize import adapt_channels, resize_patches, resize_positions
 from eva_fast.weights.swin import SWIN
 from eva_fast.weights.writer import write
 
 logger = logging.getLogger(__name__)
 
-SIZE_NAMES = tuple(ModelSizes.__dataclass_fields__)
+SIZE_NAMES = tuple(name for name in ModelSizes.__dataclass_fields__ if name != "channels")
+"""What a file's metadata always says. Channels show in the patch convolution; other than three are said,
+too."""
 PRETRAINING_ONLY = ("mask_token", "lm_head.weight", "lm_head.bias")
 """What features do not need: weights of fine-tuned models lack it."""
 MAE = "mae"
@@ -63,6 +65,8 @@ def write_student(
 def _description(model: EvaViT | MaeEncoder | SwinV2 | BeitViT) -> dict[str, object]:
     """What a file says of its model."""
     sizes = asdict(model.sizes)
+    if sizes.get("channels") == 3:
+        del sizes["channels"]
     if isinstance(model, SwinV2):
         return {**sizes, "network": SWIN}
     if isinstance(model, MaeEncoder):
@@ -112,7 +116,7 @@ def infer_sizes(
     show, come from `metadata["num_heads"]` or from the usual head width (64; 88 at width 1408).
     A file without `lm_head` (fine-tuned) gets `predict_dim` 1. UsageError if names are missing."""
     try:
-        dim, _, patch, _ = state["patch_embed.proj.weight"].shape
+        dim, channels, patch, _ = state["patch_embed.proj.weight"].shape
         patches = state["pos_embed"].shape[1] - 1
         hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
     except (KeyError, ValueError) as error:
@@ -138,13 +142,15 @@ def infer_sizes(
         num_heads=int(str(known)) if known is not None else dim // width,
         mlp_hidden=hidden,
         predict_dim=1 if head is None else head.shape[0],
+        channels=channels,
     )
 
 
 def initialise(model: EvaViT, path: str | os.PathLike[str]) -> None:
     """Starts a student from a weight file: what `init_from` does.
 
-    Positions and the patch convolution are resized where the file is of another image or patch size.
+    Positions and the patch convolution are resized where the file is of another image or patch size, and
+    a convolution of three channels is made one of as many as the images have (`adapt_channels`).
     What pre-training alone needs and the file lacks (mask token, prediction head, or one of another
     teacher's width) keeps the model's own start, and that is logged. UsageError where the rest does
     not fit.
@@ -180,6 +186,7 @@ def fit(
     out = dict(state)
     patch, table = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     if patch is not None and patch.ndim == 4:
+        patch = patch if isinstance(sizes, SwinSizes) else adapt_channels(patch, sizes.channels)
         out["patch_embed.proj.weight"] = resize_patches(patch, sizes.patch_size, resize)
     if table is not None and table.ndim == 3:
         side = round((table.shape[1] - 1) ** 0.5)

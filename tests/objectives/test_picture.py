@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     images, mask, teacher, prediction, grid = scene()
     path = tmp_path / "p.png"
     with pytest.raises(ValueError, match="uint8"):
-        save_picture(path, images.float(), mask, teacher, prediction, grid)
+        save_picture(path, images.int(), mask, teacher, prediction, grid)
     with pytest.raises(ValueError, match=r"must both be \[3,16,C\]"):
         save_picture(path, images, mask, teacher, prediction[:, :9], grid)
     with pytest.raises(ValueError, match=r"outside 0\.\.15"):

@@ -1,9 +1,11 @@
 """Which files are images, by their suffix: what this Pillow reads, and what installed plugins add."""
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import logging
+from collections.abc import Iterator
 
 from PIL import Image
 
@@ -15,6 +17,9 @@ SUFFIXES = (
     ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".mpo", ".apng", ".dib", ".j2k", ".j2c", ".jpc", ".jpf",
     ".jpx", ".tga", ".qoi", ".pcx",
 )  # fmt: skip
+
+ARRAYS = (".npy",)
+_arrays = False
 
 # Plugins that add formats to Pillow, and their function that does it where importing them does not.
 _PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_avif": "", "pillow_jxl": ""}
@@ -40,7 +45,24 @@ def image_suffixes() -> tuple[str, ...]:
     """Suffixes, in lower case, of the files that can be read here: those of `SUFFIXES` that this
     Pillow was built with, and all that came from outside it (`Image.register_extension`)."""
     use_plugins()
-    return _suffixes(len(Image.registered_extensions()))
+    found = _suffixes(len(Image.registered_extensions()))
+    return (*found, *ARRAYS) if arrays_are_images() else found
+
+
+def arrays_are_images() -> bool:
+    """Whether arrays count as images: where a run reads other than three channels of 8 bits."""
+    return _arrays
+
+
+@contextlib.contextmanager
+def reading_arrays(enable: bool = True) -> Iterator[None]:
+    """Whether arrays count as images meanwhile, in this process and those that it forks."""
+    global _arrays
+    before, _arrays = _arrays, enable
+    try:
+        yield
+    finally:
+        _arrays = before
 
 
 @functools.lru_cache(maxsize=1)

@@ -83,6 +83,26 @@ def decode(
         return Decoded(upright, width, height, divisor)
 
 
+def upright(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
+    """The image in the encoded file `data` in its own mode. Raises BadImage as `decode` does."""
+    with _opened(data, max_megapixels) as (image, parts):
+        turned = orientation(parts.exif, parts.xmp) if parts else _left_to_turn(image)
+        image.load()
+        return turn(image, turned)
+
+
+def upright_image(image: Image.Image, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
+    """A Pillow image, perhaps not loaded yet, upright in its own mode; the argument is left as it is.
+
+    Raises BadImage as `decode` does."""
+    check_size(image.width, image.height, max_megapixels)
+    try:
+        with _limit_lifted(image, max_megapixels):
+            return _upright(image)
+    except Exception as error:
+        raise BadImage(_one_line(error)) from error
+
+
 def look(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> tuple[str, str, tuple[int, int]]:
     """(format, Pillow's mode, (width, height) as stored) of an encoded file, all of it decoded.
 
@@ -215,10 +235,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     white; 16-bit grey is scaled to 8 bits (Pillow's own conversion would clip it); grey, palette,
     CMYK and the rest as Pillow converts.
     """
+    return _to_rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
     if image.format != "TIFF":
         image.load()  # a PNG's EXIF data may stand behind its pixels
     left_to_turn = _left_to_turn(image)
-    return _to_rgb(turn(image.copy(), left_to_turn))
+    return turn(image.copy(), left_to_turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

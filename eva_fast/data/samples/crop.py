@@ -69,7 +69,7 @@ class Cropper:
 
     def __call__(
         self,
-        data: bytes | Image.Image | torch.Tensor,
+        data: bytes | Image.Image | torch.Tensor | np.ndarray,
         seed: int,
         out: np.ndarray | None = None,
     ) -> np.ndarray:

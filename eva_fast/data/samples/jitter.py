@@ -60,7 +60,7 @@ class JitteredCropper(Cropper):
 
     def __call__(
         self,
-        data: bytes | Image.Image | torch.Tensor,
+        data: bytes | Image.Image | torch.Tensor | np.ndarray,
         seed: int,
         out: np.ndarray | None = None,
     ) -> np.ndarray:

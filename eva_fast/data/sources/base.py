@@ -5,16 +5,18 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
-Picture = bytes | Image.Image | Tensor
+Picture = bytes | Image.Image | Tensor | np.ndarray
 
 
 class Item(dict[str, Any]):
     """What a source knows of one image, by name.
 
-    `image` is encoded bytes, a Pillow image or a uint8 tensor [3, H, W]. Beside it whatever there
+    `image` is encoded bytes, a Pillow image or a uint8 tensor [3, H, W]; of runs with other than three
+    channels any array of them. Beside it whatever there
     is: `label` (a class's name, or its number), `caption`, `boxes`; None is as good as not there.
     """
 

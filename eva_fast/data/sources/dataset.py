@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from eva_fast.data.decode.formats import arrays_are_images
 from eva_fast.data.sources.base import Item, Picture, Source
 from eva_fast.errors import UsageError
 
@@ -19,7 +20,8 @@ class DatasetSource(Source):
     - an image alone.
 
     An image is a Pillow image, encoded bytes, or a uint8 tensor or array [3, H, W], [1, H, W] or
-    [H, W] (arrays also [H, W, 3]). The dataset's `targets`, where it has them, are the labels, and
+    [H, W] (arrays also [H, W, 3]); of a run with other than three channels, an array or tensor as
+    `decode/bands.py` reads them. The dataset's `targets`, where it has them, are the labels, and
     its `classes` name labels that are numbers.
     """
 
@@ -49,6 +51,8 @@ class DatasetSource(Source):
         return item
 
     def _picture(self, given: Any) -> Picture:
+        if arrays_are_images() and isinstance(given, (np.ndarray, torch.Tensor)):
+            return given
         if isinstance(given, np.ndarray) and given.dtype == np.uint8:
             if given.ndim == 3 and given.shape[2] in (1, 3) and given.shape[0] not in (1, 3):
                 given = np.moveaxis(given, 2, 0)

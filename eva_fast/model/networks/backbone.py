@@ -172,10 +172,10 @@ class Backbone(Official):
         return images.to(next(self.network.parameters()).dtype)
 
     def _check_images(self, images: Tensor) -> None:
-        side = self.sizes.img_size
-        if images.ndim != 4 or images.shape[1:] != (3, side, side):
+        side, channels = self.sizes.img_size, self.sizes.channels
+        if images.ndim != 4 or images.shape[1:] != (channels, side, side):
             raise ValueError(
-                f"images must be [B,3,{side},{side}] for this model, got {tuple(images.shape)}"
+                f"images must be [B,{channels},{side},{side}] for this model, got {tuple(images.shape)}"
             )
 
 

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from eva_fast.errors import UsageError
 from eva_fast.model.networks.drop_path import DrawnDropPath
 
-ASKED = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden")
-"""Sizes that options may ask for beside a name."""
 REFUSALS = (
     TypeError, ValueError, RuntimeError, AssertionError, KeyError, IndexError, ZeroDivisionError,
     AttributeError,
@@ -81,6 +79,10 @@ class Library:
         """Weights as the network names and sizes them, of files under other names or of other sizes
         that the library itself converts; None where it does not."""
         return None
+
+    def first_weights(self, network: nn.Module) -> list[str]:
+        """Names of the weights that see the images' channels, where the library says them."""
+        return []
 
     def statistics(self, network: nn.Module) -> Statistics:
         """What the library's own weights were trained with."""

@@ -40,6 +40,8 @@ class BackboneSizes:
     """Whether the first of them is a CLS token."""
     depth: int
     """Blocks, where they all have one shape; else 1."""
+    channels: int = 3
+    """Of the images."""
     predict_dim: int = 1
     """Width of the prediction: the teacher's feature dimension. The network itself has no head."""
 
@@ -83,6 +85,8 @@ def backbone_sizes_of(name: str, **overrides: int | None) -> BackboneSizes:
     for option, value in asked.items():
         if value < 1:
             raise UsageError(f"{option} must be a whole number of at least 1, got {value!r}")
+    if asked.get("channels") == 3:
+        del asked["channels"]
     side, arguments = library_of(name).settle(asked)
     return built_sizes(name, side, arguments, predict)
 
@@ -106,7 +110,8 @@ def _probe(name: str, side: int, arguments: Arguments) -> tuple[dict[str, Any], 
     library = library_of(name)
     with without_values():
         network = library.build(dict(arguments)).train()
-        images = torch.empty(2, 3, side, side)
+        channels = dict(arguments).get("in_chans", 3)
+        images = torch.empty(2, channels, side, side)
         try:
             node = library.node(network, images)
             found, patches = _forward(library, network, images, node)
@@ -127,6 +132,7 @@ def _probe(name: str, side: int, arguments: Arguments) -> tuple[dict[str, Any], 
         grid=shape["grid"], width=shape["width"], prefix_tokens=shape["prefix"],
         has_cls=shape["prefix"] > 0 and _has_cls(network),
         embed_dim=_maskable(patches, (rows, columns)), depth=max(len(blocks), 1),
+        channels=channels,
     )  # fmt: skip
     unused = frozenset(n for n, p in network.named_parameters() if p.grad is None)
     return sizes, Reading(node=node, channels_last=shape["channels_last"], unused=unused)

@@ -13,6 +13,8 @@ from eva_fast.libraries import library, unknown
 from eva_fast.model.networks.base import REFUSALS, Library, Statistics, without_values
 from eva_fast.model.networks.drop_path import DrawnDropPath, replace_drop_paths
 
+ARGUMENTS = {"mlp_hidden": "mlp_ratio", "channels": "in_chans"}
+"""Of the builder, by the option's name where that is another."""
 _PLAIN: dict[str, nn.Module] = {}
 OTHERWISE = "or take a model of this package, eva_SIZE_patchP_R"
 
@@ -46,9 +48,9 @@ class Timm(Library):
         takes = _parameters(type(network))
         arguments: dict[str, Any] = {}
         for option, value in asked.items():
-            argument = "mlp_ratio" if option == "mlp_hidden" else option
+            argument = ARGUMENTS.get(option, option)
             if argument in takes:
-                arguments[option] = value
+                arguments[argument if option == "channels" else option] = value
             elif option != "img_size":  # the others take images of any size
                 raise self.takes_not(option)
         if (hidden := arguments.pop("mlp_hidden", None)) is not None:
@@ -103,6 +105,11 @@ class Timm(Library):
             return converter(dict(state), network)
         except Exception:  # it was written for files that fit
             return None
+
+    def first_weights(self, network: nn.Module) -> list[str]:
+        config: Any = network.pretrained_cfg
+        first = config.get("first_conv") or ()
+        return [f"{name}.weight" for name in ([first] if isinstance(first, str) else first)]
 
     def statistics(self, network: nn.Module) -> Statistics:
         config: Any = network.pretrained_cfg
