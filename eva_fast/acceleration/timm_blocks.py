@@ -34,7 +34,10 @@ ATTENTION = (
     "timm.models.beit.Attention",
 )
 MLP = "timm.layers.mlp.Mlp"
-DROP_PATH = "timm.layers.drop.DropPath"
+DROP_PATH = (
+    "timm.layers.drop.DropPath",
+    "eva_fast.model.networks.drop_path.DrawnDropPath",  # of students, drawn before the forward
+)
 LAYER_SCALE = ("timm.layers.layer_scale.LayerScale", "timm.models.vision_transformer.LayerScale")
 
 
@@ -123,7 +126,7 @@ def read(block: Any) -> Anatomy | str:
     if isinstance(gamma1, str) or isinstance(gamma2, str):
         return gamma1 if isinstance(gamma1, str) else str(gamma2)
     for drop in (block.drop_path1, block.drop_path2):
-        obstacle = unlike(drop, "drop path", IDENTITY, DROP_PATH)
+        obstacle = unlike(drop, "drop path", IDENTITY, *DROP_PATH)
         if obstacle is not None:
             return obstacle
     width = block.norm1.weight.shape[0] if getattr(block.norm1, "weight", None) is not None else 0

@@ -2,10 +2,11 @@
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from eva_fast.acceleration import accelerate
 from eva_fast.errors import UsageError
 from eva_fast.layers import use_fp8
 from eva_fast.model import (
@@ -123,5 +124,16 @@ class Setting:
                     "precision fp8: %d Linears stay in bf16, %s",
                     len(left), ", ".join(f"{name} ({why})" for name, why in left.items()),
                 )  # fmt: skip
+        encoder: Any = student.encoder if isinstance(student, MaskedBackbone) else student
+        if isinstance(encoder, Backbone) and encoder.blocks and run.kernels != "torch":
+            _fuse(encoder)
         student.set_grad_checkpointing(run.grad_checkpointing, run.grad_checkpointing_share)
         return student
+
+
+def _fuse(student: Backbone) -> None:
+    """Puts the fused layers into a transformer of another library where they compute the same."""
+    try:
+        accelerate(student.network)
+    except UsageError as reason:
+        log.info("%s runs on its library's own layers: %s", student.sizes.name, reason)

@@ -138,6 +138,18 @@ def test_a_plans_arithmetic_is_that_of_a_vit_of_the_same_sizes():
     assert found.count.needed_flops == expected
 
 
+@pytest.mark.parametrize("model", ["vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224"])
+def test_fused_layers_learn_the_same(model, tmp_path):
+    """The same draws of drop-path too; EVA-02's MLP is none that is fused."""
+    found = []
+    for kernels in ("torch", "native"):
+        options = {**TINY, **VIT, "model": f"timm/{model}", "steps": 3, "kernels": kernels}
+        trained = eva_fast.pretrain(out=tmp_path / kernels, **options)
+        found.append([line["loss"] for line in lines(trained.out)])
+    assert found[0] == pytest.approx(found[1], abs=2e-5)
+    assert trained.model.network.eva_fast_report is not None
+
+
 def test_timms_own_weights_start_it_at_other_sizes(tmp_path):
     """Positions and patches are fitted as timm fits them; a classifier is left out."""
     torch.manual_seed(5)

@@ -57,8 +57,9 @@ class Backbone(Official):
             if name in self.unused:
                 parameter.requires_grad_(False)
         self._drop_paths = self.library.drop_paths(self.network, drop_path)
-        self._blocks = self.library.blocks(self.network)
-        for block in self._blocks:
+        self.blocks = self.library.blocks(self.network)
+        """Of a transformer whose blocks all have one shape; else none."""
+        for block in self.blocks:
             block.recompute = False  # type: ignore[assignment]
         self.norm = nn.Identity()
         """What a projector puts before itself: these features are behind the network's last norm."""
@@ -88,7 +89,7 @@ class Backbone(Official):
         """`forward_features` inside `precision.region`."""
         self._check_images(images)
         images = self._normalised(images)
-        if not self.prefix_tokens and not self._blocks:  # convolutions are faster on such pixels
+        if not self.prefix_tokens and not self.blocks:  # convolutions are faster on such pixels
             images = images.contiguous(memory_format=torch.channels_last)
         draw_all(self._drop_paths, images)
         found = self.library.features(self.network, images, self._reading.node)
@@ -112,11 +113,11 @@ class Backbone(Official):
         spread; of other networks it is all or none. UsageError where it cannot be."""
         if not 0 < share <= 1:
             raise ValueError(f"share must be above 0 and at most 1, got {share}")
-        if not self._blocks:
+        if not self.blocks:
             self._checkpoint_stages(enable, share)
             return
-        chosen = spread(len(self._blocks), share) if enable else []
-        for number, block in enumerate(self._blocks):
+        chosen = spread(len(self.blocks), share) if enable else []
+        for number, block in enumerate(self.blocks):
             block.recompute = number in chosen  # type: ignore[assignment]
             if enable and "forward" not in vars(block):
                 block.forward = functools.partial(_recomputed, block, block.forward)
