@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from eva_fast.recipes.ablate import AblationResult, ablate
     from eva_fast.recipes.export import export
     from eva_fast.recipes.pretrain import PretrainResult, pretrain
+    from eva_fast.recipes.trainer import Trainer
     from eva_fast.teachers import load_teacher
+    from eva_fast.train.callbacks import Callback, Training
 
 _HOME = {
     "ablate": "eva_fast.recipes.ablate",
@@ -43,11 +45,17 @@ _HOME = {
     "accelerate": "eva_fast.acceleration",
     "load_teacher": "eva_fast.teachers",
     "BlockMasker": "eva_fast.data",
+    "Callback": "eva_fast.train.callbacks",
+    "Trainer": "eva_fast.recipes.trainer",
+    "Training": "eva_fast.train.callbacks",
 }
 __all__ = [
     "AblationResult",
     "BlockMasker",
+    "Callback",
     "PretrainResult",
+    "Trainer",
+    "Training",
     "__version__",
     "ablate",
     "accelerate",

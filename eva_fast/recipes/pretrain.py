@@ -4,7 +4,7 @@ Heavy imports are inside the functions: importing eva_fast and wrong options cos
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from eva_fast.objectives import Objective
     from eva_fast.objectives.base import Setting
+    from eva_fast.train.callbacks import Callback
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class PretrainResult:
     model: "nn.Module" = field(repr=False)
     """What was written to `weights`, in evaluation mode."""
     stopped_by: str | None = None
-    """Name of the signal that ended the run early, or None."""
+    """Name of the signal that ended the run early, "callback", or None."""
 
 
 @documented(Config)
@@ -49,6 +50,7 @@ def pretrain(
     model: str | None = None,
     teacher: Any = None,
     out: AnyPath | None = None,
+    callbacks: "Sequence[Callback]" = (),
     **options: Unpack[PretrainOptions],
 ) -> PretrainResult:
     """Pre-trains a student to predict a frozen teacher's features of masked patches (EVA, CVPR 2023),
@@ -63,6 +65,7 @@ def pretrain(
         teacher: "builtin", "hog", a CLIP file or folder, a name such as "openai/ViT-L-14", or a
             teacher module (`eva_fast.load_teacher`); by default the recipe's, else "builtin".
         out: folder of the run; by default runs/MODEL-TIME.
+        callbacks: instances of classes derived from `eva_fast.Callback`, told what happens.
         options: any field of the classes in `eva_fast.config`, listed below: sizes, `batch_size`,
             `steps`, `lr`, `objective` (a name of `eva_fast.objectives.OBJECTIVES`, or a class or
             instance of one's own), ...
@@ -81,24 +84,46 @@ def pretrain(
     named = {"model": model, "teacher": teacher, "out": out}
     said = {name: value for name, value in named.items() if value is not None}
     config = Config.from_options({"data": data, **said, **options})
-    result = run(config)
+    result = run(config, callbacks=callbacks)
     with heard():
         log.info("%s", "\n".join(ending(config, result)))
     return result
 
 
-def run(config: Config, on_step: Callable[[int], object] | None = None) -> PretrainResult:
+def run(
+    config: Config,
+    on_step: Callable[[int], object] | None = None,
+    callbacks: "Sequence[Callback]" = (),
+) -> PretrainResult:
     """`pretrain` for a ready configuration, without the last words. on_step: called with the number
     of finished steps after each."""
+    from eva_fast.train.callbacks import EachStep
+
+    own = () if on_step is None else (EachStep(on_step),)
+    going = steps(config, (*own, *callbacks))
+    while True:
+        try:
+            next(going)
+        except StopIteration as end:
+            return end.value
+
+
+def steps(
+    config: Config, callbacks: "Sequence[Callback]" = ()
+) -> Generator[int, None, PretrainResult]:
+    """`run`, step by step: yields the number of finished steps after each. What a run changes for its
+    time, signals and PyTorch's global settings, is changed until the generator has ended."""
     start = Start()
     from eva_fast import world
     from eva_fast.data.decode.formats import reading_arrays
     from eva_fast.device import undisturbed
     from eva_fast.objectives import open_objective
     from eva_fast.recipes.hearing import heard
+    from eva_fast.train.callbacks import check_callbacks
     from eva_fast.train.processes import going_on, joined
     from eva_fast.train.resolve import check_run, sample_options, setting_of
 
+    told = check_callbacks(callbacks)
     setting, to = setting_of(going_on(config)), world.asked_for()
     objective = open_objective(config.objective.objective)
     sample = sample_options(setting, objective)
@@ -108,16 +133,16 @@ def run(config: Config, on_step: Callable[[int], object] | None = None) -> Pretr
         heard(to.first), undisturbed(setting.device), joined(to, setting.device, minutes),
         reading_arrays(config.data.channels != 3),
     ):  # fmt: skip
-        return _train(setting, objective, sample, on_step, start)
+        return (yield from _train(setting, objective, sample, told, start))
 
 
 def _train(
     setting: "Setting",
     objective: "Objective",
     sample: dict[str, Any],
-    on_step: Callable[[int], object] | None,
+    callbacks: "Sequence[Callback]",
     start: Start,
-) -> PretrainResult:
+) -> Generator[int, None, PretrainResult]:
     """Teacher, student, loader, loop and what is left behind, for options that were checked."""
     from eva_fast.data import build_loader, open_source
     from eva_fast.device import seed
@@ -125,6 +150,7 @@ def _train(
     from eva_fast.objectives.request import answer, open_teacher
     from eva_fast.train import RunLength, TrainStep, checkpoint, train
     from eva_fast.train.baseline import verdict
+    from eva_fast.train.callbacks import EachStep
     from eva_fast.train.captured import CapturedStep
     from eva_fast.train.examples import Examples
     from eva_fast.train.folder import (
@@ -184,14 +210,18 @@ def _train(
             start.done("checkpoint")
         write_header(out, config, module, device)
 
+        def whole() -> "nn.Module":
+            return whole_module(setting, objective, state)
+
         def draw(path: Path) -> Path:
-            shown = whole_module(setting, objective, state)
+            shown = whole()
             return examples.draw(path, objective, shown, teacher) if world().first else path
 
         with open_telemetry(out, config, state.step, length.total) as telemetry:
-            stopped_by = train(
+            stopped_by = yield from train(
                 CapturedStep(step, config.run.graph), length, config, out, telemetry,
-                picture=draw, on_step=start.until(on_step),
+                picture=draw, callbacks=(EachStep(start.first_step), *callbacks),
+                student=lambda: objective.exported(whole()),
             )  # fmt: skip
         loader.close()
 

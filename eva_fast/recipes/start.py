@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
@@ -22,16 +21,10 @@ class Start:
         self.seconds[part] = self.seconds.get(part, 0.0) + now - self._mark
         self._mark = now
 
-    def until(self, on_step: Callable[[int], object] | None) -> Callable[[int], None]:
-        """`on_step` of the loop, which ends the start with the first step."""
-
-        def after(step: int) -> None:
-            if not self._said:
-                self._said = True
-                self.done("first step")
-                parts = ", ".join(f"{part} {s:.1f}" for part, s in self.seconds.items())
-                log.info("first step after %.1f s: %s", sum(self.seconds.values()), parts)
-            if on_step is not None:
-                on_step(step)
-
-        return after
+    def first_step(self, step: int) -> None:
+        """Called after each step; the first one ends the start."""
+        if not self._said:
+            self._said = True
+            self.done("first step")
+            parts = ", ".join(f"{part} {s:.1f}" for part, s in self.seconds.items())
+            log.info("first step after %.1f s: %s", sum(self.seconds.values()), parts)

@@ -11,8 +11,10 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from torch import Tensor
@@ -43,6 +45,7 @@ class Writer:
             self._group = dist.new_group(backend="gloo")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[None] | None = None
+        self._written: SimpleQueue[Path] = SimpleQueue()
 
     def start(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
         """Begins to write checkpoint `step`: `tensors` (nested dict of tensors) as they are now, and
@@ -89,6 +92,12 @@ class Writer:
             raise RunError(f"checkpoint {final} cannot be written: {why}") from error
         if world.world().first:
             self._remove_old()
+            self._written.put(final)
+
+    def written(self) -> Iterator[Path]:
+        """Checkpoints that came to be on disk since the last call; on the first process alone."""
+        while not self._written.empty():
+            yield self._written.get()
 
     def _full(self, tensors: dict[str, Any]) -> str | None:
         """In plain words, where it is for want of room: the library's own say nothing of that."""

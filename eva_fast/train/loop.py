@@ -1,10 +1,13 @@
 """The training loop. Nothing in a step waits for the device; log points do."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
+from eva_fast.train.callbacks import Callback, Training
 from eva_fast.train.captured import CapturedStep
 from eva_fast.train.clock import Clock
 from eva_fast.train.guard import SkippedError
@@ -30,19 +33,22 @@ def train(
     telemetry: Telemetry | Silent,
     *,
     picture: Callable[[Path], object] | None = None,
-    on_step: Callable[[int], object] | None = None,
-) -> str | None:
-    """Trains from `step.state.step` to the end of `length`.
+    callbacks: Sequence[Callback] = (),
+    student: Callable[[], nn.Module] | None = None,
+) -> Generator[int, None, str | None]:
+    """Trains from `step.state.step` to the end of `length`, and yields the number of finished steps
+    after each.
 
     Args:
         step: what is done with each batch of its state's loader.
         out: the run's folder; checkpoints and pictures go into folders of it.
         picture: makes the picture of a step; called with its path.
-        on_step: called with the number of finished steps after each.
+        callbacks: told what happens.
+        student: what `Training.student` gives; the module where it is not said.
 
-    Returns None, or the name of the signal that stopped it early; either way the last step is in a
-    checkpoint. RuntimeError from the data and SkippedError (also where every step was skipped) leave
-    a checkpoint too. A loss that is the same in every step is warned of.
+    Returns None, or what stopped it early, `StopRequest.reason`; either way the last step is in a
+    checkpoint. An Exception of the data, a callback or the caller, and SkippedError (also where every
+    step was skipped) leave a checkpoint too. A loss that is the same in every step is warned of.
     """
     state, run = step.state, config.run
     state.module.train()
@@ -51,6 +57,16 @@ def train(
     clock = Clock(state, config.optim.batch_size, length)
     agreed = Agreement()
     with StopRequest() as stop, Saver(state, config, out / "checkpoints") as saver:
+        training = Training(
+            state, config, out, length.total, stop, student or (lambda: state.module)
+        )
+
+        def tell(what: str, *values: object) -> None:
+            with saver.on_error():
+                for callback in callbacks:
+                    getattr(callback, what)(training, *values)
+
+        tell("on_start")
         while state.step < length.total:
             asked, timed = agreed(stop.number, saver.time_is_up())
             if asked:
@@ -65,21 +81,29 @@ def train(
                 step(batch, rate)
 
             telemetry.advance(state.step)
-            if on_step is not None:
-                on_step(state.step)
+            tell("on_step")
             if state.step % run.log_every == 0 or state.step == length.total:
                 try:
                     with saver.on_error():
-                        telemetry.record(**clock.read(rate, agreed.waited))
+                        training.metrics = clock.read(rate, agreed.waited)
+                        telemetry.record(**training.metrics)
+                    tell("on_log", training.metrics)
                 except SkippedError as error:
                     saver.rewind(error)
                     clock.restart()
             if picture and run.picture_every and state.step % run.picture_every == 0:
                 picture(out / "pictures" / f"step_{state.step:09d}.png")
+            for folder in saver.writer.written():
+                tell("on_checkpoint", folder)
+            with saver.on_error():
+                yield state.step
         agreed.settle()
         saver.finish()
+        for folder in saver.writer.written():
+            tell("on_checkpoint", folder)
         _check_outcome(state, state.step - first_step)
-    return stop.signal_name
+        tell("on_end", stop.reason)
+    return stop.reason
 
 
 def _check_outcome(state: TrainState, steps: int) -> None:

@@ -72,7 +72,7 @@ class Saver:
             yield
         except SkippedError:
             raise
-        except (RuntimeError, ValueError):
+        except Exception:
             if world.world().size == 1:
                 self.finish()
             raise

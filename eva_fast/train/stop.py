@@ -1,5 +1,5 @@
-"""SIGTERM, SIGINT and SIGHUP (the terminal is gone) ask the loop to stop after the step at hand; a
-second SIGINT stops at once."""
+"""SIGTERM, SIGINT and SIGHUP (the terminal is gone), or a callback, ask the loop to stop after the step
+at hand; a second SIGINT stops at once."""
 
 import logging
 import signal
@@ -7,16 +7,18 @@ import threading
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+CALLBACK, CALLBACK_NUMBER = "callback", 1 + max(signal.valid_signals())
 
 
 class StopRequest:
-    """Context manager. `signal_name` is None until the process is asked to stop.
+    """Context manager. `reason` is None until the process is asked to stop: then the signal's name, or
+    `CALLBACK`.
 
     Handlers are installed in the main thread only (Python allows no other) and put back on exit.
     """
 
     def __init__(self):
-        self.signal_name: str | None = None
+        self.reason: str | None = None
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -33,16 +35,26 @@ class StopRequest:
 
     @property
     def number(self) -> int:
-        """Of the signal that came; 0 for none."""
-        return 0 if self.signal_name is None else signal.Signals[self.signal_name].value
+        """Of the signal that came, or `CALLBACK_NUMBER`; 0 for none."""
+        if self.reason is None:
+            return 0
+        return CALLBACK_NUMBER if self.reason == CALLBACK else signal.Signals[self.reason].value
 
     def take(self, number: int) -> None:
         """The request of another process of the run, or of this one."""
-        if self.signal_name is None:
+        if number == CALLBACK_NUMBER:
+            self.ask()
+        elif self.reason is None:
             self._on_signal(number, None)
 
+    def ask(self) -> None:
+        """A callback's request."""
+        if self.reason is None:
+            self.reason = CALLBACK
+            log.info("a callback asks for it: stopping after this step, with a checkpoint")
+
     def _on_signal(self, number, _frame) -> None:
-        if self.signal_name is not None and number == signal.SIGINT:
+        if self.reason is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
-        log.warning("%s: stopping after this step, with a checkpoint", self.signal_name)
+        self.reason = signal.Signals(number).name
+        log.warning("%s: stopping after this step, with a checkpoint", self.reason)

@@ -20,7 +20,7 @@ OPTIONS = dict(
 )  # fmt: skip
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """What ends a process in the middle, as far as the run's folder can tell."""
 
 

@@ -9,21 +9,31 @@ import torch
 
 from eva_fast.config import Config
 from eva_fast.train import RunLength, checkpoint, checkpoint_writer, train
+from eva_fast.train.callbacks import EachStep
 from eva_fast.train.guard import NonFiniteError, SkippedError
 from eva_fast.train.telemetry import Telemetry
 from tests.train.fakes import FakeLoader, ask, make_step, snapshot
 
 
 def run(out, step, total=10, **options):
-    """Trains; returns what `train` does."""
+    """Trains to the end; returns what `train` does."""
     flat = {"batch_size": 4, "log_every": 2, "lr": 1e-2, "device": "cpu", **options}
-    calls = {name: flat.pop(name) for name in ("picture", "on_step") if name in flat}
+    calls = {name: flat.pop(name) for name in ("picture",) if name in flat}
+    callbacks = [EachStep(flat.pop("on_step"))] if "on_step" in flat else []
+    callbacks += flat.pop("callbacks", [])
     out.mkdir(exist_ok=True)
     length = RunLength(total=total, warmup=2, steps_per_epoch=5)
     with Telemetry(
         out, first_step=step.state.step, total=total, track=False, progress=False
     ) as telemetry:
-        return train(step, length, Config.from_options(flat), out, telemetry, **calls)
+        going = train(
+            step, length, Config.from_options(flat), out, telemetry, callbacks=callbacks, **calls
+        )
+        while True:
+            try:
+                next(going)
+            except StopIteration as end:
+                return end.value
 
 
 def lines(out):
