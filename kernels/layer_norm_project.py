@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eva_fast.kernels.aot_case import AotCase, AotShape
+from eva_fast.kernels.aot_case import DTYPE_BYTES, AotCase, AotShape
 from eva_fast.kernels.gather_norm import (
     gather_norm,
     norm_scatter,
@@ -124,7 +124,7 @@ def product_args(shape: AotShape) -> dict[str, str | int | float]:
 
 
 def aot_cases(shape: AotShape) -> list[AotCase]:
-    config = product_config(shape.width, shape.predict_dim, 2)
+    config = product_config(shape.width, shape.predict_dim, DTYPE_BYTES[shape.dtype])
     warps, stages = config.pop("num_warps"), config.pop("num_stages")
     constants = {"D": shape.width, "C": shape.predict_dim, "HAS_MASK": True, **config}
     args = product_args(shape) | {"p_out": f"*{shape.dtype}"}

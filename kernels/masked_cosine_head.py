@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from eva_fast.kernels.aot_case import AotCase, AotShape
+from eva_fast.kernels.aot_case import DTYPE_BYTES, AotCase, AotShape
 from eva_fast.kernels.gather_norm import gather_norm, row_offsets, rows_of, strides_of
 from eva_fast.kernels.launch import cdiv, kernel, triton_op
 from eva_fast.kernels.layer_norm_project import (
@@ -114,7 +114,7 @@ def _backward(dloss, x, mask, ln_w, ln_b, weight, bias, target, statistics, eps)
 
 
 def aot_cases(shape: AotShape) -> list[AotCase]:
-    config = product_config(shape.width, shape.predict_dim, 2)
+    config = product_config(shape.width, shape.predict_dim, DTYPE_BYTES[shape.dtype])
     columns = cdiv(shape.predict_dim, config["BN"])
     warps, stages = config.pop("num_warps"), config.pop("num_stages")
     args = product_args(shape) | {

@@ -1,6 +1,7 @@
 """The captured step: what can be shown of it without a GPU, on a stub whose launches do nothing, and
 that a GPU gives the same bits with it and without."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import torch
 import eva_fast
 from bench.stub import build
 from eva_fast.errors import UsageError
+from eva_fast.layers import Linear, keep_copies
 from eva_fast.objectives.eva import Eva
 from eva_fast.teachers import load_teacher
+from eva_fast.train import captured, make_optimizer
 from eva_fast.train.captured import CapturedStep, obstacle
-from tests.train.fakes import batch, make_step
+from tests.train.fakes import Squares, batch, make_step
 from tests.train.test_step import equal
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +70,56 @@ def test_a_replay_is_one_launch_beside_its_inputs(seen):
 def test_a_batch_of_another_size_is_a_step_of_its_own(seen):
     assert seen["smaller_batch"]["graph_launches"] == 0
     assert seen["smaller_batch"]["launches"] > 300
+
+
+class HalfSquares(Squares):
+    """`Squares` by products that read a bfloat16 copy of the weight."""
+
+    def build(self, setting, teacher):
+        module = super().build(setting, teacher)
+        module.linear = Linear(12, 4)
+        return module
+
+    def loss(self, module, batch, target):
+        error = module.linear(batch.images.flatten(1).to(torch.bfloat16)).float() - target
+        return error.square().mean(), {"largest": error.detach().abs().amax()}
+
+
+def test_no_replay_reads_a_stale_copy(monkeypatch):
+    """A stand-in on a CPU for a graph whose launches read the copies' memory, move parameters and
+    copies together, and are counted by nobody: whatever else moved a parameter, the copy follows before
+    the next replay, and an eager read after one finds it current."""
+    step = make_step(HalfSquares())
+    module, weight = step.state.module, step.state.module.linear.weight
+    copies = keep_copies(module, torch.bfloat16)
+    step.state.optimizer = make_optimizer(module, lr=1e-2, copies=copies)
+    assert list(copies) == [weight]
+    kept, read = copies[weight], []
+
+    class StandIn:
+        def capture(self, stream):
+            return contextlib.nullcontext()
+
+        def replay(self):
+            read.append(kept.clone())
+            weight.data.add_(0.5)
+            kept.data.copy_(weight.data)
+
+    monkeypatch.setattr(captured, "Graph", StandIn)
+    monkeypatch.setattr(captured, "_side_stream", lambda device: None)
+    monkeypatch.setattr(captured, "_on_device", lambda value: isinstance(value, torch.Tensor))
+    replayed = captured._Captured(step, batch(1))
+    for number, change in enumerate((lambda w: w, lambda w: w, lambda w: w.mul_(3), lambda w: w)):
+        with torch.no_grad():
+            change(weight)
+        expected = weight.detach().to(torch.bfloat16)
+        replayed(batch(2 + number), 1e-2)
+        assert torch.equal(read[-1], expected)
+        now = module.linear.matrix(torch.bfloat16).copy
+        assert now is kept and torch.equal(now, weight.detach().to(torch.bfloat16))
+    assert not replayed.is_outdated()
+    weight.data = weight.data.clone()
+    assert replayed.is_outdated()
 
 
 def test_on_a_cpu_on_is_an_error_and_auto_the_plain_step(tmp_path):
