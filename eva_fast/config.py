@@ -23,7 +23,7 @@ from eva_fast.objectives.config import ObjectiveConfig
 from eva_fast.options import fit, may_change, plain, require, user_path
 from eva_fast.presets import with_defaults
 from eva_fast.teachers.config import BUILTIN, TeacherConfig
-from eva_fast.train.config import OptimConfig, RunConfig
+from eva_fast.train.config import OptimConfig, ProbeConfig, RunConfig
 
 __all__ = [
     "MAY_CHANGE",
@@ -32,6 +32,7 @@ __all__ = [
     "ModelConfig",
     "ObjectiveConfig",
     "OptimConfig",
+    "ProbeConfig",
     "RunConfig",
     "TeacherConfig",
 ]
@@ -52,6 +53,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    probes: ProbeConfig = field(default_factory=ProbeConfig)
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> "Config":

@@ -90,6 +90,9 @@ class PretrainOptions(TypedDict, total=False):
     rewinds: int
     track: bool
     progress: bool
+    probe_data: AnyPath | None
+    probe_every: int | None
+    probe_with: Literal["knn", "linear", "knn,linear"]
 
 
 class RunOptions(PretrainOptions, total=False):

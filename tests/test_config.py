@@ -37,6 +37,7 @@ def test_what_a_resumed_run_may_change():
     place = {"out", "resume", "init_from", "device", "kernels", "graph", "workers"}
     place |= {"max_bad_share", "max_megapixels", "data_moved", "teacher_moved"}
     record = {"log_every", "picture_every", "track", "progress"}
+    record |= {"probe_data", "probe_every", "probe_with"}
     memory = {"grad_checkpointing", "grad_checkpointing_share"}
     when = {"checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_checkpoint_every"}
     processes = {"sharding", "process_minutes", "rewinds"}

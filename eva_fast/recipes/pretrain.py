@@ -119,11 +119,12 @@ def steps(
     from eva_fast.device import undisturbed
     from eva_fast.objectives import open_objective
     from eva_fast.recipes.hearing import heard
+    from eva_fast.recipes.probing import probing
     from eva_fast.train.callbacks import check_callbacks
     from eva_fast.train.processes import going_on, joined
     from eva_fast.train.resolve import check_run, sample_options, setting_of
 
-    told = check_callbacks(callbacks)
+    told = (*probing(config), *check_callbacks(callbacks))
     setting, to = setting_of(going_on(config)), world.asked_for()
     objective = open_objective(config.objective.objective)
     sample = sample_options(setting, objective)

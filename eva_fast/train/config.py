@@ -1,4 +1,4 @@
-"""Options of the optimiser and its schedule, and of a run as a whole."""
+"""Options of the optimiser and its schedule, of a run as a whole, and of probes in it."""
 
 import math
 from dataclasses import dataclass
@@ -149,4 +149,28 @@ class RunConfig:
             self.device in ("auto", "cpu") or self.device.split(":")[0] == "cuda",
             f"device must be auto, cpu or cuda, got {self.device!r}; a GPU's name such as h100 is for "
             "`eva-fast plan --hardware`",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeConfig:
+    """Probes while training."""
+
+    probe_data: Path | None = option(None, resume=True)
+    """Images to probe on, "builtin" or as eva-fast eval takes them; scores go to probes.jsonl, the log
+    and probes.png. By default no probes."""
+    probe_every: int | None = option(None, resume=True)
+    """Steps between probes; by default ten a run."""
+    probe_with: Literal["knn", "linear", "knn,linear"] = option("knn", resume=True)
+    """Which: k nearest neighbours, logistic regression, or both."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "probe_data", user_path(self.probe_data))
+        require(
+            self.probe_every is None or self.probe_every >= 1,
+            f"probe_every must be at least 1, got {self.probe_every}",
+        )
+        require(
+            self.probe_every is None or self.probe_data is not None,
+            "probe_every needs probe_data, a folder with a folder a class",
         )

@@ -38,6 +38,7 @@ def test_groups_and_defaults(capsys, monkeypatch):
     titles = [line for line in text.splitlines() if line.endswith(":") and line[0] != " "]
     assert titles == [
         "Options:", "Student:", "Teacher:", "Data:", "Objective:", "Optimiser and schedule:", "Run:",
+        "Probes while training:",
     ]  # fmt: skip
     flat = " ".join(text.split())
     assert "--batch-size N Images a step over all devices (EVA-01: 4096). (default: 64)" in flat

@@ -1,0 +1,111 @@
+"""Probes in a run: its student's features scored on labelled images every so many steps."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from eva_fast.config import Config
+from eva_fast.device import undisturbed
+from eva_fast.errors import UsageError
+from eva_fast.evaluate.compare import compare
+from eva_fast.evaluate.evaluation import check_probes
+from eva_fast.evaluate.features import student_features
+from eva_fast.evaluate.figures import pyplot
+from eva_fast.evaluate.splits import known_labels, open_labelled, split
+from eva_fast.files import atomic_write
+from eva_fast.train.callbacks import Callback, Training
+from eva_fast.train.telemetry import keep_until
+
+log = logging.getLogger(__name__)
+FILE, FIGURE = "probes.jsonl", "probes.png"
+TIMES = 10
+"""Probes of a run that does not say how often."""
+
+
+class Probing(Callback):
+    """Scores the student as it is, with `eva-fast eval`'s probes: a line of `probes.jsonl` each time,
+    a figure of all of them at the end.
+
+    The run waits meanwhile; its numbers are the same with and without. UsageError where the images have
+    no classes.
+    """
+
+    def __init__(self, config: Config):
+        asked = config.probes
+        self.data = str(asked.probe_data)
+        self.probes = check_probes(asked.probe_with.split(","))
+        self.every = asked.probe_every
+        self.megapixels = config.data.max_megapixels
+        self.sources = open_labelled(self.data)
+        self.labels = known_labels(self.sources)
+        if self.labels is not None:
+            split(self.labels, self.data)  # what is wrong with them is told before any work
+
+    def on_start(self, training: Training) -> None:
+        if training.first:
+            keep_until(training.out / FILE, training.step)
+
+    def on_step(self, training: Training) -> None:
+        every = self.every or max(1, training.total // TIMES)
+        if training.step % every and training.step != training.total:
+            return
+        student = training.student()
+        if training.first:
+            self._probe(training, student)
+
+    def _probe(self, training: Training, student: Any) -> None:
+        start, was_training = time.monotonic(), student.training
+        device = next(student.parameters()).device
+        with undisturbed(device):
+            found = compare(
+                {"student": student_features(student.eval())}, self.sources, self.labels, self.data,
+                self.probes, size=student.sizes.img_size, device=device,
+                max_megapixels=self.megapixels,
+            )  # fmt: skip
+        student.train(was_training)
+        scores = {name: value for name, value in found["results"][0].items() if name != "features"}
+        seconds = round(time.monotonic() - start, 1)
+        with (training.out / FILE).open("a") as file:
+            file.write(json.dumps({"step": training.step, **scores, "seconds": seconds}) + "\n")
+        shown = "  ".join(
+            f"{p} {scores[p]:.1f} ± {scores[f'{p}_error']:.1f} %" for p in self.probes
+        )
+        log.info("probe at step %d: %s", training.step, shown)
+
+    def on_end(self, training: Training, stopped_by: str | None) -> None:
+        if training.first and (training.out / FILE).is_file():
+            try:
+                draw(training.out)
+            except UsageError as error:  # the scores are there without
+                log.warning("no %s: %s", FIGURE, error)
+
+
+def probing(config: Config) -> tuple[Callback, ...]:
+    """The callback that a configuration asks for, if it does."""
+    return () if config.probes.probe_data is None else (Probing(config),)
+
+
+def draw(run: Path) -> None:
+    """`probes.png` of a run: its scores over steps, with their standard errors. UsageError where
+    matplotlib is not installed."""
+    plt = pyplot()
+    lines = [json.loads(line) for line in (run / FILE).read_text().splitlines()]
+    figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
+    for probe in check_probes(("knn", "linear")):
+        points = [line for line in lines if probe in line]
+        if points:
+            axes.errorbar(
+                [p["step"] for p in points], [p[probe] for p in points],
+                [p[f"{probe}_error"] for p in points], marker="o", markersize=3, capsize=2,
+                label={"knn": "k-NN", "linear": "linear"}[probe],
+            )  # fmt: skip
+    axes.set(xlabel="step", ylabel="accuracy %")
+    axes.legend()
+    with atomic_write(run / FIGURE) as draft:
+        figure.savefig(draft, format="png")
+    plt.close(figure)
+
+
+__all__ = ["Probing", "draw", "probing"]

@@ -1,0 +1,29 @@
+"""docs/trainer.md: its Python runs as it stands."""
+
+from pathlib import Path
+
+import pytest
+
+from eva_fast.cli.main import read
+from tests.readme.commands import blocks
+
+PAGE = Path(__file__).parents[2] / "docs" / "trainer.md"
+BLOCKS = blocks(PAGE.read_text()) if PAGE.is_file() else []
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_python_runs(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = [block.text for block in BLOCKS if block.language == "python"][number]
+    names: dict = {}
+    exec(compile(code, str(PAGE), "exec"), names)
+    if "trainer" in names:
+        assert names["trainer"].result.stopped_by == "callback"
+    else:
+        assert names["result"].metrics["step"] == 4
+
+
+def test_the_command_line_takes_its_command():
+    (command,) = (c for b in BLOCKS if b.language == "bash" for c in b.commands())
+    arguments = read(command.split()[1:]).arguments()
+    assert arguments
