@@ -14,6 +14,8 @@ from eva_fast.kernels.aot_case import AotCase, AotShape
 from eva_fast.kernels.launch import (
     WARP_SIZE,
     kernel,
+    plan,
+    planned,
     resident_programs,
     row_block,
     row_warps,
@@ -193,6 +195,14 @@ def backward_launch(width: int) -> tuple[dict[str, int], int]:
     return {"HEAD": head, "TAIL": tail}, warps
 
 
+@planned
+def _forward_plan(rows, width, s_x, s_branch, samples, eps):
+    return plan(
+        add_layer_norm_forward_kernel, (rows,), s_x, s_branch, max(rows // samples, 1), eps,
+        D=width, BLOCK=row_block(width), num_warps=row_warps(width, FORWARD_PER_THREAD),
+    )  # fmt: skip
+
+
 @triton_op("add_layer_norm")
 def _forward(x, branch, branch_bias, scale, weight, bias, eps):
     return forward(x, branch, branch_bias, scale, weight, bias, eps, None, contiguous_like(x))
@@ -205,13 +215,22 @@ def forward(x, branch, branch_bias, scale, weight, bias, eps, y_scale, y):
     mean = x.new_empty(rows, dtype=torch.float32)
     rstd = torch.empty_like(mean)
     if rows:
-        add_layer_norm_forward_kernel[(rows,)](
-            x, branch, branch_bias, scale, weight, bias, y_scale, total, y, mean, rstd,
-            row_stride(x), row_stride(branch),
-            rows // scale.shape[0] if scale is not None else 1, eps,
-            D=width, BLOCK=row_block(width), num_warps=row_warps(width, FORWARD_PER_THREAD),
-        )  # fmt: skip
+        samples = scale.shape[0] if scale is not None else rows
+        launch = _forward_plan(rows, width, row_stride(x), row_stride(branch), samples, eps)
+        launch(x, branch, branch_bias, scale, weight, bias, y_scale, total, y, mean, rstd)
     return total, y, mean, rstd
+
+
+@planned
+def _backward_plan(rows, width, s_dy, s_dresidual, s_total, samples, sums, device):
+    """(programs, the launch)."""
+    pieces, warps = backward_launch(width)
+    programs = max(1, min(rows, resident_programs(device, BACKWARD_RESIDENT_WARPS // warps)))
+    return programs, plan(
+        add_layer_norm_backward_kernel, (programs,), s_dy, s_dresidual, s_total,
+        rows, max(rows // samples, 1),
+        D=width, SUMS=sums, STAGES=BACKWARD_STAGES, **pieces, num_warps=warps,
+    )  # fmt: skip
 
 
 @triton_op("add_layer_norm_backward")
@@ -221,15 +240,14 @@ def _backward(dy, dresidual, total, mean, rstd, weight, bias, scale, want_y, wan
     dbranch = torch.empty_like(dx) if scale is not None else nothing(dy)
     y = torch.empty_like(dx) if want_y else nothing(dy)
     sums = 3 if want_branch_bias else 2
-    pieces, warps = backward_launch(width)
-    programs = max(1, min(rows, resident_programs(dy.device, BACKWARD_RESIDENT_WARPS // warps)))
+    programs, launch = _backward_plan(
+        rows, width, row_stride(dy), row_stride(dresidual), row_stride(total),
+        scale.shape[0] if scale is not None else max(rows, 1), sums, dy.device,
+    )  # fmt: skip
     partials = mean.new_empty(programs, sums, width)
-    add_layer_norm_backward_kernel[(programs,)](
+    launch(
         dy, dresidual, total, mean, rstd, weight, bias, scale,
-        dx, dbranch, y if want_y else None, partials,
-        row_stride(dy), row_stride(dresidual), row_stride(total),
-        rows, max(rows // scale.shape[0], 1) if scale is not None else 1,
-        D=width, SUMS=sums, STAGES=BACKWARD_STAGES, **pieces, num_warps=warps,
+        dx, dbranch if scale is not None else None, y if want_y else None, partials,
     )  # fmt: skip
     dweight, dbias, *rest = partial_sums(partials, weight.dtype)
     return dx, dbranch, y, dweight, dbias, rest[0] if rest else nothing(weight)

@@ -9,7 +9,15 @@ import triton
 import triton.language as tl
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
-from eva_fast.kernels.launch import cdiv, kernel, next_power_of_2, resident_programs, triton_op
+from eva_fast.kernels.launch import (
+    cdiv,
+    kernel,
+    next_power_of_2,
+    plan,
+    planned,
+    resident_programs,
+    triton_op,
+)
 from eva_fast.kernels.partial_sums import partial_sums
 from eva_fast.kernels.quantise_fp8 import inverse_of
 from eva_fast.ops.checks import contiguous_like, nothing
@@ -133,6 +141,15 @@ def tile(width: int) -> tuple[int, int]:
     return min(ELEMENTS // columns, 16), columns
 
 
+@planned
+def _forward_plan(rows, width, s_h, kind):
+    block_m, block_f = tile(width)
+    return plan(
+        bias_gelu_forward_kernel, (cdiv(rows, block_m) * cdiv(width, block_f),), s_h, rows,
+        F=width, QUICK=kind == "quick", BLOCK_M=block_m, BLOCK_F=block_f, num_warps=4,
+    )  # fmt: skip
+
+
 @triton_op("bias_gelu")
 def _forward(h, bias, kind):
     return forward(h, bias, kind, None, contiguous_like(h))
@@ -141,14 +158,22 @@ def _forward(h, bias, kind):
 def forward(h, bias, kind, g_scale, g):
     """Fills g."""
     rows, width = h.shape
-    block_m, block_f = tile(width)
     if rows:
-        grid = (cdiv(rows, block_m) * cdiv(width, block_f),)
-        bias_gelu_forward_kernel[grid](
-            h, bias, g_scale, g, h.stride(0), rows,
-            F=width, QUICK=kind == "quick", BLOCK_M=block_m, BLOCK_F=block_f, num_warps=4,
-        )  # fmt: skip
+        _forward_plan(rows, width, h.stride(0), kind)(h, bias, g_scale, g)
     return g
+
+
+@planned
+def _backward_plan(rows, width, s_dg, s_h, kind, device):
+    """(groups of programs that share a row of partial sums, the launch)."""
+    block_m, block_f = tile(width)
+    blocks = cdiv(width, block_f)
+    resident = resident_programs(device, PROGRAMS_PER_PROCESSOR)
+    groups = max(1, min(cdiv(rows, block_m), cdiv(resident, blocks)))
+    return groups, plan(
+        bias_gelu_backward_kernel, (groups * blocks,), s_dg, s_h, rows,
+        F=width, QUICK=kind == "quick", BLOCK_M=block_m, BLOCK_F=block_f, num_warps=4,
+    )  # fmt: skip
 
 
 @triton_op("bias_gelu_backward")
@@ -156,17 +181,9 @@ def _backward(dg, h, bias, kind, want_g, want_bias):
     rows, width = h.shape
     dh = contiguous_like(h)
     g = torch.empty_like(dh) if want_g else nothing(h)
-    block_m, block_f = tile(width)
-    blocks = cdiv(width, block_f)
-    resident = resident_programs(h.device, PROGRAMS_PER_PROCESSOR)
-    groups = max(1, min(cdiv(rows, block_m), cdiv(resident, blocks)))
-    partials = None
-    if want_bias:
-        partials = h.new_empty(groups, 1, width, dtype=torch.float32)
-    bias_gelu_backward_kernel[(groups * blocks,)](
-        dg, h, bias, dh, g if want_g else None, partials, dg.stride(0), h.stride(0), rows,
-        F=width, QUICK=kind == "quick", BLOCK_M=block_m, BLOCK_F=block_f, num_warps=4,
-    )  # fmt: skip
+    groups, launch = _backward_plan(rows, width, dg.stride(0), h.stride(0), kind, h.device)
+    partials = h.new_empty(groups, 1, width, dtype=torch.float32) if want_bias else None
+    launch(dg, h, bias, dh, g if want_g else None, partials)
     like = h if bias is None else bias
     return dh, g, partial_sums(partials, like.dtype)[0] if want_bias else nothing(like)
 

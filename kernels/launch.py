@@ -77,6 +77,59 @@ class Kernel:
 _ONES: tuple[tuple[int, ...], ...] = ((), (1, 1), (1,), ())  # what a grid has beyond its own sizes
 _MOST_KNOWN = 1024
 
+planned = functools.lru_cache(_MOST_KNOWN)
+"""Decorator of functions that make a `plan` of sizes, dtypes and devices: made once for each."""
+
+
+def plan(
+    kernel: Any, grid: tuple[int, ...], *numbers: Any, **constants: Any
+) -> Callable[..., None]:
+    """A launch of which all is settled but the tensors: `plan(kernel, grid, *numbers, **constants)`
+    gives `launch(*tensors)`, which is `kernel[grid](*tensors, *numbers, **constants)`. Tensors, or
+    None, stand first in the kernel's signature.
+
+    Of a launch with the dtypes of one before and addresses that are multiples of 16, Python reads
+    addresses and dtypes and calls the driver; any other goes through the kernel."""
+    if interpreted():
+        return lambda *tensors: kernel[grid](*tensors, *numbers, **constants)
+    known: dict[tuple, Callable[..., None]] = {}
+
+    def other(key: tuple, aligned: bool, tensors: tuple[Tensor | None, ...]) -> None:
+        if aligned and not _watched():
+            compiled = kernel.fn[grid](*tensors, *numbers, **constants)
+            known[key] = functools.partial(_runner(compiled), *grid, *_ONES[len(grid)])
+        else:
+            kernel[grid](*tensors, *numbers, **constants)
+
+    names = kernel.fn.arg_names
+    count = len(names) - sum(name in constants for name in names) - len(numbers)
+    rest = (*numbers, *(constants[name] for name in names[count + len(numbers) :]))
+    return _planned_launch(count)(known, other, rest, _current_device, _current_stream, _watched)
+
+
+@functools.cache
+def _planned_launch(count: int) -> Callable[..., Callable[..., None]]:
+    """The function of `count` tensors that `plan` gives. Written out, as no loop is as fast."""
+    names = [f"a{i}" for i in range(count)]
+    addresses = "".join(f"        p{n} = 0 if {n} is None else {n}.data_ptr()\n" for n in names)
+    dtypes = "".join(f", None if {n} is None else {n}.dtype" for n in names)
+    text = f"""
+def make(known, other, rest, current_device, current_stream, watched):
+    def launch({", ".join(names)}):
+{addresses}
+        device = current_device()
+        key = (device{dtypes})
+        aligned = not ({" | ".join(f"p{n}" for n in names)}) & 15
+        run = known.get(key)
+        if run is None or not aligned or watched():
+            return other(key, aligned, ({", ".join(names)},))
+        run(current_stream(device), ({"".join(f"p{n}, " for n in names)}*rest))
+    return launch
+"""
+    scope: dict[str, Any] = {}
+    exec(text, scope)
+    return scope["make"]
+
 
 @functools.cache
 def _reader(*types: type) -> Callable[..., tuple[tuple, int, tuple]]:

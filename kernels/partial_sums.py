@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
-from eva_fast.kernels.launch import cdiv, kernel
+from eva_fast.kernels.launch import cdiv, kernel, plan, planned
 
 PROGRAMS_A_STEP = 16
 COLUMNS = 64
@@ -56,9 +56,16 @@ def partial_sums(partials: Tensor, dtype: torch.dtype) -> list[Tensor]:
 
 def sum_into(outputs: Sequence[Tensor], partials: Tensor) -> None:
     """Sums of float32 partials [programs, sums, D] over programs, into up to three rows [D]."""
-    programs, sums, width = partials.shape
-    partial_sums_kernel[(sums * cdiv(width, COLUMNS),)](
-        partials, *outputs, *[None] * (3 - sums), programs,
+    _plan(*partials.shape)(partials, *outputs, *_ABSENT[len(outputs)])
+
+
+_ABSENT = ((None,) * 3, (None,) * 2, (None,), ())
+
+
+@planned
+def _plan(programs, sums, width):
+    return plan(
+        partial_sums_kernel, (sums * cdiv(width, COLUMNS),), programs,
         D=width, SUMS=sums, BLOCK_P=PROGRAMS_A_STEP, BLOCK_D=COLUMNS, num_warps=4,
     )  # fmt: skip
 

@@ -37,7 +37,7 @@ from eva_fast.layers.products import (
 from eva_fast.layers.stream import Stream, leaving
 from eva_fast.ops import copies
 from eva_fast.ops.biased_attention import biased_attention_backward, biased_attention_forward
-from eva_fast.ops.checks import own_view
+from eva_fast.ops.checks import as_shaped, own_view
 from eva_fast.ops.masked_gather import masked_gather_backward, masked_gather_forward
 from eva_fast.ops.packed_attention import (
     packed_attention_backward,
@@ -80,7 +80,7 @@ class _AttentionBranch(torch.autograd.Function):
             ctx, x, branch, branch_bias, scale, norm_weight, norm_bias, eps, y_scale
         )
         batch, tokens, dim = total.shape
-        qkv, _ = times(y if y_scale is not None else rows_of(y), qkv_used, packed_bias)
+        qkv, _ = times(y, qkv_used, packed_bias)
         packed = qkv.view(batch, tokens, 3, num_heads, -1)
         attend_scale = packed.shape[-1] ** -0.5
         if bias is None:
@@ -88,9 +88,8 @@ class _AttentionBranch(torch.autograd.Function):
         else:
             out, lse = biased_attention_forward(None, packed, bias, None, attend_scale)
         asking = out if mask is None else masked_gather_forward(out.flatten(2), mask)
-        result, out_scale = times(
-            asking.view(-1, packed.shape[-1] * num_heads), proj_used, None, out_scale
-        )
+        asking = asking.view(batch, -1, packed.shape[-1] * num_heads)
+        result, out_scale = times(asking, proj_used, None, out_scale)
         kept = None if recomputes_output(packed) else out
         ctx.save_for_backward(
             total, mean, rstd, packed, kept, lse, scale, norm_weight, norm_bias, y_scale, out_scale,
@@ -100,7 +99,7 @@ class _AttentionBranch(torch.autograd.Function):
         ctx.bias_dtype = None if q_bias is None else q_bias.dtype
         if mask is not None:
             total = own_view(masked_gather_forward(total, mask), batch, -1, dim)
-        return total, own_view(in_dtype(result, total.dtype), batch, -1, dim)
+        return total, as_shaped(in_dtype(result, total.dtype), total)
 
     @staticmethod
     def backward(ctx, dtotal, dresult):

@@ -9,7 +9,7 @@ import torch
 
 from eva_fast.layers.add_norm import add_norm, add_norm_backward, rows_of
 from eva_fast.layers.products import back, held, hold, part, prepared, times, weight_gradient
-from eva_fast.ops.checks import own_view
+from eva_fast.ops.checks import as_shaped, own_view
 from eva_fast.ops.masked_gather import masked_gather_backward, masked_gather_forward
 from eva_fast.ops.packed_attention import (
     packed_attention_backward,
@@ -34,13 +34,13 @@ class MaskedAttentionBranch(torch.autograd.Function):
         batch, tokens, dim = total.shape
         head_dim = dim // num_heads
         bias_q, bias_kv = (None, None) if packed_bias is None else packed_bias.split((dim, 2 * dim))
-        kv, y_scale = times(rows_of(y), part(qkv_used, dim, 3 * dim), bias_kv)
+        kv, y_scale = times(y, part(qkv_used, dim, 3 * dim), bias_kv)
         asking = masked_gather_forward(y, mask)
         q, _ = times(asking, part(qkv_used, 0, dim), bias_q, y_scale)
         q = q.view(batch, -1, num_heads, head_dim)
         kv = kv.view(batch, tokens, 2, num_heads, head_dim)
         out, lse = packed_attention_forward(q, kv, head_dim**-0.5)
-        result, out_scale = times(out.view(-1, dim), proj_used)
+        result, out_scale = times(out.view(batch, -1, dim), proj_used)
         kept = None if recomputes_output(kv) else out
         ctx.save_for_backward(
             total, mean, rstd, q, kv, kept, lse, scale, norm_weight, norm_bias, mask, y_scale,
@@ -49,7 +49,7 @@ class MaskedAttentionBranch(torch.autograd.Function):
         ctx.weight_dtypes = qkv_weight.dtype, proj_weight.dtype
         ctx.bias_dtype = None if q_bias is None else q_bias.dtype
         rows = own_view(masked_gather_forward(total, mask), batch, -1, dim)
-        return rows, own_view(result, batch, -1, dim)
+        return rows, as_shaped(result, rows)
 
     @staticmethod
     def backward(ctx, drows, dresult):

@@ -24,7 +24,7 @@ from torch import Tensor
 from eva_fast.ops.branch_scales import scales_unchecked
 from eva_fast.ops.checks import nothing
 from eva_fast.ops.fp8_gemm import gemm_unchecked
-from eva_fast.ops.linear import matmul
+from eva_fast.ops.linear import matmul, product
 from eva_fast.ops.linear import weight_gradient as plain_weight_gradient
 from eva_fast.ops.quantise_fp8 import Quantised, quantise_unchecked
 
@@ -75,13 +75,15 @@ def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
 def times(
     x: Rows, weight: Weight, bias: Tensor | None = None, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """(x W^T + bias [M, N], the scale of x or None) of x [M, K]. scale: that of x where it is known."""
+    """(x W^T + bias, the scale of x or None) of x [..., K]: [..., N], of 8-bit weights as rows [M, N].
+    scale: that of x where it is known."""
     if isinstance(weight, Tensor):
         assert isinstance(x, Tensor)
-        return matmul(in_dtype(x, weight.dtype), weight.t(), bias), None
-    q = quantise_unchecked(x, scale, FORMAT, True, False) if isinstance(x, Tensor) else x
-    out = gemm_unchecked(q.rows, weight.rows, q.scale, weight.scale, bias, DTYPE, True)
-    return out, q.scale
+        return product(in_dtype(x, weight.dtype), weight, bias), None
+    if isinstance(x, Tensor):
+        x = quantise_unchecked(x.reshape(-1, x.shape[-1]), scale, FORMAT, True, False)
+    out = gemm_unchecked(x.rows, weight.rows, x.scale, weight.scale, bias, DTYPE, True)
+    return out, x.scale
 
 
 def prepared(g: Rows, weight: Weight) -> Rows:

@@ -21,6 +21,7 @@ any library can follow any other, and our own kernels too.
 PyTorch's kernels are called as aten operators, since scaled_dot_product_attention hides lse.
 """
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,20 +59,16 @@ def _rows_first(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fill(targets: tuple[Tensor, ...], gradients: Any) -> None:
-    """Copies gradients [B, H, T, d] to targets [B, T, H, d], by one kernel where those are side by
-    side."""
-    gradients = [g.transpose(1, 2) for g in gradients]
+    """Copies gradients [B, T, H, d] to their targets, by one kernel where those are side by side."""
     whole = targets[0]._base
     if (
         whole is not None
         and whole is targets[1]._base is targets[2]._base
         and whole.is_contiguous()
+        and whole.shape[2] == 3
     ):
-        batch, tokens, parts, heads, dim = whole.shape
-        if parts == 3 and all(g.is_contiguous() for g in gradients):
-            rows = [g.view(batch * tokens, heads * dim) for g in gradients]
-            torch.cat(rows, 1, out=whole.view(batch * tokens, 3 * heads * dim))
-            return
+        torch.stack(gradients, 2, out=whole)
+        return
     for target, gradient in zip(targets, gradients):
         target.copy_(gradient)
 
@@ -92,7 +89,8 @@ def _math_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):
     p = ((q_ * scale) @ k_.transpose(-2, -1)).softmax(-1)
     dp = do @ v_.transpose(-2, -1)
     ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * scale
-    _fill((dq, dk, dv), (ds @ k_, ds.transpose(-2, -1) @ q_, p.transpose(-2, -1) @ do))
+    gradients = ds @ k_, ds.transpose(-2, -1) @ q_, p.transpose(-2, -1) @ do
+    _fill((dq, dk, dv), _heads_first(*gradients))
 
 
 def _cpu_forward(q, k, v, scale):
@@ -103,12 +101,20 @@ def _cpu_forward(q, k, v, scale):
 def _cpu_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):
     flash = aten._scaled_dot_product_flash_attention_for_cpu_backward
     tensors = _heads_first(dout, q, k, v, out)
-    _fill((dq, dk, dv), flash(*tensors, lse, 0.0, False, scale=scale))
+    _fill((dq, dk, dv), _heads_first(*flash(*tensors, lse, 0.0, False, scale=scale)))
+
+
+# The kernels beneath `_scaled_dot_product_flash_attention`, which have tokens first as we do: of that
+# operator's time on the host half goes into views.
+_flash = aten._flash_attention_forward.default
+_flash_gradients = aten._flash_attention_backward.default
 
 
 def _flash_forward(q, k, v, scale):
-    out, lse, *_ = aten._scaled_dot_product_flash_attention(*_heads_first(q, k, v), scale=scale)
-    return _rows_first(out, lse)
+    out, lse, *_ = _flash(
+        q, k, v, None, None, q.shape[1], k.shape[1], 0.0, False, False, scale=scale
+    )
+    return out, lse
 
 
 def _no_dropout(like: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,11 +122,16 @@ def _no_dropout(like: Tensor) -> tuple[Tensor, Tensor]:
     return like.new_empty(2, dtype=torch.int64), like.new_empty((), dtype=torch.int64)
 
 
+@functools.cache
+def _unread(device: torch.device) -> tuple[Tensor, Tensor]:
+    """`_no_dropout`, once for all calls."""
+    return _no_dropout(torch.empty(0, device=device))
+
+
 def _flash_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):
-    tensors = _heads_first(dout, q, k, v, out)
-    gradients = aten._scaled_dot_product_flash_attention_backward(
-        *tensors, lse, None, None, q.shape[1], k.shape[1], 0.0, False,
-        *_no_dropout(q), scale=scale,
+    gradients = _flash_gradients(
+        dout, q, k, v, out, lse, None, None, q.shape[1], k.shape[1], 0.0, False,
+        *_unread(q.device), scale=scale,
     )  # fmt: skip
     _fill((dq, dk, dv), gradients)
 
@@ -138,7 +149,7 @@ def _cudnn_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):
         *tensors, lse.unsqueeze(-1), *_no_dropout(q), None, None, None, q.shape[1], k.shape[1],
         0.0, False, scale=scale,
     )  # fmt: skip
-    _fill((dq, dk, dv), gradients)
+    _fill((dq, dk, dv), _heads_first(*gradients))
 
 
 def _efficient_forward(q, k, v, scale):
@@ -155,7 +166,7 @@ def _efficient_backward(dout, q, k, v, out, lse, scale, dq, dk, dv):
         dout.transpose(1, 2), *tensors, None, out.transpose(1, 2), lse, *_no_dropout(q), 0.0,
         [True, True, True, False], scale=scale,
     )  # fmt: skip
-    _fill((dq, dk, dv), gradients[:3])
+    _fill((dq, dk, dv), _heads_first(*gradients[:3]))
 
 
 def _flash_2_forward(q, k, v, scale):

@@ -34,12 +34,13 @@ def empty_outputs(q: Tensor | None, packed: Tensor) -> tuple[Tensor, Tensor]:
     return out, packed.new_empty((batch, heads, tokens), dtype=statistics_dtype(packed))
 
 
-def column_sums(dq: Tensor, dpacked: Tensor, dtype: torch.dtype) -> Tensor:
+def column_sums(dq: Tensor | None, dpacked: Tensor, dtype: torch.dtype) -> Tensor:
     """Of dq and dv over all tokens, [2, H d]."""
     parts, heads, dim = dpacked.shape[2:]
     rows = dpacked.view(-1, parts, heads * dim)
     if parts == 3:
         return rows[:, ::2].sum(0, dtype=dtype)
+    assert dq is not None
     return torch.stack([t.sum(0, dtype=dtype) for t in (dq.view(-1, heads * dim), rows[:, 1])])
 
 

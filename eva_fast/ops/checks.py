@@ -72,9 +72,9 @@ def row_stride(tensor: torch.Tensor | None) -> int:
 
 
 def as_shaped(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Contiguous rows that nobody else holds, as many as those of `like` [..., D], in its shape; not
-    marked as a view."""
-    return rows if like.dim() == rows.dim() else own_view(rows, *like.shape)
+    """Contiguous rows that nobody else holds, as many as those of `like` [..., D], in its shape but for
+    the last dimension; not marked as a view."""
+    return rows if like.dim() == rows.dim() else own_view(rows, *like.shape[:-1], rows.shape[-1])
 
 
 def own_view(tensor: torch.Tensor, *shape: int) -> torch.Tensor:

@@ -1,13 +1,24 @@
 """Linear layers on `gemm`.
 
 linear(x, weight, bias) = x weight^T + bias, differentiable
+product(x, weight, bias) = the same for functions that bring their own backward
 weight_gradient(g, x) = g^T x              in the dtype of the parameter
 """
 
 import torch
 from torch import Tensor
 
+from eva_fast.ops.checks import own_view
 from eva_fast.ops.gemm import matmul
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., K] weight^T + bias: [..., N]; without a bias never marked as a view, for FSDP2 warns of
+    views that leave a unit. One call for GPUs, whose host makes the views in C++."""
+    if not x.is_cpu:
+        return torch.nn.functional.linear(x, weight, bias)
+    out = matmul(x.reshape(-1, x.shape[-1]), weight.t(), bias)
+    return out if x.dim() == 2 else own_view(out, *x.shape[:-1], weight.shape[0])
 
 
 def weight_gradient(g: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -82,31 +82,42 @@ def _(q, packed, scale, implementation="auto"):
     return empty_outputs(q, packed)
 
 
-def _backward(
+def _gradients(
     dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor | None, lse: Tensor, scale: float,
-    implementation: str = "auto", want_sums: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    implementation: str, want_sums: bool,
+) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """dq, dpacked, out and the sums; None for what is not apart, was kept or is not wanted."""
     dpacked = contiguous_like(packed)
-    dq = (
-        nothing(packed) if q is None else torch.empty_like(q, memory_format=torch.contiguous_format)
-    )
-    again = nothing(packed) if out is not None else dout.new_empty(dout.shape)
+    dq = None if q is None else contiguous_like(q)
+    again = None if out is not None else dout.new_empty(dout.shape)
     sums = None
     if dout.numel() == 0:
         dpacked.zero_()
     else:
-        gradients = split(None if q is None else dq, dpacked)
+        gradients = split(dq, dpacked)
         q, k, v = split(q, packed)
         sums = chosen(BACKWARD, q, sizes_of(q, k), implementation)(
             dout, q, k, v, out, lse, scale, *gradients, again
         )
     if not want_sums:
-        total = nothing(lse)
-    elif sums is not None:
-        total = sums()
-    else:
-        total = column_sums(dq, dpacked, lse.dtype)
+        return dq, dpacked, again, None
+    total = sums() if sums is not None else column_sums(dq, dpacked, lse.dtype)
     return dq, dpacked, again, total
+
+
+def _backward(
+    dout: Tensor, q: Tensor | None, packed: Tensor, out: Tensor | None, lse: Tensor, scale: float,
+    implementation: str = "auto", want_sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dq, dpacked, again, sums = _gradients(
+        dout, q, packed, out, lse, scale, implementation, want_sums
+    )
+    return (
+        nothing(packed) if dq is None else dq,
+        dpacked,
+        nothing(packed) if again is None else again,
+        nothing(lse) if sums is None else sums,
+    )
 
 
 _backward_op = torch.library.custom_op("eva_fast::packed_attention_backward", mutates_args=())(
@@ -152,16 +163,16 @@ def packed_attention_forward(
 
 
 class AttentionGradients(NamedTuple):
-    """What `packed_attention_backward` gives."""
+    """What `packed_attention_backward` gives. What is not there is None or an empty tensor."""
 
-    dq: Tensor
-    """[B, Tq, H, d]; empty where q is a part of the packed tensor."""
+    dq: Tensor | None
+    """[B, Tq, H, d]; not there where q is a part of the packed tensor."""
     dpacked: Tensor
     out: Tensor
     """[B, Tq, H, d]: as given, or computed again."""
-    sums: Tensor
+    sums: Tensor | None
     """[2, H d], of lse's dtype: dq and dv summed over batch and tokens, the gradients of biases of q
-    and v; empty unless wanted."""
+    and v; not there unless wanted."""
 
 
 def packed_attention_backward(
@@ -169,11 +180,11 @@ def packed_attention_backward(
     implementation: str = "auto", want_sums: bool = False,
 ) -> AttentionGradients:  # fmt: skip
     """From dout [B, Tq, H, d]. out None: it was not kept, and is computed again."""
-    run = _backward if direct(packed) else _backward_op
+    run = _gradients if direct(packed) else _backward_op
     dq, dpacked, again, sums = run(
         dense_last(dout), q, packed, out, lse, scale, implementation, want_sums
     )
-    return AttentionGradients(dq, dpacked, again if out is None else out, sums)
+    return AttentionGradients(dq, dpacked, again if out is None else out, sums)  # type: ignore[arg-type]
 
 
 def packed_attention(

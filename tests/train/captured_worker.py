@@ -12,6 +12,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton import knobs
 
 from bench.stub import device
 from eva_fast.data import Batch
@@ -111,12 +112,17 @@ def captured(graphed: CapturedStep, number: int, rate: float) -> list[str]:
         mode.note(kernel.fn.fn.__name__, grid, args, options)
         return real(kernel, grid, *args, **options)
 
+    def hook(*_):
+        """While there is one, every launch goes through the kernel."""
+
     graphed.captured = None
     step.run, launch.Kernel._launch = watched, noted
+    knobs.runtime.launch_enter_hook.add(hook)
     try:
         graphed(batch(number), rate)
     finally:
         step.run, launch.Kernel._launch = run, real
+        knobs.runtime.launch_enter_hook.remove(hook)
     return mode.found
 
 
