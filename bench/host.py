@@ -57,7 +57,7 @@ def measure(calls: dict[str, Callable[[], object]], rounds: int, repeats: int) -
     what one step launched}."""
     found: dict[str, Any] = {}
     for name, call in calls.items():
-        for _ in range(3):
+        for _ in range(10):  # until memory comes back at the same addresses
             call()
         device.forget()
         call()

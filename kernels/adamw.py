@@ -140,17 +140,20 @@ class _Tensors:
 
     def launches(self, grads: tuple[int, ...]) -> list[_Launch]:
         """For gradients at these addresses."""
-        found = self._launches.pop(grads, None)
+        found, capturing = self._launches.pop(grads, None), _capturing(self.device)
         if found is None:
-            found = self._make(np.array(grads))
-            keep(found)
-        if not _capturing(self.device):  # else they belong to that graph
+            full = len(self._launches) >= _KEPT and not capturing
+            spare = self._launches.pop(next(iter(self._launches))) if full else []
+            found = self._make(np.array(grads), spare)
+        if capturing:
+            keep(found)  # it belongs to that graph
+        else:
             self._launches[grads] = found  # last used last
-            while len(self._launches) > _KEPT:
-                del self._launches[next(iter(self._launches))]
         return found
 
-    def _make(self, grads: np.ndarray) -> list[_Launch]:
+    def _make(self, grads: np.ndarray, spare: list[_Launch]) -> list[_Launch]:
+        """Tables are written over those of `spare` where sizes agree. New memory in each step would
+        have the allocator give the next step's gradients other addresses, and so on for ever."""
         self.rows[:, GRAD.value] = grads
         aligned = self.aligned & (grads % ALIGNMENT == 0)
         made = []
@@ -159,9 +162,10 @@ class _Tensors:
                 among = np.flatnonzero((self.kind == number) & (aligned == whole))
                 programs, chunks, decays = self._fixed_tables(among)
                 if programs:
-                    table = on_device(
-                        torch.from_numpy(self.rows[among].view(np.int32)), self.device
-                    )
+                    values = torch.from_numpy(self.rows[among].view(np.int32))
+                    old = next((s.table for s in spare if s.table.shape == values.shape), None)
+                    spare = [s for s in spare if s.table is not old]
+                    table = on_device(values, self.device, old)
                     made.append(
                         _Launch(programs, table, chunks, decays, grad_type, copy_type, whole)
                     )

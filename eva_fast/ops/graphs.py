@@ -52,13 +52,17 @@ class Graph:
         self._graph.replay()
 
 
-def on_device(values: Tensor, device: torch.device) -> Tensor:
-    """`values`, on the CPU, as a tensor on `device`; it waits for nothing. RuntimeError in a capture
-    that is none of `Graph`."""
+def on_device(values: Tensor, device: torch.device, over: Tensor | None = None) -> Tensor:
+    """`values`, on the CPU, as a tensor on `device`; it waits for nothing. over: a tensor like it on
+    that device that work to come no longer reads: it is overwritten and returned, outside captures.
+    RuntimeError in a capture that is none of `Graph`."""
     if device.type != "cuda":
         return values.to(device)
     if not torch.cuda.is_current_stream_capturing():
-        return values.pin_memory().to(device, non_blocking=True)
+        pinned = values.pin_memory()
+        if over is not None:
+            return over.copy_(pinned, non_blocking=True)
+        return pinned.to(device, non_blocking=True)
     if _open is None:
         raise RuntimeError("capture steps of the optimiser with eva_fast.ops.graphs.Graph")
     memory = torch.empty(values.shape, dtype=values.dtype, device=device)
