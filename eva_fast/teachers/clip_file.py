@@ -17,6 +17,7 @@ from eva_fast.errors import UsageError
 from eva_fast.teachers.clip import ClipConfig, ClipTower
 from eva_fast.teachers.fit import check_fits, count_heads, native_grid
 from eva_fast.weights import Weights, naming
+from eva_fast.weights.blocks import count_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def _config(
             f"{weights.path}: the patch convolution is {list(conv.shape)}, not [width,3,patch,patch]"
         )
     width, patch = conv.shape[0], conv.shape[2]
-    layers = 1 + max(int(n.split(".")[2]) for n in state if n.startswith("transformer.resblocks."))
+    layers = count_blocks(state, r"transformer\.resblocks\.(\d+)\.")
     hidden = state.get("transformer.resblocks.0.mlp.c_fc.weight")
     proj = state.get("proj")
     activation = hints.get("activation")

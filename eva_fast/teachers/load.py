@@ -144,7 +144,9 @@ def _from_path(name: str, path: Path, wish: Wish) -> Teacher:
     config = read_json(weights.path.parent / "config.json")
     if architecture := config.get("architecture"):
         options = config.get("model_args") or {}
-        return _timm_file(name, str(architecture), weights, wish, options)
+        if not isinstance(architecture, str) or not isinstance(options, dict):
+            raise UsageError(f"the config.json beside {weights.path} names no model of timm's")
+        return _timm_file(name, architecture, weights, wish, options)
     # torch hub's files are the model's name and a hash. Any other ending may stand behind a name:
     # timm's release files have many. Then it is the longest, since names begin with other names.
     filename = weights.path.name

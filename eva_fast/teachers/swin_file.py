@@ -18,7 +18,8 @@ from eva_fast.errors import UsageError
 from eva_fast.teachers.fit import check_fits
 from eva_fast.teachers.swin import SwinConfig, SwinTower
 from eva_fast.weights import Weights, naming
-from eva_fast.weights.hints import read_json, timm_hints
+from eva_fast.weights.blocks import count_blocks
+from eva_fast.weights.hints import read_json, said_beside, timm_hints
 
 
 def read_swin(weights: Weights) -> tuple[SwinConfig, dict[str, Tensor]]:
@@ -38,7 +39,8 @@ def read_swin(weights: Weights) -> tuple[SwinConfig, dict[str, Tensor]]:
 
 def _config(weights: Weights, state: Mapping[str, Tensor]) -> SwinConfig:
     blocks = [m for name in state if (m := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name))]
-    stages = 1 + max(int(m[1]) for m in blocks)
+    stages = count_blocks(state, r"layers\.(\d+)\.blocks\.")
+    count_blocks(state, r"layers\.\d+\.blocks\.(\d+)\.")
     depths = tuple(
         1 + max((int(m[2]) for m in blocks if int(m[1]) == s), default=-1) for s in range(stages)
     )
@@ -57,7 +59,8 @@ def _config(weights: Weights, state: Mapping[str, Tensor]) -> SwinConfig:
     if any((width << s) % h for s, h in enumerate(heads)):
         raise UsageError(f"{weights.path}: width {width} does not split over {heads} heads")
     beside = read_json(weights.path.parent / "config.json")  # timm's
-    hints = timm_hints("", beside.get("pretrained_cfg") or {})
+    with said_beside(weights.path):
+        hints = timm_hints("", beside.get("pretrained_cfg") or {})
     known = {key: hints[key] for key in ("mean", "std") if hints.get(key) is not None}
     return SwinConfig(
         width=width, depths=depths, heads=heads, windows=windows, mlp_hidden=len(fc1),

@@ -16,6 +16,8 @@ from eva_fast.teachers.backbone import BackboneTeacher, FeatureMap
 from eva_fast.weights import Weights
 from eva_fast.weights.backbone import common_prefix, load_network
 
+# Arguments of timm.create_model by which a configuration would reach beyond its own folder.
+_FILES = ("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit")
 _HEADS = ("head", "classifier", "fc", "last_linear", "aux", "pre_logits")
 
 
@@ -44,6 +46,10 @@ def timm_teacher(
     """
     import timm
 
+    if foreign := [
+        name for name in options or () if name in _FILES or name.startswith("pretrained")
+    ]:
+        raise UsageError(f"{architecture} is not built with {foreign[0]}=, which names other files")
     try:
         model: Any = timm.create_model(architecture, **{**(options or {}), "num_classes": 0})
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:

@@ -8,7 +8,6 @@ file, else it is what that family's published models have, and the log says so.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_
 from eva_fast.teachers.fit import check_fits, count_heads, native_grid
 from eva_fast.teachers.vit import PREFIX, VitConfig, VitTower, folded
 from eva_fast.weights import Weights, naming
+from eva_fast.weights.blocks import count_blocks
 from eva_fast.weights.hints import vit_hints
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def _config(
         if name in state and (state[name].ndim != 3 or state[name].shape[::2] != (1, width)):
             shape = list(state[name].shape)
             raise UsageError(f"{weights.path}: {name} is {shape}, not [1,tokens,{width}]")
-    layers = 1 + max(int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
+    layers = count_blocks(state, r"blocks\.(\d+)\.")
     prefix = sum(state[name].shape[1] for name in PREFIX if name in state)
     usual = dict(_USUAL[names])
     if names is naming.vit.TIMM and any("attn_pool." in name for name in weights):

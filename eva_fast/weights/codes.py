@@ -14,12 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from eva_fast.errors import UsageError
 from eva_fast.model import ModelSizes
 from eva_fast.model.token_vit import TokenViT
 from eva_fast.model.vqkd import VqKd, VqKdSizes
+from eva_fast.weights.blocks import count_blocks
 from eva_fast.weights.reader import Weights
 from eva_fast.weights.writer import write
 
@@ -52,13 +54,12 @@ def code_model(
     UsageError where names are missing or of another shape.
     """
     try:
-        model = (
-            VqKd(_tokenizer_sizes(tensors, heads), decodes=decodes)
-            if CODEBOOK in tensors
-            else _token_student(tensors)
-        )
-    except KeyError as error:
+        with torch.device("meta"):  # it takes memory when it is known to fit
+            model = _network(tensors, heads, decodes)
+    except (KeyError, IndexError) as error:
         raise UsageError(f"{where} is not whole: it lacks {error}") from None
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{where}: {error}") from None
     own = model.state_dict()
     faults = [
         f"{name} {tuple(tensors[name].shape)}" if name in tensors else name
@@ -70,8 +71,15 @@ def code_model(
             f"{where} is not whole; missing or of another shape: {', '.join(faults[:8])}"
             f"{', ...' if len(faults) > 8 else ''}"
         )
+    model = _network(tensors, heads, decodes)
     model.load_state_dict({name: tensors[name].view(value.shape) for name, value in own.items()})
     return model.eval()
+
+
+def _network(tensors: Mapping[str, Tensor], heads: int | None, decodes: bool) -> CodeModel:
+    if CODEBOOK in tensors:
+        return VqKd(_tokenizer_sizes(tensors, heads), decodes=decodes)
+    return _token_student(tensors)
 
 
 def write_code_model(
@@ -104,8 +112,16 @@ def timm_beit_arguments(sizes: ModelSizes) -> dict[str, Any]:
 def _tokenizer_sizes(tensors: Mapping[str, Tensor], heads: int | None) -> VqKdSizes:
     said = tensors.metadata.get("sizes") if isinstance(tensors, Weights) else None
     if said is not None:
-        told = json.loads(said)
-        return VqKdSizes(**{**told, "student": ModelSizes(**told["student"])})
+        try:
+            told = json.loads(said)
+            sizes = VqKdSizes(**{**told, "student": ModelSizes(**told["student"])})
+        except UsageError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UsageError(f"`sizes` in its metadata: {error}") from None
+        if max(sizes.student.depth, sizes.decoder_depth) > len(tensors):
+            raise UsageError(f"its metadata speaks of more blocks than its {len(tensors)} tensors")
+        return sizes
     codes, code_dim = tensors[CODEBOOK].shape
     last = tensors.get("decode_task_layer.2.bias")
     side = round((tensors["encoder.pos_embed"].shape[1] - 1) ** 0.5)
@@ -134,5 +150,4 @@ def _sizes(
 
 
 def _depth(names: Iterable[str], blocks: str) -> int:
-    found = [int(m[1]) for name in names if (m := re.match(rf"{re.escape(blocks)}\.(\d+)\.", name))]
-    return max(found, default=-1) + 1
+    return count_blocks(list(names), rf"{re.escape(blocks)}\.(\d+)\.")

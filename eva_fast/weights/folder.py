@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from eva_fast.documents import read_object
 from eva_fast.errors import MissingFileError, UsageError
 
 INDEX = ".index.json"
@@ -43,7 +43,7 @@ def shards(index: Path) -> dict[str, str]:
     """{name of a tensor: file name of its shard} of an index. Shards lie beside their index: folders
     in a name are left out."""
     try:
-        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        table = read_object(index)["weight_map"]
         home = {str(name): Path(shard).name for name, shard in table.items()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UsageError(f"{index} is no index of weight files: {error}") from error

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from eva_fast.documents import read_object
 from eva_fast.errors import UsageError
 from eva_fast.layers.inputs import STATISTICS
+from eva_fast.options import shown
 from eva_fast.weights.reader import Weights
 
 
@@ -16,13 +20,21 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; {} where there is no file, ValueError where there is no JSON in it."""
     if not path.is_file():
         return {}
+    return read_object(path)
+
+
+@contextlib.contextmanager
+def said_beside(path: Path) -> Iterator[None]:
+    """Around what is made of a configuration beside the weights `path`: where its values are of other
+    kinds than such configurations have, one UsageError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path} is no valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UsageError(f"{path} must hold a JSON object")
-    return value
+        yield
+    except UsageError:
+        raise
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise UsageError(
+            f"the configuration beside {path} says what no network of its kind is like ({error})"
+        ) from None
 
 
 def clip_hints(weights: Weights) -> dict[str, Any]:
@@ -31,13 +43,14 @@ def clip_hints(weights: Weights) -> dict[str, Any]:
     Later sources win: open_clip_config.json for files that open_clip names, else config.json (of
     Hugging Face or timm), then the metadata inside the weight file.
     """
-    folder = weights.path.parent
-    open_clip = read_json(folder / "open_clip_config.json")
-    config = read_json(folder / "config.json")
-    use_open_clip = open_clip and (weights.path.name.startswith("open_clip") or not config)
-    hints = open_clip_hints(open_clip) if use_open_clip else _config_hints(config, folder)
-    hints.update(_metadata_hints(weights.metadata))
-    return {key: value for key, value in hints.items() if value is not None}
+    with said_beside(weights.path):
+        folder = weights.path.parent
+        open_clip = read_json(folder / "open_clip_config.json")
+        config = read_json(folder / "config.json")
+        use_open_clip = open_clip and (weights.path.name.startswith("open_clip") or not config)
+        hints = open_clip_hints(open_clip) if use_open_clip else _config_hints(config, folder)
+        hints.update(_metadata_hints(weights.metadata))
+        return _sound(hints)
 
 
 def vit_hints(weights: Weights) -> dict[str, Any]:
@@ -45,42 +58,75 @@ def vit_hints(weights: Weights) -> dict[str, Any]:
     std. From Hugging Face's config.json and preprocessor_config.json beside the file or open_clip's
     normalisation, then the file's metadata; a student of one's own says its heads and statistics
     there."""
-    folder = weights.path.parent
-    config, image = (
-        read_json(folder / "config.json"),
-        read_json(folder / "preprocessor_config.json"),
-    )
-    prepared = read_json(folder / "open_clip_config.json").get("preprocess_cfg") or {}
-    vision = config.get("vision_config") or config
-    hints = {
-        "heads": vision.get("num_attention_heads"),
-        "activation": vision.get("hidden_act"),
-        "image_size": vision.get("image_size"),
-        "eps": vision.get("layer_norm_eps"),
-        "mean": _triple(image.get("image_mean", prepared.get("mean"))),
-        "std": _triple(image.get("image_std", prepared.get("std"))),
-    }
-    hints.update(_metadata_hints(weights.metadata))
-    if "sizes" in weights.metadata:
-        try:
-            said = json.loads(weights.metadata["sizes"])
-            hints["heads"] = int(said["num_heads"])
-            hints["mean"], hints["std"] = STATISTICS[said.get("statistics", "clip")]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{weights.path}: `sizes` in its metadata: {error}") from None
-        hints["activation"] = "gelu"
-    return {key: value for key, value in hints.items() if value is not None}
+    with said_beside(weights.path):
+        folder = weights.path.parent
+        config, image = (
+            read_json(folder / "config.json"),
+            read_json(folder / "preprocessor_config.json"),
+        )
+        prepared = read_json(folder / "open_clip_config.json").get("preprocess_cfg") or {}
+        vision = config.get("vision_config") or config
+        hints = {
+            "heads": vision.get("num_attention_heads"),
+            "activation": vision.get("hidden_act"),
+            "image_size": vision.get("image_size"),
+            "eps": vision.get("layer_norm_eps"),
+            "mean": _triple(image.get("image_mean", prepared.get("mean"))),
+            "std": _triple(image.get("image_std", prepared.get("std"))),
+        }
+        hints.update(_metadata_hints(weights.metadata))
+        if "sizes" in weights.metadata:
+            try:
+                said = json.loads(weights.metadata["sizes"])
+                hints["heads"] = int(said["num_heads"])
+                hints["mean"], hints["std"] = STATISTICS[said.get("statistics", "clip")]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UsageError(f"{weights.path}: `sizes` in its metadata: {error}") from None
+            hints["activation"] = "gelu"
+        return _sound(hints)
+
+
+def _sound(hints: Mapping[str, Any]) -> dict[str, Any]:
+    """The hints that say something. ValueError for one that no network can have."""
+    said = {key: value for key, value in hints.items() if value is not None}
+    for key, value in said.items():
+        if not _CAN_BE[key](value):
+            raise ValueError(f"{key} {shown(value)}")
+    return said
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value < 1 << 20
+
+
+def _is_size(value: Any) -> bool:
+    two = isinstance(value, list | tuple) and len(value) == 2
+    return all(map(_is_count, value)) if two else _is_count(value)
+
+
+_CAN_BE: dict[str, Callable[[Any], bool]] = {
+    "heads": _is_count,
+    "image_size": _is_size,
+    "activation": lambda value: isinstance(value, str),
+    "eps": lambda value: isinstance(value, float | int) and 0 <= value < 1,
+    "mean": lambda value: all(map(math.isfinite, value)),
+    "std": lambda value: all(0 < v < math.inf for v in value),
+}
 
 
 def image_statistics(folder: Path) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """(mean, std) by which Hugging Face's preprocessor_config.json normalises images; None unsaid."""
-    image = read_json(folder / "preprocessor_config.json")
-    return _triple(image.get("image_mean")), _triple(image.get("image_std"))
+    with said_beside(folder):
+        image = read_json(folder / "preprocessor_config.json")
+        return _triple(image.get("image_mean")), _triple(image.get("image_std"))
 
 
 def heads_beside(path: Path) -> int | None:
     """Attention heads according to the config.json beside a weight file (Hugging Face's, timm's)."""
-    return _config_hints(read_json(path.parent / "config.json"), path.parent).get("heads")
+    with said_beside(path):
+        return _sound(_config_hints(read_json(path.parent / "config.json"), path.parent)).get(
+            "heads"
+        )
 
 
 def open_clip_hints(config: Mapping[str, Any]) -> dict[str, Any]:

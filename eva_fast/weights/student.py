@@ -21,6 +21,7 @@ from torch import Tensor
 from eva_fast.errors import UsageError
 from eva_fast.model import BeitViT, EvaViT, MaeEncoder, ModelSizes, SwinSizes, SwinV2
 from eva_fast.weights import naming
+from eva_fast.weights.blocks import count_blocks
 from eva_fast.weights.hints import heads_beside
 from eva_fast.weights.reader import Weights, read
 from eva_fast.weights.resize import adapt_channels, resize_patches, resize_positions
@@ -124,7 +125,6 @@ def infer_sizes(
     side = round(patches**0.5)
     if side * side != patches:
         raise UsageError(f"pos_embed has {patches} patches, which is not a square grid")
-    numbers = [int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k))]
     head = state.get("lm_head.weight")
     known = (metadata or {}).get("num_heads")
     width = GIANT_HEAD_WIDTH if dim == GIANT_WIDTH else HEAD_WIDTH
@@ -138,12 +138,18 @@ def infer_sizes(
         img_size=side * patch,
         patch_size=patch,
         embed_dim=dim,
-        depth=max(numbers) + 1,
-        num_heads=int(str(known)) if known is not None else dim // width,
+        depth=count_blocks(state, r"blocks\.(\d+)\."),
+        num_heads=dim // width if known is None else _whole(known),
         mlp_hidden=hidden,
         predict_dim=1 if head is None else head.shape[0],
         channels=channels,
     )
+
+
+def _whole(heads: object) -> int:
+    if not re.fullmatch(r"\d{1,9}", str(heads)):
+        raise UsageError(f"{heads!r:.50} is no number of attention heads")
+    return int(str(heads))
 
 
 def initialise(model: EvaViT, path: str | os.PathLike[str]) -> None:
