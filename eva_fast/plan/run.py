@@ -109,10 +109,7 @@ class PlannedRun:
         setting = replace(self.setting, config=replace(self.setting.config, run=run))
         with META:
             teacher = None if self.teacher is None else self.teacher.module
-            module = self.objective.build(setting, teacher)
-        # What runs by autocast is counted in the dtype of its products.
-        foreign = isinstance(self.objective.exported(module), Backbone)
-        return module.to(self.setting.compute_dtype) if foreign else module
+            return self.objective.build(setting, teacher)
 
     def count(self, batch: int, recompute: float = 0.0) -> StepCount:
         """A step of `batch` images, forward and backward, without teacher and optimiser.
@@ -190,6 +187,9 @@ class PlannedRun:
     def _step(self, batch: int, recompute: float = 0.0) -> tuple[nn.Module, Any, list[Tensor]]:
         """A module, the call that gives its loss, and the copies of weights that it keeps."""
         module = self.build(recompute)
+        if isinstance(self.objective.exported(module), Backbone):
+            # What runs by autocast, which meta tensors have not, is counted in its products' dtype.
+            module = module.to(self.setting.compute_dtype)
         copies = list(keep_copies(module, wide(self.dtype)).values())
         with self._recording(Recorder(self.masked * batch)):
             target = self.target(batch)

@@ -71,3 +71,16 @@ def test_activations_are_those_of_a_gpu():
 def test_bad_use(gpus, options, says):
     with pytest.raises(UsageError, match=says):
         simulated(gpus, **options)
+
+
+def test_a_network_of_timm_sends_its_parameters():
+    """Its blocks are units of their own: weights in 16 bits twice a step, gradients in float32."""
+    pytest.importorskip("timm")
+    sizes = dict(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2, mlp_hidden=128)
+    found = simulated(2, model="timm/vit_tiny_patch16_224", sharding="full", **sizes)
+    with torch.device("meta"):
+        model = create_model("timm/vit_tiny_patch16_224", predict_dim=512, **sizes)
+    rows = ((p.numel() // len(p), len(p)) for p in model.parameters())
+    elements = sum(-(-first // 2) * 2 * width for width, first in rows)
+    assert found.communication["allgather over 2 GPUs"] == {"calls": 6, "bytes": 2 * 2 * elements}
+    assert found.communication["reduce_scatter over 2 GPUs"] == {"calls": 3, "bytes": 4 * elements}
