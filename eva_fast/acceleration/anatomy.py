@@ -7,6 +7,7 @@ place of a Linear, a hook, dropout in training. What cannot be read exactly is a
 that part runs as the library wrote it.
 """
 
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -94,12 +95,24 @@ def short_name(module: Any) -> str:
 def watched(module: nn.Module) -> bool:
     """Whether somebody sees or changes what goes in or comes out of it, or replaced its forward."""
     return bool(
-        module._forward_hooks
+        not all(map(_idle, module._forward_hooks.values()))
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
     )
+
+
+RECORDING = "transformers.utils.output_capturing"
+
+
+def _idle(hook: Any) -> bool:
+    """Whether a hook is the one by which transformers records attention weights, and they are not asked
+    for: it stays once they were."""
+    if getattr(hook, "__module__", None) != RECORDING:
+        return False
+    collected = sys.modules[RECORDING]._active_collector.get()
+    return collected is None or "attentions" not in collected
 
 
 def unlike(module: Any, what: str, *names: str) -> str | None:

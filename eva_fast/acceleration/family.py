@@ -1,6 +1,6 @@
 """What one library's block is to `accelerate`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from eva_fast.acceleration.anatomy import Anatomy
 
 
-def _nothing(module: nn.Module | None) -> str | None:
+def _nothing(given: Any) -> None:
     return None
 
 
@@ -25,8 +25,8 @@ class Family:
     """What becomes the forward of the accelerated class."""
     own: Callable[[Any, Tensor], Tensor]
     """The library's forward of a block of its own class, on tokens alone."""
-    called_with: Callable[[nn.Module | None], str | None] = _nothing
-    """Why attention is left at every call, for what the network around gives to its blocks; None: it is
-    not."""
+    called_with: Callable[[Sequence[nn.Module]], str | None] = _nothing
+    """Why attention is left at every call, from the networks around a block, the innermost first; None:
+    it is not."""
     prepare: Callable[[Any], Any] = _nothing
     """Makes a copy of a block, which is given, one that runs on a CPU in float64."""

@@ -42,10 +42,10 @@ def unfit(x: Any) -> bool:
     numbers, a call that is traced or transformed, hooks on all modules."""
     return (
         not isinstance(x, Tensor)
+        or torch.jit.is_tracing()
         or x.dim() != 3
         or x.numel() == 0
         or not x.is_floating_point()
-        or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
         or bool(
             hooks._global_forward_hooks

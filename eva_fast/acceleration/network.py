@@ -7,7 +7,13 @@ from typing import NamedTuple, TypeVar
 from torch import nn
 
 from eva_fast import layers
-from eva_fast.acceleration import probe, timm_blocks
+from eva_fast.acceleration import (
+    official_blocks,
+    open_clip_blocks,
+    probe,
+    timm_blocks,
+    transformers_blocks,
+)
 from eva_fast.acceleration.anatomy import AttentionPart, MlpPart, short_name, unlike_norm
 from eva_fast.acceleration.classes import accelerated_class, is_accelerated, original_class
 from eva_fast.acceleration.family import Family
@@ -17,7 +23,16 @@ from eva_fast.errors import UsageError
 log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=nn.Module)
 
-FAMILIES: tuple[Family, ...] = timm_blocks.FAMILIES
+FAMILIES: tuple[Family, ...] = (
+    *timm_blocks.FAMILIES,
+    *transformers_blocks.FAMILIES,
+    *open_clip_blocks.FAMILIES,
+    official_blocks.FAMILY,
+)
+KNOWN = (
+    "It knows the pre-norm blocks of timm's VisionTransformer, Eva and Beit, of transformers' ViT, "
+    "DeiT, MAE, CLIP, SigLIP, DINOv2 and DINOv3, of open_clip and of EVA-01's code"
+)
 OTHERS = {
     "timm.models.vision_transformer.ResPostBlock": "it normalises behind its branches, not before",
     "timm.models.eva.EvaBlockPostNorm": "it normalises behind its branches, not before",
@@ -42,7 +57,8 @@ class _Found(NamedTuple):
 def accelerate(model: Model) -> Model:
     """Puts the fused layers into a vision transformer of another library, in place; returns `model`.
 
-    For networks that hold blocks of timm's `VisionTransformer`, `Eva` or `Beit`. The model stays the
+    For networks that hold blocks of timm's `VisionTransformer`, `Eva` or `Beit`, of transformers'
+    ViT, DeiT, MAE, CLIP, SigLIP or DINO, of open_clip's, or of EVA-01's code. The model stays the
     object it is: parameters, their names, the state dict, hooks, train and eval, autocast, gradient
     checkpointing and `torch.compile` (call this before) are as they were, outputs and gradients are
     the same but for rounding. Where a part of a block is something else than the fused layers
@@ -76,11 +92,9 @@ def accelerate(model: Model) -> Model:
 
 def _checked(model: nn.Module) -> list[_Found]:
     """All known blocks; UsageError where one cannot be changed."""
-    families = {name: family for family in FAMILIES for name in family.names}
     found = []
     for name, module in model.named_modules():
-        kind = original_class(module)
-        family = families.get(f"{kind.__module__}.{kind.__qualname__}")
+        family = _family(module)
         if family is None:
             continue
         found.append(_Found(name, module, family, _report(model, name, module, family)))
@@ -94,6 +108,22 @@ def _checked(model: nn.Module) -> list[_Found]:
     return found
 
 
+_BY_NAME = {name: family for family in FAMILIES for name in family.names}
+
+
+def _family(module: nn.Module) -> Family | None:
+    """Whose block it is; files of the official code are known wherever they were imported from."""
+    kind = original_class(module)
+    file = kind.__module__.rpartition(".")[2]
+    return _BY_NAME.get(_kind(module)) or _BY_NAME.get(f"{file}.{kind.__qualname__}")
+
+
+def _kind(module: nn.Module) -> str:
+    """The library's class with its module."""
+    kind = original_class(module)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _report(model: nn.Module, name: str, block: nn.Module, family: Family) -> BlockReport:
     """What of a block is taken; UsageError where it is not built as known."""
     if block._compiled_call_impl is not None:
@@ -103,14 +133,19 @@ def _report(model: nn.Module, name: str, block: nn.Module, family: Family) -> Bl
         raise UsageError(f"{_place(name, block)} is not built as accelerate knows it: {anatomy}")
     parts = anatomy.attention, anatomy.mlp
     attention, mlp = (p if isinstance(p, str) else None for p in parts)
-    holder = name.rpartition(".")[0].rpartition(".")[0]
     rates = [p.dropout for p in parts if isinstance(p, (AttentionPart, MlpPart)) and p.dropout]
     return BlockReport(
-        family.names[0],
-        family.called_with(model.get_submodule(holder)) or attention,
+        _kind(block),
+        family.called_with(_owners(model, name)) or attention,
         mlp,
         f"dropout of {max(rates)}" if rates else None,
     )
+
+
+def _owners(model: nn.Module, name: str) -> list[nn.Module]:
+    """The networks around a block and its list, from the innermost out; none of a block alone."""
+    path = name.split(".") if name else []
+    return [model.get_submodule(".".join(path[:end])) for end in range(len(path) - 2, -1, -1)]
 
 
 def _takes(found: _Found) -> bool:
@@ -140,18 +175,12 @@ def _probe(found: list[_Found]) -> None:
 
 
 def _place(name: str, block: nn.Module) -> str:
-    kind = original_class(block)
-    return f"block {name!r} ({kind.__module__}.{kind.__qualname__})"
+    return f"block {name!r} ({_kind(block)})"
 
 
 def _differs(name: str, module: nn.Module) -> str:
-    kind = original_class(module)
-    why = OTHERS.get(f"{kind.__module__}.{kind.__qualname__}", "it is no block that is known")
-    return f"accelerate leaves {_place(name, module)} alone: {why}. {_knows()}"
-
-
-def _knows() -> str:
-    return f"It knows {', '.join(name for family in FAMILIES for name in family.names)}"
+    why = OTHERS.get(_kind(module), "it is no block that is known")
+    return f"accelerate leaves {_place(name, module)} alone: {why}. {KNOWN}"
 
 
 def _unknown(model: nn.Module) -> str:
@@ -161,4 +190,4 @@ def _unknown(model: nn.Module) -> str:
     for name, module in model.named_modules():
         if re.search("Block|Layer$", short_name(module)) and len(list(module.children())) > 1:
             return _differs(name, module)
-    return f"{short_name(model)} has no block of a vision transformer. {_knows()}"
+    return f"{short_name(model)} has no block of a vision transformer. {KNOWN}"

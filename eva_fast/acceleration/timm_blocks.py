@@ -5,6 +5,7 @@ Attention with rotary positions, normalised q and k, a gate or a norm behind it 
 an MLP that is no Linear, GELU, Linear.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -211,8 +212,8 @@ def _score_bias(attn: Any, shared: Any, tokens: int) -> Tensor | str | None:
     return bias
 
 
-def _rotary(network: nn.Module | None) -> str | None:
-    rope = getattr(network, "rope", None)
+def _rotary(owners: Sequence[nn.Module]) -> str | None:
+    rope = getattr(owners[0], "rope", None) if owners else None
     return None if rope is None else f"rotary positions ({short_name(rope)})"
 
 
