@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from eva_fast.ops.shards import is_shard
+
 NORMS = (
     "torch.nn.modules.normalization.LayerNorm",
     "timm.layers.norm.LayerNorm",
@@ -125,7 +127,7 @@ def unlike(module: Any, what: str, *names: str) -> str | None:
 def unlike_linear(module: Any, what: str) -> str | None:
     """None where it is a Linear whose weight can be read."""
     found = unlike(module, what, *LINEAR)
-    if found is None and hasattr(module.weight, "to_local"):
+    if found is None and is_shard(module.weight):
         return f"{what} is sharded"
     return found
 
