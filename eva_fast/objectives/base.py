@@ -37,7 +37,7 @@ from eva_fast.weights import (
     write_backbone,
     write_student,
 )
-from eva_fast.weights.beit import initialise_beit
+from eva_fast.weights.student import initialise_beit
 
 log = logging.getLogger(__name__)
 CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 8, 64

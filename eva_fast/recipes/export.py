@@ -18,7 +18,7 @@ from eva_fast.evaluate.students import (
     untrained,
 )
 from eva_fast.files import writing_to
-from eva_fast.model import Backbone, BeitViT
+from eva_fast.model import Backbone
 from eva_fast.model.token_vit import TokenViT
 from eva_fast.model.vqkd import VqKd
 from eva_fast.options import user_path
@@ -111,10 +111,6 @@ def _resized(model: Student, img_size: int | None, patch_size: int | None, resiz
     sizes = replace(old, img_size=img_size or old.img_size, patch_size=patch_size or old.patch_size)
     if sizes == old:
         return model
-    if isinstance(model, BeitViT):
-        raise UsageError(
-            "a relative position bias is not resized: leave img_size and patch_size out"
-        )
     new: Any = untrained(model, CPU, sizes)
     new.load_official(weights.fit(model.official_state_dict(), sizes, resize))
     return new

@@ -6,7 +6,6 @@ head, branch of the CLS token) and a classifier are not read. Every size shows i
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 
@@ -16,8 +15,6 @@ from eva_fast.errors import UsageError
 from eva_fast.layers.rel_pos import SPECIAL_ROWS
 from eva_fast.model import BeitViT, ModelSizes
 from eva_fast.weights.naming.table import Naming, Rule, same
-from eva_fast.weights.reader import Weights, read
-from eva_fast.weights.resize import adapt_channels
 
 TABLE = "rel_pos_bias.relative_position_bias_table"
 BEIT = Naming(
@@ -40,13 +37,20 @@ def beit_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     return None if prefix is None else BEIT.read(tensors, prefix)
 
 
+def table_side(table: Tensor) -> int:
+    """Patches a side of the square grid that a table of relative positions is of. UsageError where it is
+    of none."""
+    rows = len(table)
+    side = (round(max(rows - SPECIAL_ROWS, 0) ** 0.5) + 1) // 2
+    if (2 * side - 1) ** 2 + SPECIAL_ROWS != rows:
+        raise UsageError(f"{TABLE} has {rows} rows, which is of no square grid of patches")
+    return side
+
+
 def beit_sizes(state: Mapping[str, Tensor]) -> ModelSizes:
     """Sizes of the student with this state dict. UsageError where it is of no square image."""
     dim, channels, patch, _ = state["patch_embed.proj.weight"].shape
-    rows, heads = state[TABLE].shape
-    side = (round((rows - SPECIAL_ROWS) ** 0.5) + 1) // 2
-    if (2 * side - 1) ** 2 + SPECIAL_ROWS != rows:
-        raise UsageError(f"{TABLE} has {rows} rows, which is of no square grid of patches")
+    side, heads = table_side(state[TABLE]), state[TABLE].shape[1]
     numbers = [int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name))]
     return ModelSizes(
         img_size=side * patch,
@@ -67,22 +71,3 @@ def load_beit(state: Mapping[str, Tensor], where: object) -> BeitViT:
     except (ValueError, KeyError) as error:
         raise UsageError(f"{where}: {error}") from None
     return model
-
-
-def initialise_beit(model: BeitViT, path: str | os.PathLike[str]) -> None:
-    """Starts a student from a weight file of the same sizes. UsageError where it does not fit."""
-    weights: Weights = read(path)
-    state = beit_state(weights)
-    if state is None:
-        raise UsageError(
-            f"{weights.path} holds no ViT with a shared relative position bias ({TABLE})"
-        )
-    first = "patch_embed.proj.weight"
-    state[first] = adapt_channels(state[first], model.sizes.channels)
-    own = model.state_dict()
-    pretraining = ("mask_token", "lm_head.weight", "lm_head.bias")
-    spare: dict[str, Tensor] = {name: own[name] for name in pretraining if name in own}
-    try:
-        model.load_official({**spare, **state})
-    except ValueError as error:
-        raise UsageError(f"{path}: {error}") from None

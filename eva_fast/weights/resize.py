@@ -27,7 +27,7 @@ def resize_positions(
         old, new: (rows, columns).
         resize: one of `RESIZES`.
     """
-    antialias = _check(resize) == "timm"
+    antialias = check(resize) == "timm"
     if old == new:
         return table
     if table.ndim > 2:
@@ -44,7 +44,7 @@ def resize_patches(weight: Tensor, size: int | tuple[int, int], resize: str = "t
     resize="timm": so that a patch that is enlarged as well gives what it gave (FlexiViT, Beyer et al.
     2023): the pseudo-inverse of the resize, applied to the kernel; shrinking loses what small patches
     cannot hold. "official": the kernel as a picture, bicubic, in float32."""
-    _check(resize)
+    check(resize)
     new = (size, size) if isinstance(size, int) else size
     old = (weight.shape[2], weight.shape[3])
     if old == new:
@@ -69,7 +69,8 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     return weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)
 
 
-def _check(resize: str) -> str:
+def check(resize: str) -> str:
+    """`resize` if it is one of `RESIZES`, else UsageError."""
     if resize not in RESIZES:
         raise UsageError(f"resize must be one of {', '.join(RESIZES)}, not {resize!r}")
     return resize

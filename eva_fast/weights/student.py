@@ -21,10 +21,12 @@ from torch import Tensor
 from eva_fast.errors import UsageError
 from eva_fast.model import BeitViT, EvaViT, MaeEncoder, ModelSizes, SwinSizes, SwinV2
 from eva_fast.weights import naming
+from eva_fast.weights.beit import TABLE, beit_state, table_side
 from eva_fast.weights.blocks import count_blocks
 from eva_fast.weights.hints import heads_beside
 from eva_fast.weights.reader import Weights, read
 from eva_fast.weights.resize import adapt_channels, resize_patches, resize_positions
+from eva_fast.weights.resize_bias import resize_relative_bias
 from eva_fast.weights.swin import SWIN
 from eva_fast.weights.writer import write
 
@@ -184,10 +186,28 @@ def initialise_encoder(encoder: MaeEncoder, path: str | os.PathLike[str]) -> Non
         raise UsageError(f"{path}: {error}") from None
 
 
+def initialise_beit(model: BeitViT, path: str | os.PathLike[str]) -> None:
+    """As `initialise`, of BEiT's ViT: the table of relative positions is resized too."""
+    weights: Weights = read(path)
+    state = beit_state(weights)
+    if state is None:
+        raise UsageError(
+            f"{weights.path} holds no ViT with a shared relative position bias ({TABLE})"
+        )
+    own = model.state_dict()
+    pretraining = ("mask_token", "lm_head.weight", "lm_head.bias")
+    spare: dict[str, Tensor] = {name: own[name] for name in pretraining if name in own}
+    try:
+        model.load_official({**spare, **fit(state, model.sizes)})
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
 def fit(
     state: Mapping[str, Tensor], sizes: ModelSizes | SwinSizes, resize: str = "timm"
 ) -> dict[str, Tensor]:
-    """`state` with positions and patch convolution of `sizes`, resized where they are of others.
+    """`state` with positions, table of relative positions and patch convolution of `sizes`, resized
+    where they are of others.
     resize: one of `RESIZES`."""
     out = dict(state)
     patch, table = state.get("patch_embed.proj.weight"), state.get("pos_embed")
@@ -198,6 +218,9 @@ def fit(
         side = round((table.shape[1] - 1) ** 0.5)
         if side * side == table.shape[1] - 1:
             out["pos_embed"] = resize_positions(table, (side, side), sizes.grid, resize)
+    if TABLE in state:
+        side = table_side(state[TABLE])
+        out[TABLE] = resize_relative_bias(state[TABLE], (side, side), sizes.grid, resize)
     resized = [name for name in out if out[name] is not state[name]]
     if resized:
         logger.info("resized to %s: %s", sizes, ", ".join(resized))

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from eva_fast.errors import UsageError
+from eva_fast.layers.rel_pos import table_rows
 from eva_fast.weights import read, resize_patches, resize_positions
+from eva_fast.weights.resize_bias import _places, resize_relative_bias
 
 timm_layers = pytest.importorskip("timm.layers")
 
@@ -81,3 +83,37 @@ def test_an_unknown_way_is_refused():
 def test_nothing_to_do():
     weight = torch.randn(5, 3, 14, 14)
     assert resize_patches(weight, 14) is weight and resize_patches(weight, (14, 14)) is weight
+
+
+@pytest.mark.parametrize("old, new", [((4, 4), (7, 7)), ((14, 14), (24, 24)), ((9, 9), (5, 5))])
+def test_tables_of_relative_positions_are_timms(old, new):
+    table = torch.randn(table_rows(old), 3)
+    shape = (table_rows(new), 3)
+    expected = timm_layers.resize_rel_pos_bias_table(table, new, shape)
+    found = resize_relative_bias(table, old, new)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+    assert torch.equal(found[-3:], table[-3:])
+    assert resize_relative_bias(table, old, old) is table
+
+
+def test_the_official_codes_spline_goes_through_cubics():
+    """A table that is a cubic of the places in each direction stays one: the spline's ends have no
+    condition of their own (not-a-knot), as those of the official code's `interp2d` have none."""
+    pytest.importorskip("scipy")
+    old, new = (5, 4), (9, 6)
+    y, x = (_places(a, b) for a, b in zip(old, new))
+    assert y[-1] == pytest.approx(8, abs=1e-4) and y[4] == 0 and y[5] == 1
+
+    def cubic(y, x):
+        values = (y**3 - 2 * y)[:, None] * (x**3 / 10 + x**2 - 1)
+        return torch.cat((values.reshape(-1, 1), torch.tensor([[1.0], [2.0], [3.0]]).double()))
+
+    there = (torch.arange(1 - n, n).double().clamp(-p[-1], p[-1]) for n, p in zip(new, (y, x)))
+    wanted = cubic(*there)
+    found = resize_relative_bias(cubic(y, x), old, new, "official")
+    torch.testing.assert_close(found, wanted, atol=1e-9, rtol=1e-9)
+
+
+def test_a_table_of_another_grid():
+    with pytest.raises(UsageError, match="has 52 rows, expected 28 for"):
+        resize_relative_bias(torch.zeros(52, 2), (3, 3), (4, 4))
