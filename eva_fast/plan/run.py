@@ -19,7 +19,8 @@ from eva_fast.data import Batch, Field, Ragged
 from eva_fast.data.samples.fields import IDS, VIEWS
 from eva_fast.errors import UsageError
 from eva_fast.layers import keep_copies
-from eva_fast.model import Backbone, ModelSizes, Sizes, named_sizes
+from eva_fast.model import Backbone, ModelSizes, Sizes, named_sizes, sizes_of
+from eva_fast.model.vqkd import VqKdSizes
 from eva_fast.objectives import open_objective
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.request import Request, answer, see_channels
@@ -33,6 +34,7 @@ from eva_fast.plan.teachers import PlannedTeacher, planned_teacher
 from eva_fast.train.resolve import sample_options
 
 META = torch.device("meta")
+TOKENIZER = "eva_b_patch16_224"
 log = logging.getLogger(__name__)
 
 
@@ -67,7 +69,7 @@ class PlannedRun:
         if request is not None:
             teacher = planned_teacher(
                 config.teacher.teacher, sizes.grid, wide(dtype), point=request.point,
-                cls=bool(request.cls),
+                cls=bool(request.cls), tokenizer=_tokenizer(setting),
             )  # fmt: skip
             see_channels(teacher.module, config.data, config.teacher.teacher_channels)
             setting = replace(setting, sizes=replace(sizes, predict_dim=teacher.dim))
@@ -215,6 +217,16 @@ class PlannedRun:
     def _recording(self, recorder: Recorder) -> Iterator[None]:
         with META, FlashAttention(self.device), recorder:
             yield
+
+
+def _tokenizer(setting: Setting) -> VqKdSizes | None:
+    """Of the published tokenizer (ViT-B, whatever the student) for this student's images and patches,
+    with the codes of the run's options."""
+    sizes, options = setting.sizes, setting.config.objective
+    if not isinstance(sizes, ModelSizes):
+        return None
+    encoder = replace(sizes_of(TOKENIZER), img_size=sizes.img_size, patch_size=sizes.patch_size)
+    return VqKdSizes(student=encoder, codes=options.codebook_size, code_dim=options.code_dim)
 
 
 def _column(field: Field, size: int) -> Tensor | Ragged:

@@ -6,6 +6,7 @@ timm/NAME, torchvision/NAME. A file or folder on this disk is read for its sizes
 
 import copy
 import functools
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,16 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from eva_fast.errors import UsageError
+from eva_fast.model.vqkd import VqKd, VqKdSizes
 from eva_fast.teachers import load_teacher
 from eva_fast.teachers.base import Teacher
 from eva_fast.teachers.builtin import BuiltinTeacher
 from eva_fast.teachers.clip import ClipConfig, ClipTeacher, ClipTower
 from eva_fast.teachers.hog import HogTeacher
 from eva_fast.teachers.timm_backbone import timm_models, timm_teacher
+from eva_fast.teachers.tokenizer import TokenizerTeacher
 from eva_fast.teachers.torchvision_backbone import torchvision_models, torchvision_teacher
 from eva_fast.weights import hub
 from eva_fast.weights.reader import Weights
 
+log = logging.getLogger(__name__)
 Grid = tuple[int, int]
 # Radford et al. 2021, table 19: width, layers, heads, patch, native image side, projection.
 OPENAI = {
@@ -53,17 +57,25 @@ class PlannedTeacher:
 
 
 def planned_teacher(
-    given: Any, grid: Grid, dtype: torch.dtype, *, point: str = "proj", cls: bool = False
+    given: Any,
+    grid: Grid,
+    dtype: torch.dtype,
+    *,
+    point: str = "proj",
+    cls: bool = False,
+    tokenizer: VqKdSizes | None = None,
 ) -> PlannedTeacher:
     """The teacher that `--teacher` names, on the student's grid, computing in `dtype`.
 
-    UsageError where its sizes are not known without its weights.
+    tokenizer: sizes of a teacher of codes that is not there yet. UsageError where a teacher's sizes
+    are not known without its weights, and for one that gives no codes where they are asked for.
     """
     if isinstance(given, nn.Module):
         module = copy.deepcopy(given).to("meta")
         dim = int(module.dim)  # type: ignore[arg-type]
     else:
-        found = _teacher(str(given), grid)
+        codes = tokenizer if point == "code" else None
+        found = _teacher(str(given), grid) if codes is None else _codes(str(given), grid, codes)
         if isinstance(found, ClipTeacher) and (
             point == "norm" or cls
         ):  # others give what they have
@@ -74,6 +86,23 @@ def planned_teacher(
         dim = module.dim
     parameters = sum(p.numel() for p in module.parameters())
     return PlannedTeacher(str(getattr(module, "name", given)), dim, parameters, module)
+
+
+def _codes(name: str, grid: Grid, sizes: VqKdSizes) -> Teacher:
+    """The tokenizer of that name, or one of these sizes where there is none yet."""
+    if Path(name).exists():
+        found = load_teacher(name, grid=grid)
+    elif name.partition("/")[0] in (*FAMILIES, "hf", "hog"):
+        found = _teacher(name, grid)
+    else:
+        student = sizes.student
+        assumed = f"VQ-KD {student.embed_dim} wide, {student.depth} blocks, {sizes.codes} codes"
+        log.info("there is no tokenizer %r yet: planned with %s", name, assumed)
+        with torch.device("meta"):
+            return TokenizerTeacher(assumed, VqKd(sizes, decodes=False), grid)
+    if "code" not in found.points:
+        raise UsageError(f"teacher {name!r} gives no codes: name a run of the objective 'vqkd'")
+    return found
 
 
 def _teacher(name: str, grid: Grid) -> Teacher:
@@ -90,17 +119,14 @@ def _teacher(name: str, grid: Grid) -> Teacher:
     model, _, source = rest.partition(":")
     if family in ("timm", "torchvision") and Path(source).is_file():
         return load_teacher(name, grid=grid)
-    build: dict[str, Callable[[str, str, Grid], Teacher]] = {
-        "openai": _clip, "open_clip": _clip, "timm": _timm, "torchvision": _torchvision,
-    }  # fmt: skip
-    if family not in build or not model:
+    if family not in FAMILIES or not model:
         raise UsageError(
             f"the sizes of teacher {name!r} are not known without its weights. Give a file or folder on "
             "this disk, builtin, hog, openai/NAME, open_clip/NAME, timm/NAME or torchvision/NAME; "
             f"or one of its size, such as openai/{' or openai/'.join(OPENAI)}"
         )
     with torch.device("meta"):
-        return build[family](name, model, grid)
+        return FAMILIES[family](name, model, grid)
 
 
 def _clip(name: str, model: str, grid: Grid) -> Teacher:
@@ -154,3 +180,8 @@ def _without_values(name: str, state: dict[str, Tensor]) -> Weights:
 
 def _same(value: Tensor) -> Tensor:
     return value
+
+
+FAMILIES: dict[str, Callable[[str, str, Grid], Teacher]] = {
+    "openai": _clip, "open_clip": _clip, "timm": _timm, "torchvision": _torchvision,
+}  # fmt: skip

@@ -6,11 +6,12 @@ import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
 from eva_fast.errors import MissingFileError, UsageError
+from eva_fast.model.vqkd import VqKd
 from eva_fast.options import user_text
 from eva_fast.teachers.backbone import student_teacher
 from eva_fast.teachers.base import Teacher, check_grid
@@ -26,7 +27,16 @@ from eva_fast.teachers.torchvision_backbone import torchvision_models, torchvisi
 from eva_fast.teachers.transformers_backbone import transformers_teacher
 from eva_fast.teachers.vit import VitTeacher
 from eva_fast.teachers.vit_file import read_vit
-from eva_fast.weights import CODEBOOK, Weights, holds_backbone, hub, naming, read, read_backbone
+from eva_fast.weights import (
+    CODEBOOK,
+    Weights,
+    code_model,
+    holds_backbone,
+    hub,
+    naming,
+    read,
+    read_backbone,
+)
 from eva_fast.weights.hints import clip_hints, read_json, timm_hints
 
 logger = logging.getLogger(__name__)
@@ -136,7 +146,8 @@ def _from_path(name: str, path: Path, wish: Wish) -> Teacher:
     if holds_backbone(weights):
         return student_teacher(name, read_backbone(weights), wish.grid, wish.whiten)
     if CODEBOOK in weights:
-        return TokenizerTeacher(name, weights, wish.grid, wish.whiten)
+        tokenizer = cast(VqKd, code_model(weights, weights.path, decodes=False))
+        return TokenizerTeacher(name, tokenizer, wish.grid, wish.whiten)
     if naming.find(weights, naming.CLIP):
         return _clip(name, weights, clip_hints(weights), wish)
     if naming.find(weights, naming.SWIN):

@@ -1,7 +1,5 @@
 """VQ-KD's tokenizer as a frozen teacher: the index of each patch's code."""
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
@@ -9,7 +7,6 @@ from eva_fast.errors import UsageError
 from eva_fast.layers import Precision, keep_copies
 from eva_fast.model.vqkd import HALF, VqKd
 from eva_fast.teachers.base import Teacher, patch_index
-from eva_fast.weights import Weights, code_model
 
 
 class CodeTeacher(Teacher):
@@ -30,12 +27,14 @@ class CodeTeacher(Teacher):
 
 
 class TokenizerTeacher(CodeTeacher):
-    """A run of the objective `vqkd`, or a file of the official code. The decoder is left out."""
+    """A run of the objective `vqkd`, or a file of the official code, whose decoder is left out
+    (`decodes=False`)."""
 
     capturable = True
 
-    def __init__(self, name: str, weights: Weights, grid: tuple[int, int] | None, whiten: bool):
-        tokenizer = cast(VqKd, code_model(weights, weights.path, decodes=False))
+    def __init__(
+        self, name: str, tokenizer: VqKd, grid: tuple[int, int] | None, whiten: bool = False
+    ):
         side = tokenizer.sizes.student.img_size
         check_code_grid(name, tokenizer.grid, grid)
         if whiten:

@@ -1,9 +1,9 @@
 """Tables of relative position biases for another grid of patches, as BEiT's code and timm resize them.
 
 Offsets near 0 keep their places, far ones are spread: the old offset k stands at 1 + q + ... + q^(k-1)
-of the new grid, with that q which takes the farthest old offset to the farthest new one (microsoft/unilm,
-beit/run_class_finetuning.py). Between them timm is linear, the official code a cubic spline. Both are
-linear in the table and separate in rows and columns, so a matrix each.
+of the new grid, with that q which takes the farthest old offset to the farthest new one
+(microsoft/unilm, beit/run_class_finetuning.py). Between them timm is linear, the official code a
+cubic spline. Both are linear in the table and separate in rows and columns, so a matrix each.
 """
 
 from __future__ import annotations

@@ -173,7 +173,25 @@ def test_its_student_in_timm_in_eval_and_from_a_checkpoint(trained, tmp_path):
         ):
             assert isinstance(again, BeitViT)
             torch.testing.assert_close(again.forward_features(images), expected, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="is not resized"):
-        export(trained.out, tmp_path / "other.safetensors", img_size=64)
-    options = {**OPTIONS, "steps": 1, "init_from": exported.path}
-    eva_fast.pretrain(teacher="hog", out=tmp_path / "next", **options)
+
+
+def test_its_student_at_another_size_is_timms_there(trained, tmp_path):
+    """Exported for larger images and patches, and where a run starts from it."""
+    given = export(trained.out, tmp_path / "model.safetensors", format="timm")
+    other = export(
+        trained.out, tmp_path / "other.safetensors", format="timm", img_size=72, patch_size=12
+    )
+    found, expected = {}, {}
+    exec(other.snippet, found)
+    exec(given.snippet, expected)
+    expected["model"].set_input_size(72, 12)
+    images = torch.randn(3, 3, 72, 72)
+    with torch.no_grad():
+        wanted = expected["model"].forward_features(images)
+        torch.testing.assert_close(
+            found["model"].forward_features(images), wanted, rtol=0, atol=1e-5
+        )
+    options = {**OPTIONS, "steps": 1, "lr": 0.0, "min_lr": 0.0, "warmup_lr": 0.0}
+    options |= {"model": "beit_tiny_patch12_72", "init_from": given.path}
+    started = eva_fast.pretrain(teacher="hog", out=tmp_path / "next", **options)
+    torch.testing.assert_close(started.model.forward_features(images), wanted, rtol=0, atol=1e-5)

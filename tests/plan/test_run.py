@@ -107,3 +107,23 @@ def test_tokens_cost_no_more_than_published():
     forward = count.total("flops", phase="forward") / 2 - 2 * heads
     assert 39e9 < forward < 42.8e9 and count.flops / 2 < 3 * 42.8e9
     assert count.parameters == 106_143_056
+
+
+@pytest.mark.parametrize("teacher", [None, "runs/not-trained-yet"])
+def test_tokens_are_planned_before_there_is_a_tokenizer(teacher):
+    """With the published one's encoder: 35.5 GFLOP an image."""
+    named = {} if teacher is None else {"teacher": teacher}
+    run = PlannedRun.of(
+        Config.from_options({"recipe": "beit2-b16", **named}), torch.bfloat16, "cuda"
+    )
+    assert run.teacher.name == "VQ-KD 768 wide, 12 blocks, 8192 codes"
+    asked = sum(op.flops for op in run.teacher_operators(2)) / 2e9
+    assert asked == pytest.approx(35.5, abs=0.06)
+    assert run.count(2).parameters == 106_143_056
+
+
+def test_a_teacher_without_codes_is_refused_for_tokens():
+    for teacher in ("openai/ViT-B-16", "hog"):
+        options = Config.from_options({"recipe": "beit2-b16", "teacher": teacher})
+        with pytest.raises(UsageError, match="gives no codes: name a run"):
+            PlannedRun.of(options, torch.bfloat16, "cuda")
