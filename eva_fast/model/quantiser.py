@@ -37,7 +37,8 @@ class Quantiser(nn.Module):
     """Unit rows to their nearest codes.
 
     The module is called in each micro-batch of a step, and `update` once after it. `cluster_size` [C]
-    is a statistic alone: the moving average of how many rows a step gives to each code.
+    is a statistic alone: the moving average of how many rows a step gives to each code, from 0 at the
+    start of each pass over the images but the first.
     """
 
     cluster_size: Tensor
@@ -66,8 +67,10 @@ class Quantiser(nn.Module):
         return F.embedding(index, self.embedding.weight), index
 
     def used(self, steps: int) -> Tensor:
-        """float32 []: the share of codes that were given a row within about the last `steps` steps."""
-        return (self.cluster_size >= (1 - DECAY) * DECAY**steps).float().mean()
+        """float32 []: the share of codes that were given a row in this step so far, or within about the
+        last `steps` steps of this pass."""
+        before = self.cluster_size >= (1 - DECAY) * DECAY**steps
+        return (before | (self.counts > 0)).float().mean()
 
     @torch.no_grad()
     def update(self, applied: Tensor) -> None:

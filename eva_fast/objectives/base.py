@@ -6,7 +6,7 @@ trains or moves with training (a projector, a codebook as a buffer) is in the mo
 checkpoints, optimiser, EMA and gradient norm need to see only that.
 
 The methods are called in this order: `sample`, `request`, `build`, `example`, then `start` once in
-a run, `loss` and `after_step` in every step, `picture`, `exported`.
+a run, `loss` and `after_step` in every step, `begin_epoch` between passes, `picture`, `exported`.
 """
 
 import logging
@@ -151,6 +151,10 @@ class Objective:
         """Called without gradients after each optimiser step, once however many micro-batches it
         had. applied: bool [] on the device; where it is False the step was skipped and nothing may
         move (`torch.where`)."""
+
+    def begin_epoch(self, module: nn.Module) -> None:
+        """Called without gradients before the first step of each pass over the images but the first.
+        What it changes in the module it changes in place."""
 
     def exported(self, module: nn.Module) -> nn.Module:
         """The part of the module that is handed on: `model.safetensors`, `PretrainResult.model`. A

@@ -95,6 +95,10 @@ class TrainTokenizer(Objective):
         """Of a constant reconstruction, without codes and so without commitment."""
         return 1 - (rows @ F.normalize(constant, dim=0)).mean()
 
+    def begin_epoch(self, module: nn.Module) -> None:
+        """`codes_used` is of one pass, as the official code logs it."""
+        cast(VqKd, module).quantize.cluster_size.zero_()
+
     def after_step(self, module: nn.Module, applied: Tensor) -> None:
         cast(VqKd, module).quantize.update(applied)
 

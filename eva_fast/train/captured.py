@@ -75,6 +75,7 @@ class CapturedStep:
 
     def __init__(self, step: TrainStep, graph: Literal["auto", "on", "off"] = "auto"):
         self.step, self.state, self.graph = step, step.state, graph
+        self.objective = step.objective
         self.captured: _Captured | None = None
         """What is replayed; None while steps run as they are."""
         reason = None if graph == "off" else obstacle(step)

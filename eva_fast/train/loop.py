@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from eva_fast.train.callbacks import Callback, Training
@@ -78,6 +79,9 @@ def train(
             with saver.on_error():
                 batch = next(batches)
             with clock.host():
+                if state.step and state.step % length.steps_per_epoch == 0:
+                    with torch.no_grad():
+                        step.objective.begin_epoch(state.module)
                 step(batch, rate)
 
             telemetry.advance(state.step)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from eva_fast.model import ModelSizes
 from eva_fast.model.quantiser import Quantiser, kmeans
 from eva_fast.model.vqkd import VqKd, VqKdSizes
+from eva_fast.objectives.vqkd import TrainTokenizer
 from eva_fast.ops import registry
 from tests.golden import FOLDER, vqkd
 
@@ -123,3 +124,17 @@ def test_bytes_are_what_floats_in_minus_one_to_one_are():
         model = VqKd(VqKdSizes(student=student, codes=5, code_dim=4), kernels=kernels)
         expected = model.encode(2 * (images.float() / 255) - 1)
         torch.testing.assert_close(model.encode(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_codes_in_use_are_of_one_pass():
+    """Those of this step count at once; a new pass begins with none."""
+    student = ModelSizes(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=1, mlp_hidden=8)
+    model = VqKd(VqKdSizes(student=student, codes=32, code_dim=4, decoder_depth=1))
+    quantiser = model.quantize.train()
+    quantiser(quantiser.embedding.weight[:3])
+    assert quantiser.used(400) == 3 / 32
+    quantiser.update(YES)
+    quantiser(quantiser.embedding.weight[5:6])
+    assert quantiser.used(400) == 4 / 32
+    TrainTokenizer().begin_epoch(model)
+    assert quantiser.used(400) == 1 / 32

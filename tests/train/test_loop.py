@@ -72,6 +72,17 @@ def test_rates_follow_the_schedule(tmp_path):
     assert rates[0] == 0.0 and rates[1] == 0.5 and rates == [*rates[:2], *sorted(rates[2:])[::-1]]
 
 
+def test_the_objective_is_told_of_each_pass_but_the_first(tmp_path):
+    """Of 5 steps each, also where a run goes on at the end of one."""
+    told = []
+    for out, total in (("run", 12), ("again", 10)):
+        step = make_step()
+        step.objective.begin_epoch = lambda module, step=step: told.append(step.state.step)
+        run(tmp_path / out, step, total=total)
+    run(tmp_path / "again", step, total=12)
+    assert told == [5, 10, 5, 10]
+
+
 def test_checkpoints_come_when_they_are_due_and_the_newest_stay(tmp_path):
     run(tmp_path, make_step(), total=10, checkpoint_every=3, keep_checkpoints=2)
     assert steps(tmp_path) == [9, 10]
