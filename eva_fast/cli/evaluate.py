@@ -5,12 +5,14 @@ from pathlib import Path
 from eva_fast.cli.words import Name
 from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 
+OWN = "own"
+
 
 def evaluate(
     run: Name,
     data: str = "builtin",
     probe: str = "knn,linear",
-    teacher: str | None = None,
+    teacher: str = OWN,
     out: Path | None = None,
     device: str = "auto",
     max_megapixels: float = MAX_MEGAPIXELS,
@@ -21,7 +23,7 @@ def evaluate(
         run: a run's folder or a weights file in official naming.
         data: builtin, or a folder with one folder a class (or train/ and val/ with such).
         probe: knn, linear or both, with a comma.
-        teacher: teacher to compare with; by default the run's own.
+        teacher: teacher to compare with; own: the run's, none: none.
         out: JSON file; by default eval.json in the run's folder, NAME.eval.json beside a file.
         device: cpu, cuda or auto.
         max_megapixels: images of more million pixels are left out.
@@ -30,7 +32,7 @@ def evaluate(
     from eva_fast.evaluate import print_table
 
     result = judge(
-        run, data=data, probes=tuple(probe.split(",")), teacher=teacher, out=out, device=device,
-        max_megapixels=max_megapixels,
+        run, data=data, probes=tuple(probe.split(",")), teacher=None if teacher == OWN else teacher,
+        out=out, device=device, max_megapixels=max_megapixels,
     )  # fmt: skip
     print_table(result)

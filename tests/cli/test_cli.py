@@ -107,3 +107,14 @@ def test_what_torch_notes_for_itself_stays_out():
         assert logger.getEffectiveLevel() == logging.WARNING
     finally:
         logger.setLevel(before)
+
+
+@pytest.mark.parametrize(
+    "words, teacher", [([], None), (["--teacher", "none"], "none"), (["--teacher", "hog"], "hog")]
+)
+def test_eval_with_its_runs_teacher_none_or_another(monkeypatch, words, teacher):
+    asked = []
+    monkeypatch.setattr("eva_fast.evaluate.evaluate", lambda run, **o: asked.append(o["teacher"]))
+    monkeypatch.setattr("eva_fast.evaluate.print_table", lambda result: None)
+    cli.main(["eval", "runs/x", *words])
+    assert asked == [teacher]
