@@ -16,6 +16,7 @@ def export(
     img_size: int | None = None,
     patch_size: int | None = None,
     resize: Literal["timm", "official"] = "timm",
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
 ) -> None:
     """Write a run's weights for another library, and print the Python that loads them.
 
@@ -28,11 +29,18 @@ def export(
         img_size: resize positions to this image side in pixels first.
         patch_size: resize the patch convolution to this patch side in pixels first.
         resize: timm (patches as FlexiViT, positions antialiased), official (plain bicubic).
+        dtype: of the numbers; other than float32 for the format official alone, published in float16.
     """
     from eva_fast.recipes.export import export as write
 
     written = write(
-        run, out, format=format, img_size=img_size, patch_size=patch_size, resize=resize
+        run,
+        out,
+        format=format,
+        img_size=img_size,
+        patch_size=patch_size,
+        resize=resize,
+        dtype=dtype,
     )
     log.info("wrote %s; Python that loads it:", written.path)
     print(written.snippet, end="")

@@ -25,6 +25,11 @@ from eva_fast.options import user_path
 from eva_fast.train import checkpoint
 
 CPU = torch.device("cpu")
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
 
 
 def export(
@@ -35,8 +40,9 @@ def export(
     img_size: int | None = None,
     patch_size: int | None = None,
     resize: str = "timm",
+    dtype: str = "float32",
 ) -> weights.Exported:
-    """Writes weights for another library, in float32, and returns where they are and how to load them.
+    """Writes weights for another library and returns where they are and how to load them.
 
     Args:
         source: a run's folder (its final weights, or those of its newest whole checkpoint if it has
@@ -46,18 +52,23 @@ def export(
         format: one of `eva_fast.weights.FORMATS`.
         img_size, patch_size: resize positions and patch convolution to these first.
         resize: how, one of `eva_fast.weights.RESIZES`.
+        dtype: of the numbers, one of `DTYPES`; other than float32 for the format official alone.
 
     Raises FileNotFoundError where there is nothing to export, ValueError for a damaged checkpoint
     or a place that cannot be written to.
     """
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}; possible are {', '.join(DTYPES)}")
     given: Path = user_path(source)
     path: Path = _beside(given, format) if out is None else user_path(out)
     _spare(path, given, format)
     model = _resized(_student(given), img_size, patch_size, resize)
     with writing_to(path):
-        if isinstance(model, VqKd | TokenViT):
-            return weights.export_codes(model, path, format)
-        return weights.export(model, path, format)
+        if not isinstance(model, VqKd | TokenViT):
+            return weights.export(model, path, format, DTYPES[dtype])
+        if dtype != "float32":
+            raise UsageError("tokenizers and students of tokens are exported in float32")
+        return weights.export_codes(model, path, format)
 
 
 def _student(source: Path) -> Student:

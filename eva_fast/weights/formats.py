@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from eva_fast.errors import UsageError
@@ -59,8 +60,9 @@ def export(
     model: EvaViT | MaeEncoder | SwinV2 | BeitViT | Backbone,
     out: str | os.PathLike[str],
     format: str = "official",
+    dtype: torch.dtype = torch.float32,
 ) -> Exported:
-    """Writes a student for another library, in float32.
+    """Writes a student for another library.
 
     Args:
         format: "official" (the EVA-01 code: safetensors, or a checkpoint where `out` ends in .pt or
@@ -70,6 +72,8 @@ def export(
             plain ViT; a Swin V2 as the first two, the official code being Feature Distillation's; a
             network of another library as the first two, which are one: that library's names.
         out: the file, or for the last three the folder; what it held under the same names is replaced.
+        dtype: of the numbers; other than float32 for the official code alone, whose published files are
+            in float16: the other libraries cast when they load.
 
     UsageError for an unknown format or a folder's name that is a file's; OSError where it cannot be
     written.
@@ -93,14 +97,18 @@ def export(
         raise UsageError(
             f"format {format} is of EVA's student; {kind} is written as {' or '.join(FILES)}"
         )
+    if dtype != torch.float32 and (format != "official" or isinstance(model, Backbone)):
+        raise UsageError(f"dtype is of EVA's own code; for other libraries {format} is in float32")
     if isinstance(model, Backbone):
         return _backbone(model, path)
     if isinstance(model, MaeEncoder):
-        return _timm_vit(model, path)
+        return _timm_vit(model, path, dtype)
+    if format == "official":
+        return _official(model, path, dtype)
     if isinstance(model, BeitViT):
-        return _beit(model, path) if format == "official" else _timm_beit(model, path)
+        return _timm_beit(model, path)
     if isinstance(model, SwinV2):
-        return _swin(model, path) if format == "official" else _timm_swin(model, path)
+        return _timm_swin(model, path)
     return FORMATS[format](model, path)
 
 
@@ -148,12 +156,12 @@ def timm_arguments(sizes: ModelSizes) -> dict[str, Any]:
     )
 
 
-def _timm_vit(model: MaeEncoder, path: Path) -> Exported:
+def _timm_vit(model: MaeEncoder, path: Path, dtype: torch.dtype) -> Exported:
     """One file for timm's plain ViT, whose names are the official ones too."""
     if path.suffix in TORCH_SUFFIXES:
-        write_torch(path, model.official_state_dict())
+        write_torch(path, _in_dtype(model, dtype))
     elif path.suffix == ".safetensors":
-        write_student(model, path)
+        write_student(model, path, _in_dtype(model, dtype), dtype)
     else:
         raise UsageError(
             f"timm tells what a file is by its name: end {path.name} in .safetensors or .pth"
@@ -177,17 +185,6 @@ def timm_swin_arguments(sizes: SwinSizes) -> dict[str, Any]:
     )
 
 
-def _swin(model: SwinV2, path: Path) -> Exported:
-    """A file for Feature Distillation's code."""
-    load = _official_file(model, path)
-    return Exported(
-        path,
-        f"{load}"
-        "model.load_state_dict(state, strict=False)  # SwinTransformerV2 of the same sizes; what it\n"
-        "# misses is computed: relative_coords_table, relative_position_index, attn_mask\n",
-    )
-
-
 def _timm_swin(model: SwinV2, path: Path) -> Exported:
     """One file for timm's `SwinTransformerV2`."""
     _timm_file(naming.swin.TIMM_V2.write(model.official_state_dict()), path)
@@ -206,17 +203,6 @@ def timm_beit_arguments(sizes: ModelSizes) -> dict[str, Any]:
     )
 
 
-def _beit(model: BeitViT, path: Path) -> Exported:
-    """A file for Feature Distillation's and BEiT v2's codes."""
-    load = _official_file(model, path)
-    return Exported(
-        path,
-        f"{load}"
-        "model.load_state_dict(state, strict=False)  # the ViT of the same sizes; what it misses is\n"
-        "# for pre-training, or computed: relative_position_index\n",
-    )
-
-
 def _timm_beit(model: BeitViT, path: Path) -> Exported:
     """One file for timm's `Beit`, whose names are the official ones."""
     state = model.official_state_dict()
@@ -224,23 +210,42 @@ def _timm_beit(model: BeitViT, path: Path) -> Exported:
     return _timm_snippet(TIMM_BEIT, timm_beit_arguments(model.sizes), path, "imagenet")
 
 
-def _official_file(model: EvaViT | SwinV2 | BeitViT, path: Path) -> str:
-    """Writes the official names, and returns the Python that reads `state`."""
+def _official(model: EvaViT | SwinV2 | BeitViT, path: Path, dtype: torch.dtype) -> Exported:
+    """A file for the code that published the network: of EVA-01, BEiT v2, Feature Distillation."""
     if path.suffix in TORCH_SUFFIXES:
-        write_torch(path, {"model": model.official_state_dict()})
-        return f'import torch\n\nstate = torch.load({_text(path)}, weights_only=True)["model"]\n'
-    write_student(model, path)
-    return f"from safetensors.torch import load_file\n\nstate = load_file({_text(path)})\n"
+        write_torch(path, {"model": _in_dtype(model, dtype)})
+        load = f'import torch\n\nstate = torch.load({_text(path)}, weights_only=True)["model"]\n'
+    else:
+        write_student(model, path, _in_dtype(model, dtype), dtype)
+        load = f"from safetensors.torch import load_file\n\nstate = load_file({_text(path)})\n"
+    (gives,) = (text for kind, text in _OFFICIAL_GIVES.items() if isinstance(model, kind))
+    return Exported(path, load + gives)
 
 
-def _official(model: EvaViT, path: Path) -> Exported:
-    load = _official_file(model, path)
-    return Exported(
-        path,
-        f"{load}"
+_OFFICIAL_GIVES = {
+    EvaViT: (
         "model.load_state_dict(state)  # the official pre-training model of the same sizes\n"
-        "# model.forward_features(images, mask): all tokens after the last norm, [B,T,D]\n",
-    )
+        "# model.forward_features(images, mask): all tokens after the last norm, [B,T,D]\n"
+    ),
+    SwinV2: (
+        "model.load_state_dict(state, strict=False)  # SwinTransformerV2 of the same sizes; what it\n"
+        "# misses is computed: relative_coords_table, relative_position_index, attn_mask\n"
+    ),
+    BeitViT: (
+        "model.load_state_dict(state, strict=False)  # the ViT of the same sizes; what it misses is\n"
+        "# for pre-training, or computed: relative_position_index\n"
+    ),
+}
+
+
+def _in_dtype(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A student's tensors; UsageError where a number is too large for the dtype."""
+    state = {name: value.to(dtype) for name, value in model.official_state_dict().items()}
+    for name, value in state.items():
+        if dtype != torch.float32 and not bool(value.isfinite().all()):
+            kind = str(dtype).removeprefix("torch.")
+            raise UsageError(f"{name} has numbers that {kind} cannot hold: write another dtype")
+    return state
 
 
 _TIMM_GIVES = (
@@ -375,7 +380,7 @@ def _open_clip(model: EvaViT, folder: Path) -> Exported:
 
 Writer = Callable[[EvaViT, Path], Exported]
 FORMATS: dict[str, Writer] = {
-    "official": _official,
+    "official": lambda model, path: _official(model, path, torch.float32),
     "timm": _timm,
     "hf": _hf,
     "hf-vit": _hf_vit,

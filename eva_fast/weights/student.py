@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from eva_fast.errors import UsageError
@@ -47,8 +48,9 @@ def write_student(
     model: EvaViT | MaeEncoder | SwinV2 | BeitViT,
     path: str | os.PathLike[str],
     values: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Writes a student as float32 safetensors in official naming; timm's `eva_*` loads the file, its
+    """Writes a student as safetensors in official naming; timm's `eva_*` loads the file, its
     `vit_*` that of MAE's encoder. Swin's are Feature Distillation's names.
 
     Args:
@@ -56,12 +58,14 @@ def write_student(
         path: the file. It appears whole or not at all.
         values: values to write instead of the model's own (an average of them, say); names that
             are missing here are taken from the model.
+        dtype: of the file's numbers.
     """
     tensors = model.official_state_dict()
     for name, value in (values or {}).items():
         if name not in tensors or tensors[name].shape != value.shape:
             raise ValueError(f"{name} {tuple(value.shape)} is not a parameter of this model")
         tensors[name] = value.detach().float().cpu().clone()
+    tensors = {name: value.to(dtype) for name, value in tensors.items()}
     return write(path, tensors, {"sizes": json.dumps(_description(model))})
 
 

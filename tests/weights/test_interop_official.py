@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from eva_fast import export, weights
+from eva_fast.errors import UsageError
+from eva_fast.evaluate.students import load_student
 from eva_fast.model import create_model
 from eva_fast.weights import naming
 from tests.weights.networks import close, same, student
@@ -98,6 +100,34 @@ def test_byte_for_byte(tmp_path, official, dtype):
     same(torch.load(torch_file, weights_only=True)["model"], load_file(first))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("form", ["model", "module"])
+def test_the_numbers_own_dtype(tmp_path, official, dtype, form):
+    """An official checkpoint, or DeepSpeed's, in and out again in the dtype it had: equal tensors, in
+    both kinds of file."""
+    state, _, _, sizes, _ = official
+    given = {name: value.to(getattr(torch, dtype)) for name, value in state.items()}
+    path = checkpoint(tmp_path, given, sizes, form)
+    out = export(path, tmp_path / "out.pt", dtype=dtype).path
+    found = torch.load(out, weights_only=True)["model"]
+    assert {value.dtype for value in found.values()} == {getattr(torch, dtype)}
+    same(found, given)
+    same(load_file(export(out, tmp_path / "out.safetensors", dtype=dtype).path), given)
+
+
+def test_dtypes_that_cannot_be(tmp_path, official):
+    state, _, _, sizes, _ = official
+    state = {**state, "lm_head.bias": state["lm_head.bias"] + 1e5}
+    path = checkpoint(tmp_path, state, sizes, "model")
+    for options, message in (
+        (dict(dtype="float16"), "lm_head.bias has numbers that float16 cannot hold"),
+        (dict(dtype="half"), "unknown dtype 'half'; possible are float32, float16, bfloat16"),
+        (dict(dtype="float16", format="timm"), "for other libraries timm is in float32"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            export(path, tmp_path / "out.safetensors", **options)
+
+
 @pytest.mark.parametrize(
     "name, names, options",
     [
@@ -127,10 +157,18 @@ def test_patches_of_14_become_16(tmp_path):
     )  # fmt: skip
     space = {}
     exec(written.snippet, space)
+    own = load_student(
+        export(
+            tmp_path / "model.safetensors", tmp_path / "own.safetensors",
+            img_size=64, patch_size=16,
+        ).path, torch.device("cpu"),
+    )  # fmt: skip
     hub = weights.export(ours, tmp_path / "hf", "hf").path
     resized = timm.create_model(
         f"local-dir:{hub}", pretrained=True, img_size=64, patch_size=16
     ).eval()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
+        close(space["model"].forward_features(images), own.forward_features(images))
+        # timm's pseudo-inverse is of float32
         torch.testing.assert_close(space["model"](images), resized(images), atol=3e-5, rtol=1e-4)
