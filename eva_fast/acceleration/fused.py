@@ -65,7 +65,7 @@ def run(a: Anatomy, x: Tensor, attend: Own, feed: Own, bias: Tensor | None = Non
     compute = x.dtype
     if autocast_on(x.device.type):
         compute = torch.get_autocast_dtype(x.device.type)
-    if not _dtypes_fit(a, x.dtype, compute):
+    if not _dtypes_fit(a, x, compute):
         return None
     # adding gamma times a branch brings the stream into gamma's dtype, where that is the wider one
     for gamma in (a.gamma1, a.gamma2):
@@ -74,16 +74,17 @@ def run(a: Anatomy, x: Tensor, attend: Own, feed: Own, bias: Tensor | None = Non
     return _mlp(a, stream, compute, feed)
 
 
-def _dtypes_fit(a: Anatomy, stream: torch.dtype, compute: torch.dtype) -> bool:
+def _dtypes_fit(a: Anatomy, x: Tensor, compute: torch.dtype) -> bool:
     """Whether weights have the stream's dtype, or one that autocast rounds to `compute`, and norms the
     stream's or float32."""
+    stream = x.dtype
     parts = (p for p in (a.attention, a.mlp) if not isinstance(p, str))
     weights = [p.proj if isinstance(p, AttentionPart) else p.fc1 for p in parts]
-    if compute != stream or autocast_on(a.norm1.weight.device.type):
+    if autocast_on(x.device.type):
         fit = torch.float64 not in (stream, *(w.dtype for w in weights))
     else:
         fit = all(w.dtype == stream for w in weights)
-    norms = (n.weight for n in (a.norm1, a.norm2) if isinstance(n.weight, Tensor))
+    norms = (n.weight for n in (a.norm1, a.norm2) if getattr(n, "weight", None) is not None)
     return fit and all(n.dtype in (torch.float32, stream) for n in norms)
 
 

@@ -166,7 +166,12 @@ def _probe(found: list[_Found]) -> None:
         if is_accelerated(block) or kind in probed:
             continue
         probed.add(kind)
-        difference = probe.disagreement(block, family)
+        try:
+            difference = probe.disagreement(block, family)
+        except (RuntimeError, TypeError) as error:  # parameters that are computed cannot be copied
+            raise UsageError(
+                f"{_place(name, block)} cannot be tried out on a copy: {error}"
+            ) from error
         if probe.refuses(difference):
             raise UsageError(
                 f"{_place(name, block)} computes something else than accelerate knows of it: on random "

@@ -200,6 +200,15 @@ def test_refuses_a_library_that_computes_something_else(monkeypatch):
     refused(network(), r"'blocks.0' .* computes something else")
 
 
+def test_refuses_parameters_that_are_computed():
+    model = network()
+    proj = model.blocks[0].attn.proj
+    weight = proj.weight
+    del proj.weight
+    proj.weight = weight * 2
+    refused(model, "'blocks.0' .* cannot be tried out on a copy")
+
+
 def test_refuses_compiled_networks():
     refused(torch.compile(nn.Linear(2, 2)), "call accelerate before torch.compile")
     model = network()
