@@ -88,7 +88,7 @@ class PretrainOptions(TypedDict, total=False):
     sharding: Literal["auto", "replicate", "zero2", "full", "hybrid"]
     process_minutes: float
     rewinds: int
-    track: bool
+    track: str
     progress: bool
     probe_data: AnyPath | None
     probe_every: int | None

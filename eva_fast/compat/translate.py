@@ -62,7 +62,7 @@ def options_of(said: Said, processes: int, images: int, device: str = "cuda") ->
         "device": device_of(said),
         "seed": said.seed,
         "out": said.output_dir or None,
-        "track": bool(said.log_dir),
+        "track": "tensorboard" if said.log_dir else "none",
         "resume": "auto" if auto else "never",
         "spike": 0.0,
         "rewinds": 2 if said.auto_resume_iter else 0,

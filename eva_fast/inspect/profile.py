@@ -169,7 +169,7 @@ def _shortened(config: Config, steps: int, folder: Path) -> Config:
         checkpoint_minutes=0,
         picture_every=None,
         log_every=1,
-        track=False,
+        track="none",
         progress=False,
     )
     return replace(config, optim=optim, run=quiet)

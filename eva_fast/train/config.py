@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from eva_fast.options import option, require, user_path
+from eva_fast.train.loggers import names_of
 
 # Length of a run that says neither steps nor epochs.
 EVA_EPOCHS = 150
@@ -116,13 +117,14 @@ class RunConfig:
     rewinds: int = option(2, resume=True)
     """How often a run whose steps are not finite, or spikes, ten times in a row goes back to its last
     checkpoint, and on with fresh data, before it stops."""
-    track: bool = option(False, resume=True)
-    """Write TensorBoard files too (pip install 'eva-fast[track]')."""
+    track: str = option("none", resume=True)
+    """Where metrics go beside metrics.jsonl: tensorboard, wandb or mlflow, or several with commas."""
     progress: bool = option(True, resume=True)
     """Show a progress bar."""
 
     def __post_init__(self):
         object.__setattr__(self, "out", user_path(self.out))
+        names_of(self.track)
         require(self.log_every >= 1, f"log_every must be at least 1, got {self.log_every}")
         require(
             self.keep_checkpoints >= 1,

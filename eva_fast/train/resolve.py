@@ -20,8 +20,8 @@ from eva_fast.objectives.request import check_sample
 from eva_fast.objectives.setting import Setting, chosen_sizes
 from eva_fast.ops.fp8_gemm import has_fp8
 from eva_fast.ops.registry import family_obstacle
+from eva_fast.train.loggers import check_installed
 from eva_fast.train.processes import check_processes
-from eva_fast.train.telemetry import require_tensorboard
 from eva_fast.world import World, asked_for, world
 
 if TYPE_CHECKING:
@@ -107,8 +107,7 @@ def check_run(config: "Config", device: torch.device) -> None:
         raise UsageError(
             f"graph='on' needs an NVIDIA GPU, and the run is on {device}: leave graph at 'auto'"
         )
-    if config.run.track:
-        require_tensorboard()
+    check_installed(config.run.track)
 
 
 def _check_pictures(data: Any, out: Path | None) -> None:

@@ -1,9 +1,9 @@
-"""What a run says while it trains: metrics.jsonl, a progress bar, TensorBoard if asked for."""
+"""What a run says while it trains: metrics.jsonl, a progress bar, and the loggers that it asks for."""
 
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from eva_fast.errors import UsageError
 from eva_fast.files import atomic_write
+from eva_fast.train.loggers import Logger, open_loggers
 from eva_fast.world import world
 
 if TYPE_CHECKING:
@@ -35,11 +35,14 @@ class Telemetry:
     On a terminal that is a progress bar; elsewhere a log line at most every ten seconds.
     """
 
-    def __init__(self, out: Path, *, first_step: int, total: int, track: bool, progress: bool):
+    def __init__(
+        self, out: Path, *, first_step: int, total: int, progress: bool,
+        loggers: Sequence[Logger] = (),
+    ):  # fmt: skip
         self.path = out / "metrics.jsonl"
         keep_until(self.path, first_step)
         self._file = self.path.open("a")
-        self._board = require_tensorboard()(str(out / "tensorboard")) if track else None
+        self._loggers = loggers
         self._console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -80,10 +83,9 @@ class Telemetry:
                 "step %d/%d  %s  %.0f s left",
                 values["step"], self._total, shown, values["seconds_left"],
             )  # fmt: skip
-        if self._board is not None:
-            for name, value in values.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._board.add_scalar(name, value, values["step"])
+        numbers = {n: v for n, v in values.items() if n != "step" and isinstance(v, int | float)}
+        for logger in self._loggers:
+            logger.add(values["step"], numbers)
 
     def __enter__(self) -> "Telemetry":
         return self
@@ -94,8 +96,8 @@ class Telemetry:
     def close(self) -> None:
         self._bar.stop()
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for logger in self._loggers:
+            logger.close()
 
 
 class Silent:
@@ -118,8 +120,9 @@ def open_telemetry(
         return
     run = config.run
     with Telemetry(
-        out, first_step=first_step, total=total, track=run.track, progress=run.progress
-    ) as telemetry:
+        out, first_step=first_step, total=total, progress=run.progress,
+        loggers=open_loggers(run.track, out, config.options()),
+    ) as telemetry:  # fmt: skip
         yield telemetry
 
 
@@ -137,14 +140,3 @@ def keep_until(path: Path, step: int) -> None:
         kept.append(line + "\n")
     with atomic_write(path) as draft:
         draft.write_text("".join(kept))
-
-
-def require_tensorboard():
-    """The class that writes TensorBoard files; ValueError where it is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UsageError(
-            "track=True needs TensorBoard: pip install 'eva-fast[track]', or leave it off"
-        ) from None
-    return SummaryWriter

@@ -145,7 +145,7 @@ def test_values_reach_the_configuration():
         "mask_count": 99, "mask_min_block": 4, "drop_path": 0.3, "eps": 1e-8, "betas": [0.9, 0.95],
         "clip_grad": 1.0, "weight_decay": 0.1, "lr": 3e-4, "min_lr": 0.0, "warmup_lr": 0.0,
         "warmup_steps": 50, "crop_scale": [0.4, 0.9], "crop_ratio": [0.5, 2.0],
-        "init_from": "x.pt", "data": "photos", "out": "there", "track": True, "device": "cpu",
+        "init_from": "x.pt", "data": "photos", "out": "there", "track": "tensorboard", "device": "cpu",
         "seed": 3, "workers": 4, "precision": "bf16", "grad_checkpointing": True, "rewinds": 2,
         "sharding": "replicate", "resume": "auto", "objective": "eva",
     }  # fmt: skip

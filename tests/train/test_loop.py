@@ -23,9 +23,7 @@ def run(out, step, total=10, **options):
     callbacks += flat.pop("callbacks", [])
     out.mkdir(exist_ok=True)
     length = RunLength(total=total, warmup=2, steps_per_epoch=5)
-    with Telemetry(
-        out, first_step=step.state.step, total=total, track=False, progress=False
-    ) as telemetry:
+    with Telemetry(out, first_step=step.state.step, total=total, progress=False) as telemetry:
         going = train(
             step, length, Config.from_options(flat), out, telemetry, callbacks=callbacks, **calls
         )
