@@ -65,10 +65,10 @@ class FakeLoader:
         return batch(self.number)
 
     def state_dict(self):
-        return {"number": self.number}
+        return {"feed": {"number": self.number}}
 
     def load_state_dict(self, state):
-        self.number = state["number"]
+        self.number = state["feed"]["number"]
 
 
 def batch(seed, size=4):
