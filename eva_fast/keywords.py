@@ -86,6 +86,7 @@ class PretrainOptions(TypedDict, total=False):
     grad_checkpointing: bool
     grad_checkpointing_share: float
     sharding: Literal["auto", "replicate", "zero2", "full", "hybrid"]
+    teacher_sharding: Literal["replicate", "shard"]
     process_minutes: float
     rewinds: int
     track: str

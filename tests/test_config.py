@@ -40,7 +40,7 @@ def test_what_a_resumed_run_may_change():
     record |= {"probe_data", "probe_every", "probe_with"}
     memory = {"grad_checkpointing", "grad_checkpointing_share"}
     when = {"checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_checkpoint_every"}
-    processes = {"sharding", "process_minutes", "rewinds"}
+    processes = {"sharding", "teacher_sharding", "process_minutes", "rewinds"}
     assert length | schedule | guards | place | record | memory | when | processes == MAY_CHANGE
 
 

@@ -7,7 +7,7 @@ import torch
 from eva_fast.plan.count import StepCount
 from eva_fast.plan.counter import count_step_at
 from eva_fast.plan.memory import block_bytes, estimate
-from eva_fast.plan.network import exposed_seconds
+from eva_fast.plan.network import exposed_of, exposed_seconds, ring_seconds
 from eva_fast.plan.rates import Device, wide
 from eva_fast.plan.result import Option
 from eva_fast.plan.roofline import (
@@ -56,7 +56,7 @@ class Costs:
             recomputed=again,
             sharding=self.sharding,
             gpus=self.gpus,
-            teacher=self.run.teacher.bytes if self.run.teacher else 0,
+            teacher=self._teacher_bytes // self._teacher_spread,
             ema=self.ema,
         )
         prediction, wire, exposed = self._time(count, passes)
@@ -84,6 +84,16 @@ class Costs:
         return min(self.gpus, self.device.gpus_per_node) if self.sharding == "hybrid" else self.gpus
 
     @property
+    def _teacher_bytes(self) -> int:
+        return self.run.teacher.bytes if self.run.teacher else 0
+
+    @property
+    def _teacher_spread(self) -> int:
+        """Over how many devices the teacher is: none, or those of a machine."""
+        shared = self.run.setting.config.run.teacher_sharding == "shard"
+        return min(self.gpus, self.device.gpus_per_node) if shared else 1
+
+    @property
     def _options(self) -> dict:
         return {"masked": self.run.masked, "dtype": self.dtype, "device": self.device.kind}
 
@@ -100,7 +110,8 @@ class Costs:
         parts = {k: passes * v for k, v in one.parts.items()}
         view = self.run.teacher_operators(micro)
         usual = str(wide(self.dtype)).removeprefix("torch.")
-        parts["teacher"] += passes * sum(operator_seconds(op, device, usual) for op in view)
+        teaching = sum(operator_seconds(op, device, usual) for op in view)
+        parts["teacher"] += passes * teaching
         parameters = count.parameters
         spread = self._spread
         parts["optimizer"] += optimizer_seconds(
@@ -115,6 +126,9 @@ class Costs:
             backward,
             passes,
         )
+        gather = ring_seconds(self._teacher_bytes, self._teacher_spread, device)
+        wire += passes * gather
+        exposed += passes * exposed_of(gather, teaching)
         parts["communication"] = exposed
         host = passes * (one.host_seconds + device.host_seconds * len(view))
         prediction = Prediction(

@@ -52,4 +52,9 @@ def exposed_seconds(
     else:
         gathers = sharding in ("full", "hybrid")
         wire = (passes if gathers else 2) * ring_seconds(size, gpus, device)
-    return wire, max(0.0, wire - OVERLAP_SHARE * backward_seconds)
+    return wire, exposed_of(wire, backward_seconds)
+
+
+def exposed_of(wire: float, beside: float) -> float:
+    """Seconds on the wire that a computation of `beside` seconds does not hide."""
+    return max(0.0, wire - OVERLAP_SHARE * beside)

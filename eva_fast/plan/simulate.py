@@ -7,10 +7,11 @@ allocator loses, workspaces of libraries and NCCL's buffers, a few GB, and the t
 """
 
 import contextlib
+import copy
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,11 +25,11 @@ from eva_fast.config import Config
 from eva_fast.data import Batch
 from eva_fast.errors import UsageError
 from eva_fast.ops.packed_attention import keeping_output
-from eva_fast.plan.rates import wide
 from eva_fast.plan.run import PlannedRun
-from eva_fast.train.sharding import mesh_of, shard_over, usual
+from eva_fast.train.sharding import local, mesh_of, shard_over, usual
 from eva_fast.train.state import TrainState
 from eva_fast.train.step import TrainStep
+from eva_fast.train.teacher_sharding import gathered, shard_frozen, teacher_mesh
 
 log = logging.getLogger(__name__)
 CPU = torch.device("cpu")
@@ -70,7 +71,8 @@ class Simulation:
 def simulate(
     config: Config, gpus: int, dtype: torch.dtype, per_node: int = GPUS_PER_NODE
 ) -> Simulation:
-    """Two steps of the run of `config` as process 0 of `gpus` has them, the second one counted.
+    """Two steps of the run of `config` as process 0 of `gpus` has them, the second one counted; of
+    several micro-batches the traffic in one more.
 
     dtype: of the blocks' products. per_node: GPUs of a machine. UsageError for options that do not fit
     together, and where torch.distributed is in use."""
@@ -82,7 +84,8 @@ def simulate(
     if gpus < 2:
         raise UsageError("a simulation is of several GPUs: give gpus of at least 2")
     start = time.perf_counter()
-    share = config.optim.batch_size // gpus // config.optim.accumulate
+    parts = config.optim.accumulate
+    share = config.optim.batch_size // gpus // parts
     to = world.World(0, gpus, 0, min(gpus, per_node))
     run = PlannedRun.of(config, dtype, "cuda")
     module = run.build(config.run.grad_checkpointing_share * config.run.grad_checkpointing)
@@ -93,13 +96,12 @@ def simulate(
     try:
         with world.joined(to), keeping_output(), _propagation_hidden():
             mesh = mesh_of(chosen, to, "cpu")  # not inside the mode: it reads values
-            memory, sent = _counted(run, module, mesh, chosen, share)
+            memory, sent = _counted(run, module, mesh, chosen, share, parts)
+            if run.teacher is not None:
+                memory["teacher"] = _teacher(run.teacher.module, to, config, sent)
     finally:
         dist.destroy_process_group()
-    if run.teacher is not None:
-        memory["teacher"] = run.teacher.parameters * wide(dtype).itemsize
-        memory["total"] += memory["teacher"]
-    memory["total"] = memory.pop("total")  # last
+    memory["total"] = memory.pop("total") + memory.get("teacher", 0)  # last
     return Simulation(
         gpus=gpus, sharding=chosen, images=share, parameters=parameters, memory=memory,
         communication=sent, seconds=round(time.perf_counter() - start, 1),
@@ -107,7 +109,7 @@ def simulate(
 
 
 def _counted(
-    run: PlannedRun, module: torch.nn.Module, mesh: Any, chosen: str, share: int
+    run: PlannedRun, module: torch.nn.Module, mesh: Any, chosen: str, share: int, parts: int
 ) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
     """(bytes at the peak of a step by kind, traffic of a step by collective)."""
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -118,19 +120,50 @@ def _counted(
         setting = replace(run.setting, device=CPU)
         whole = shard_over(mesh, run.objective, module, chosen, setting.compute_dtype)
         state = TrainState.begin(setting, run.objective, module, None, None, whole)
-        batch = Batch({name: _fake(t) for name, t in run.batch(share).items()})
-        target = _fake(run.target(share))
-        clip = setting.config.optim.clip_grad
-        step = TrainStep(state, run.objective, lambda batch: target, clip_grad=clip)
+        target, clip = _fake(run.target(share)), setting.config.optim.clip_grad
+
+        def step_of(parts: int) -> Callable[[], object]:
+            batch = Batch({name: _fake(t) for name, t in run.batch(share * parts).items()})
+            step = TrainStep(
+                state, run.objective, lambda _: target, clip_grad=clip, accumulate=parts
+            )
+            return lambda: step(batch, 1e-3)
+
+        one, all_parts = step_of(1), step_of(parts)
         tracker = FSDPMemTracker(whole, state.optimizer)
         with tracker:
-            step(batch, 1e-3)
+            one()
             tracker.reset_mod_stats()
             with _Traffic() as traffic:
-                step(batch, 1e-3)
+                one()
         (peak,) = tracker.get_tracker_snapshot("peak").values()
+        if parts > 1:  # the tracker knows steps of one micro-batch; a second holds no more
+            with _Traffic() as traffic:
+                all_parts()
     named = {str(getattr(kind, "value", kind)).lower(): int(size) for kind, size in peak.items()}
     return {kind: size for kind, size in named.items() if size}, traffic.found()
+
+
+def _teacher(
+    teacher: torch.nn.Module, to: world.World, config: Config, sent: dict[str, dict[str, int]]
+) -> int:
+    """Bytes of a teacher's weights on a process. What a pass gathers of them, where it is in shards, is
+    added to `sent`."""
+    if config.run.teacher_sharding == "replicate":
+        return sum(p.nbytes for p in teacher.parameters())
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mesh, teacher = teacher_mesh(to, "cpu"), copy.deepcopy(teacher)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        shard_frozen(mesh, teacher.to_empty(device=CPU))
+        with _Traffic() as traffic, gathered(teacher):
+            pass
+        held = sum(local(p).nbytes for p in teacher.parameters())
+    for name, found in traffic.found().items():
+        before = sent.setdefault(name, {"calls": 0, "bytes": 0})
+        passes = config.optim.accumulate
+        sent[name] = {key: before[key] + passes * found[key] for key in found}
+    return held
 
 
 def _fake(value: Any) -> Any:

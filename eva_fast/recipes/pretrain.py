@@ -163,6 +163,7 @@ def _train(
     from eva_fast.train.resolve import loader_options
     from eva_fast.train.same_data import as_before
     from eva_fast.train.same_teacher import check_teacher
+    from eva_fast.train.teacher_sharding import gathered
     from eva_fast.train.telemetry import open_telemetry
     from eva_fast.train.together import begin, save, whole_module
     from eva_fast.world import from_first, world
@@ -216,7 +217,8 @@ def _train(
 
         def draw(path: Path) -> Path:
             shown = whole()
-            return examples.draw(path, objective, shown, teacher) if world().first else path
+            with gathered(teacher):
+                return examples.draw(path, objective, shown, teacher) if world().first else path
 
         with open_telemetry(out, config, state.step, length.total) as telemetry:
             stopped_by = yield from train(

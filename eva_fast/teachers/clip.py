@@ -8,7 +8,9 @@ state dict; `weights/naming` brings other libraries' weights to them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +18,9 @@ from torch import Tensor, nn
 
 from eva_fast.errors import UsageError
 from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD
+from eva_fast.layers.stream import Stream
 from eva_fast.teachers.base import select_patches
-from eva_fast.teachers.clip_fused import tower_features
+from eva_fast.teachers.clip_fused import block_stream, tower_features
 from eva_fast.teachers.tower import TowerTeacher
 from eva_fast.weights.resize import resize_positions
 
@@ -95,7 +98,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block; with `index` it computes the rows of those patches only, exactly."""
+    """Pre-norm residual block. All of it is inside its call, so that it can be sharded by itself."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -104,13 +107,18 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.width, config.eps)
         self.mlp = Mlp(config.width, config.mlp_hidden, config.activation)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Stream, tokens: Tensor | None = None) -> Stream:
+        """The fused path; the rows `tokens` int32 [B,K] alone where they are given."""
+        return block_stream(self, x, tokens)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """[B,T,D] -> [B,T,D]."""
         y = self.ln_1(x)
         x = x + self.attn(y, y)
         return x + self.mlp(self.ln_2(x))
 
     def patches(self, x: Tensor, index: Tensor | None) -> Tensor:
-        """[B,T,D] -> [B,K,D]: all tokens serve as keys and values, only K patches go on."""
+        """[B,T,D] -> [B,K,D], exactly: all tokens serve as keys and values, only K patches go on."""
         y = self.ln_1(x)
         x = select_patches(x[:, 1:], index)
         x = x + self.attn(y, select_patches(y[:, 1:], index))
@@ -125,10 +133,9 @@ class Transformer(nn.Module):
         self.resblocks = nn.ModuleList(Block(config) for _ in range(config.layers))
 
     def forward(self, x: Tensor, index: Tensor | None) -> Tensor:
-        for block in self.resblocks[:-1]:
-            x = block(x)
-        last = self.resblocks[-1]
-        assert isinstance(last, Block)
+        *blocks, last = cast(Iterable[Block], self.resblocks)
+        for block in blocks:
+            x = block.plain(x)
         return last.patches(x, index)
 
 

@@ -16,7 +16,7 @@ from eva_fast.layers.attention import AttentionWeights, attention_branch
 from eva_fast.layers.linear import Matrix
 from eva_fast.layers.mlp import MlpWeights, mlp_branch
 from eva_fast.layers.projection import projection_branch
-from eva_fast.layers.stream import Stream
+from eva_fast.layers.stream import Stream, leaving
 from eva_fast.ops.add_layer_norm import add_layer_norm
 from eva_fast.ops.embed_tokens import embed_tokens
 from eva_fast.ops.linear import linear
@@ -37,8 +37,8 @@ def tower_features(tower: Any, rows: Tensor, index: Tensor | None, with_cls: boo
     stream = Stream(x)
     *blocks, last = tower.transformer.resblocks
     for block in blocks:
-        stream = _block(block, stream, None)
-    stream = _block(last, stream, wanted)
+        stream = block(stream)
+    stream = last(stream, wanted)
     norm = tower.ln_post
     if tower.proj is None:
         return _normalised(stream, norm)
@@ -57,7 +57,8 @@ def _normalised(stream: Stream, norm: Any) -> Tensor:
     return add_layer_norm(*stream, norm.weight, norm.bias, norm.eps)[1]
 
 
-def _block(block: Any, stream: Stream, tokens: Tensor | None) -> Stream:
+def block_stream(block: Any, stream: Stream, tokens: Tensor | None) -> Stream:
+    """A block of the tower, of the rows `tokens` int32 [B,K] alone where they are given."""
     attn, mlp = block.attn, block.mlp
     attention_weights = AttentionWeights(
         norm_weight=block.ln_1.weight,
@@ -81,4 +82,5 @@ def _block(block: Any, stream: Stream, tokens: Tensor | None) -> Stream:
         eps=block.ln_2.eps,
         kind="quick" if mlp.quick else "erf",
     )
-    return mlp_branch(attention_branch(stream, attention_weights, tokens), mlp_weights)
+    stream = mlp_branch(attention_branch(stream, attention_weights, tokens), mlp_weights)
+    return leaving(block, stream)

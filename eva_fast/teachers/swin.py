@@ -20,7 +20,7 @@ from eva_fast.errors import UsageError
 from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 from eva_fast.layers.linear import Matrix
 from eva_fast.layers.mlp import MlpWeights, mlp_branch
-from eva_fast.layers.stream import Stream, as_stream
+from eva_fast.layers.stream import Stream, as_stream, leaving
 from eva_fast.layers.window import Windows, inverse, squares
 from eva_fast.ops.add_layer_norm import add_layer_norm
 from eva_fast.ops.biased_attention import biased_attention_forward
@@ -156,7 +156,8 @@ class Block(nn.Module):
             fc2_bias=mlp.fc2.bias,
             eps=self.norm2.eps,
         )
-        return mlp_branch(Stream(x, self.attn(y), self.attn.proj.bias), weights)
+        stream = mlp_branch(Stream(x, self.attn(y), self.attn.proj.bias), weights)
+        return leaving(self, stream)
 
 
 class PatchMerging(nn.Module):

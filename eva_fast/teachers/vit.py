@@ -22,7 +22,7 @@ from eva_fast.layers.attention import AttentionWeights, attention_branch
 from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD, take_rows
 from eva_fast.layers.linear import Matrix
 from eva_fast.layers.mlp import MlpWeights, mlp_branch
-from eva_fast.layers.stream import Stream
+from eva_fast.layers.stream import Stream, leaving
 from eva_fast.ops.add_layer_norm import add_layer_norm
 from eva_fast.ops.linear import linear
 from eva_fast.teachers.tower import TowerTeacher
@@ -103,7 +103,8 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm block, without LayerScale."""
+    """Pre-norm block, without LayerScale. All of it is inside its call, so that it can be sharded by
+    itself."""
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
@@ -113,6 +114,13 @@ class Block(nn.Module):
         self.attn = Attention(width)
         self.norm2 = nn.LayerNorm(width, config.eps)
         self.mlp = Mlp(config)
+
+    def forward(
+        self, stream: Stream, attend: Callable[[Block, Stream], Stream] | None = None
+    ) -> Stream:
+        """The stream after it. attend: in place of `attention`, of some rows."""
+        stream = self.attention(stream) if attend is None else attend(self, stream)
+        return leaving(self, self.feed_forward(stream))
 
     def attention(self, stream: Stream, tokens: Tensor | None = None) -> Stream:
         """The attention branch, of the rows `tokens` int32 [B,K] alone where they are given."""
@@ -172,10 +180,9 @@ class VitTower(nn.Module):
         stream = Stream(x)
         *blocks, last = self.blocks
         for block in blocks:
-            assert isinstance(block, Block)
-            stream = block.feed_forward(block.attention(stream))
-        assert isinstance(last, Block)
-        stream = last.feed_forward(_wanted(last, stream, index, self.config.prefix, with_cls))
+            stream = block(stream)
+        prefix = self.config.prefix
+        stream = last(stream, partial(_wanted, index=index, prefix=prefix, with_cls=with_cls))
         if self.norm is None:
             return stream.added()
         return add_layer_norm(*stream, self.norm.weight, self.norm.bias, self.norm.eps)[1]

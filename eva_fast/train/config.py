@@ -112,6 +112,9 @@ class RunConfig:
     """Of a run of several processes (torchrun): replicate holds all in each; zero2 shards gradients and
     optimiser; full the weights too; hybrid is full within a machine and replicates between machines.
     auto: replicate where all is small, hybrid beyond one machine, else full."""
+    teacher_sharding: Literal["replicate", "shard"] = option("replicate", resume=True)
+    """The teacher of such a run: in every process, or a share of it in each process of a machine, which
+    saves memory and costs a gather of its weights each pass."""
     process_minutes: float = option(10.0, resume=True)
     """Minutes after which a process that does not answer ends the others of its run."""
     rewinds: int = option(2, resume=True)

@@ -32,14 +32,24 @@ BYTES_A_PARAMETER = 16
 
 
 class Whole(nn.Module):
-    """The loss of an objective as one module: what is sharded and called."""
+    """The loss of an objective as one module: what is sharded and called.
 
-    def __init__(self, objective: "Objective", module: nn.Module):
+    keeps: whether weights stay gathered until the end of a step."""
+
+    def __init__(self, objective: "Objective", module: nn.Module, keeps: bool):
         super().__init__()
-        self.objective, self.module = objective, module
+        self.objective, self.module, self.keeps = objective, module, keeps
 
     def forward(self, batch: Any, target: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         return self.objective.loss(self.module, batch, target)
+
+    def begin(self, last: bool) -> None:
+        """Before a micro-batch: only with the last one of a step gradients leave the process, and
+        weights that stay gathered go."""
+        sharded: Any = self
+        sharded.set_requires_gradient_sync(last)
+        if self.keeps:
+            sharded.set_reshard_after_backward(last)
 
 
 def shard(
@@ -68,17 +78,17 @@ def shard_over(
     """`shard` over a mesh that is there."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    low = None if dtype == torch.float32 else dtype
+    low, keeps = None if dtype == torch.float32 else dtype, chosen in ("replicate", "zero2")
     options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False
         ),
-        "reshard_after_forward": chosen in ("full", "hybrid"),
+        "reshard_after_forward": not keeps,
     }
     for unit in units(module):
         fully_shard(unit, **options)
-    whole = Whole(objective, module)
+    whole = Whole(objective, module, keeps)
     fully_shard(whole, **options)
     return whole
 
@@ -94,15 +104,16 @@ def _usual(module: nn.Module, to: World) -> str:
     return usual(sum(p.numel() for p in module.parameters()), to.nodes)
 
 
-def units(module: nn.Module) -> list[nn.Module]:
-    """The blocks: modules in the innermost lists, which read their own parameters alone."""
+def units(module: nn.Module, frozen: bool = False) -> list[nn.Module]:
+    """The blocks: modules in the innermost lists, which read their own parameters alone. Those that
+    train, or all with parameters of a `frozen` module."""
     lists: list[Any] = [m for m in module.modules() if _is_list(m)]
     inner = [m for m in lists if not any(_is_list(n) for n in _below(m))]
     return [
         block
         for found in inner
         for block in found
-        if any(p.requires_grad for p in block.parameters())
+        if any(p.requires_grad or frozen for p in block.parameters())
     ]
 
 

@@ -20,6 +20,7 @@ from eva_fast.train.guard import Guard
 from eva_fast.train.optimizer import Ema, make_optimizer
 from eva_fast.train.same_data import without_names
 from eva_fast.train.same_teacher import fingerprint
+from eva_fast.train.sharding import Whole
 from eva_fast.train.sums import Sums
 from eva_fast.world import of_all, world
 
@@ -39,7 +40,7 @@ class TrainState:
     guard: Guard
     sums: Sums
     device: torch.device
-    whole: nn.Module | None = None
+    whole: Whole | None = None
     """What gives the loss where the module is sharded over several processes."""
     ema: Ema | None = None
     baseline: Baseline | None = None
@@ -60,7 +61,7 @@ class TrainState:
         module: nn.Module,
         teacher: nn.Module | None,
         loader: Any,
-        whole: nn.Module | None = None,
+        whole: Whole | None = None,
     ) -> "TrainState":
         """The state before the first step. `module` is on its device, with its initial values; `whole`
         is what `eva_fast.train.sharding` made of it."""
@@ -92,7 +93,7 @@ class TrainState:
             "step": self.step,
             **self._positions(),
             "kernels": self.kernels,
-            "teacher": self._teacher_fingerprint(),
+            "teacher": self.teacher_fingerprint(),
             "options": options,
         }
         writer.start(self.step, self._tensors(), state)
@@ -105,8 +106,8 @@ class TrainState:
         every = of_all(own)
         return {"loader": every[0], "loaders": every}
 
-    def _teacher_fingerprint(self) -> str | None:
-        """Of the frozen teacher: asked for once a run."""
+    def teacher_fingerprint(self) -> str | None:
+        """Of the frozen teacher: made once a run, before it is sharded."""
         if self._fingerprint is None and self.teacher is not None:
             self._fingerprint = fingerprint(self.teacher)
         return self._fingerprint

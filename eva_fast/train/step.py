@@ -122,12 +122,12 @@ class TrainStep:
     def _loss_of(
         self, part: Any, target: Tensor | None, last: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics of a micro-batch; gradients leave the process with the last one."""
+        """Loss and metrics of a micro-batch."""
         whole = self.state.whole
         if whole is None:
             return self.objective.loss(self.state.module, part, target)
         if self.accumulate > 1:
-            whole.set_requires_gradient_sync(last)  # type: ignore[operator]
+            whole.begin(last)
         return whole(part, target)
 
 

@@ -16,6 +16,7 @@ from eva_fast.ops.shards import full
 from eva_fast.train.kernels import settle_kernels
 from eva_fast.train.sharding import shard, whole_state
 from eva_fast.train.state import TrainState
+from eva_fast.train.teacher_sharding import shard_teacher
 
 
 def begin(
@@ -56,6 +57,9 @@ def begin(
     )  # before the optimiser is made: it holds the shards
     state = TrainState.begin(setting, objective, module, teacher, loader, whole)
     state.kernels = settle_kernels(setting, objective, state, kept=kept)
+    if teacher is not None and setting.config.run.teacher_sharding == "shard":
+        state.teacher_fingerprint()
+        shard_teacher(teacher, to)
     return state
 
 

@@ -43,6 +43,41 @@ def test_full_sharding_by_hand():
     assert found.memory["total"] == sum(found.memory.values()) - found.memory["total"]
 
 
+def test_a_teacher_in_shards_by_hand():
+    """An eighth of it in each GPU of a machine, gathered by blocks; all else is as it was."""
+    whole, shared = (
+        simulated(32, sharding="hybrid", teacher_sharding=how) for how in ("replicate", "shard")
+    )
+    teacher = planned_teacher("openai/ViT-B-16", (6, 6), torch.bfloat16).module
+    rows = [(p.numel() // len(p), len(p)) for p in teacher.parameters()]
+    padded = sum(-(-first // 8) * 8 * width for width, first in rows)
+    (name,) = (n for n in whole.communication if n.startswith("allgather"))
+    a, b = whole.communication.pop(name), shared.communication.pop(name)
+    assert name == "allgather over 8 GPUs"
+    assert (b["calls"] - a["calls"], b["bytes"] - a["bytes"]) == (12 + 1, 2 * padded)
+    assert whole.communication == shared.communication
+    assert whole.memory.pop("teacher") == 2 * sum(p.numel() for p in teacher.parameters())
+    held = shared.memory.pop("teacher")
+    assert held == 2 * sum(-(-first // 8) * width for width, first in rows)
+    saved = whole.memory.pop("total") - shared.memory.pop("total")
+    assert whole.memory == shared.memory and saved > 0.8 * 8 * held
+
+
+@pytest.mark.parametrize("sharding", ["replicate", "zero2", "full"])
+def test_micro_batches_exchange_no_gradients(sharding):
+    """Of a step of two, collectives are those of a step of one; `full` gathers weights each pass."""
+    once, twice = (
+        simulated(8, sharding=sharding, accumulate=parts, teacher="hog").communication
+        for parts in (1, 2)
+    )
+    if sharding == "full":
+        once["allgather over 8 GPUs"] = {
+            key: 2 * value for key, value in once["allgather over 8 GPUs"].items()
+        }
+    assert twice == once
+    assert any("reduce" in name for name in once)
+
+
 def test_hybrid_stays_within_machines():
     found = simulated(32, sharding="hybrid")
     assert found.images == 2

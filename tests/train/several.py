@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 OPTIONS = dict(
     model="eva_ti_patch16_96", depth=2, embed_dim=32, num_heads=2, mlp_hidden=48, img_size=32,
     teacher="hog", batch_size=8, workers=0, steps=12, log_every=1, kernels="native", device="cpu",
-    drop_path=0.1, progress=False,
+    drop_path=0.1, progress=False, clip_grad=0.5,
 )  # fmt: skip
 LIMIT = 240
 

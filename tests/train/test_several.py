@@ -49,19 +49,27 @@ def killed(tmp_path_factory):
 def is_close(out, alone):
     assert max(abs(a - b) for a, b in zip(losses(out), losses(alone), strict=True)) < CLOSE
     assert furthest(weights(out), weights(alone)) < CLOSE
+    norms = [[line["grad_norm"] for line in lines(folder)] for folder in (out, alone)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("sharding", ["replicate", "zero2"])
-def test_two_processes_learn_what_one_does(tmp_path, alone, sharding):
-    done(pretrain(2, tmp_path / "run", sharding=sharding, ema=0.9))
+SECOND = {"grad_checkpointing": True, "grad_checkpointing_share": 0.5}
+
+
+@pytest.mark.parametrize("options", [{"sharding": "replicate"}, {"sharding": "zero2", **SECOND}])
+def test_two_processes_learn_what_one_does(tmp_path, alone, options):
+    """Also with every second block computed again, and with a clip of all gradients that bites."""
+    done(pretrain(2, tmp_path / "run", ema=0.9, **options))
+    assert max(line["grad_norm"] for line in lines(alone)) > OPTIONS["clip_grad"]
     is_close(tmp_path / "run", alone)
     assert lines(tmp_path / "run")[-1].keys() >= {"data_waits", "waits_for_others"}
 
 
 def test_a_codebook_moves_by_the_rows_of_all_processes(tmp_path):
-    options = {**OPTIONS, "objective": "vqkd", "codebook_size": 16, "steps": 6}
+    """And of all micro-batches; paths, which each of them would drop for itself, are not dropped."""
+    options = {**OPTIONS, "objective": "vqkd", "codebook_size": 16, "steps": 6, "drop_path": 0.0}
     eva_fast.pretrain(out=tmp_path / "alone", **options)
-    done(pretrain(2, tmp_path / "two", **{**options, "sharding": "full"}))
+    done(pretrain(2, tmp_path / "two", **{**options, "sharding": "full", "accumulate": 2}))
     is_close(tmp_path / "two", tmp_path / "alone")
 
 
