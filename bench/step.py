@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -34,16 +35,7 @@ def training_step(
     """The step of a run, guard and sums for the log included, on one batch of bytes. The target
     stands for the teacher, which is timed by itself. captured: as a CUDA graph, from the first call
     on."""
-    device, dtype = torch.device(shape.device), shape.dtype
-    state = TrainState(
-        module=model, teacher=None, loader=None, device=device, sums=Sums((), device),
-        optimizer=make_optimizer(model, copies=keep_copies(model, dtype)),
-        guard=Guard(device, scaled=dtype == torch.float16, spike=OptimConfig().spike),
-    )  # fmt: skip
-    step = TrainStep(state, Eva(), lambda batch: target, clip_grad=plain.CLIP_NORM)
-    number = torch.arange(shape.batch)
-    views = torch.zeros_like(number)
-    batch = Batch(images=shape.images(), mask=shape.mask(), ids=number, views=views)
+    step, batch = step_and_batch(model, shape, target)
     if not captured:
         return lambda: step(batch, rate=1e-3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -52,6 +44,22 @@ def training_step(
         graphed(batch, rate=0.0)
     model.load_state_dict(before)
     return lambda: graphed(batch, rate=1e-3)
+
+
+def step_and_batch(
+    model: EvaViT, shape: Shape, target: torch.Tensor, loader: Any = None
+) -> tuple[TrainStep, Batch]:
+    """The step, and what it is called with."""
+    device, dtype = torch.device(shape.device), shape.dtype
+    state = TrainState(
+        module=model, teacher=None, loader=loader, device=device, sums=Sums((), device),
+        optimizer=make_optimizer(model, copies=keep_copies(model, dtype)),
+        guard=Guard(device, scaled=dtype == torch.float16, spike=OptimConfig().spike),
+    )  # fmt: skip
+    step = TrainStep(state, Eva(), lambda batch: target, clip_grad=plain.CLIP_NORM)
+    number = torch.arange(shape.batch)
+    views = torch.zeros_like(number)
+    return step, Batch(images=shape.images(), mask=shape.mask(), ids=number, views=views)
 
 
 def _state(shape: Shape) -> dict[str, torch.Tensor]:

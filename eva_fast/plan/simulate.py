@@ -25,8 +25,9 @@ from eva_fast.config import Config
 from eva_fast.data import Batch
 from eva_fast.errors import UsageError
 from eva_fast.ops.packed_attention import keeping_output
+from eva_fast.ops.shards import local
 from eva_fast.plan.run import PlannedRun
-from eva_fast.train.sharding import local, mesh_of, shard_over, usual
+from eva_fast.train.sharding import mesh_of, shard_over, usual
 from eva_fast.train.state import TrainState
 from eva_fast.train.step import TrainStep
 from eva_fast.train.teacher_sharding import gathered, shard_frozen, teacher_mesh

@@ -35,6 +35,7 @@ class Clock:
         """Forgets what was measured since the last log point: the run went back."""
         self.mark, self.step, self.making = time.monotonic(), self.state.step, 0.0
         self.waited = self.state.loader.wait_seconds
+        self._own_ms(1)
 
     def read(self, rate: float, waited_for_others: float = 0.0) -> dict[str, Any]:
         """Reads the device. SkippedError if too many steps were skipped in a row. waited_for_others:
@@ -53,7 +54,7 @@ class Clock:
             "grad_norm": means.pop("grad_norm"),
             **means,
             "images_per_second": round(steps * self.batch_size / seconds, 2),
-            **self._waits((waited - self.waited) / seconds, waited_for_others),
+            **self._waits((waited - self.waited) / seconds, waited_for_others, self._own_ms(steps)),
             "host_ms": round(1e3 * self.making / max(steps, 1), 3),
             "seconds": round(now - self.start, 2),
             "seconds_left": round(per_step * (length.total - state.step), 1),
@@ -63,15 +64,22 @@ class Clock:
         self.mark, self.step, self.waited, self.making = now, state.step, waited, 0.0
         return record
 
-    def _waits(self, data: float, others: float) -> dict[str, Any]:
+    def _own_ms(self, steps: int) -> float:
+        """Milliseconds a step of what this process did without others, since it was last asked."""
+        own = self.state.own
+        return 0.0 if own is None else round(1e3 * own.take() / max(steps, 1), 3)
+
+    def _waits(self, data: float, others: float, own_ms: float) -> dict[str, Any]:
         """Shares of the time since the last log point: waiting for data, the longest of all processes;
-        and of several, each one's, and each one's waiting for the others, least on the slowest."""
+        and of several, each one's, each one's waiting for the others' hosts, least on the slowest, and
+        the milliseconds of its own work, most on the slowest."""
         since, self.waited_for_others = others - self.waited_for_others, others
         seconds = max(time.monotonic() - self.mark, 1e-9)
-        own = round(data, 4), round(since / seconds, 4)
+        own = round(data, 4), round(since / seconds, 4), own_ms
         every = of_all(own)
-        record: dict[str, Any] = {"data_wait": max(wait for wait, _ in every)}
+        record: dict[str, Any] = {"data_wait": max(wait for wait, _, _ in every)}
         if len(every) > 1:
-            record["data_waits"] = [wait for wait, _ in every]
-            record["waits_for_others"] = [wait for _, wait in every]
+            record["data_waits"] = [wait for wait, _, _ in every]
+            record["waits_for_others"] = [wait for _, wait, _ in every]
+            record["own_ms"] = [own for _, _, own in every]
         return record

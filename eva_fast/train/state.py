@@ -18,6 +18,7 @@ from eva_fast.train.baseline import LOSS, Baseline
 from eva_fast.train.checkpoint_writer import Writer
 from eva_fast.train.guard import Guard
 from eva_fast.train.optimizer import Ema, make_optimizer
+from eva_fast.train.own_time import OwnTime
 from eva_fast.train.same_data import without_names
 from eva_fast.train.same_teacher import fingerprint
 from eva_fast.train.sharding import Whole
@@ -52,6 +53,8 @@ class TrainState:
 
     def __post_init__(self):
         self.optimizer.allocate()
+        self.own = OwnTime(self.device) if world().size > 1 else None
+        """Of several processes: tells the slow ones."""
 
     @classmethod
     def begin(

@@ -11,12 +11,14 @@ Of several processes each has its share of the batch. Gradients are averaged as 
 (`eva_fast.train.sharding`), loss and metrics here, so that all decide alike about a step.
 """
 
+import contextlib
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from eva_fast import world
+from eva_fast.layers.sharding import is_sharded
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.request import Ask
 from eva_fast.train.baseline import LOSS
@@ -64,6 +66,10 @@ class TrainStep:
             raise ValueError("the optimiser must hold the parameters of the module that train")
         self._loss = torch.zeros((), device=state.device)
         self._several = world.world().size > 1
+        own, teacher = state.own, state.teacher
+        self._own = contextlib.nullcontext if own is None else own.part
+        shared = teacher is not None and is_sharded(teacher)
+        self._teaching = contextlib.nullcontext if shared else self._own
 
     def __call__(self, batch: Any, rate: float) -> Outcome:
         """Trains on `batch` with learning rate `rate`."""
@@ -80,7 +86,8 @@ class TrainStep:
         if self._several:
             loss, metrics = _of_all(loss, metrics)
         norm = state.guard.unscale(gradient_norm(self._parameters))
-        applied = state.guard.step(state.optimizer, loss, norm, self.clip_grad)
+        with self._own():
+            applied = state.guard.step(state.optimizer, loss, norm, self.clip_grad)
         with torch.no_grad():
             self.objective.after_step(state.module, applied)
         if state.ema is not None:
@@ -105,7 +112,8 @@ class TrainStep:
         loss, parts, baseline = self._loss.zero_(), self.accumulate, self.state.baseline
         metrics: dict[str, Tensor] = {}
         for number, part in enumerate(batch.chunk(parts), 1):
-            target = self._target(part)
+            with self._teaching():
+                target = self._target(part)
             value, measured = self._loss_of(part, target, last=number == parts)
             value = value / parts
             # by this thread: PyTorch's thread for a GPU would take Python's objects to another core

@@ -9,6 +9,7 @@ import torch
 import eva_fast
 from eva_fast.errors import RunError
 from eva_fast.objectives.eva import Eva
+from eva_fast.teachers.hog import HogTeacher
 from eva_fast.train import spikes
 from tests.train.several import OPTIONS
 
@@ -43,6 +44,15 @@ class Faulty(Eva):
             raise RunError("the disk of this machine is gone")
         return loss, metrics
 
+
+if RANK == 1 and KIND == "nan":  # slow too, where it waits for nobody
+    features = HogTeacher.image_features
+
+    def slow(*args):
+        time.sleep(0.4)
+        return features(*args)
+
+    HogTeacher.image_features = slow
 
 options = {
     **OPTIONS,

@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 
 import eva_fast
+from eva_fast.ops.shards import is_shard, local
 from eva_fast.teachers import load_teacher
 from eva_fast.teachers.clip import ClipConfig, ClipTeacher, ClipTower
 from eva_fast.teachers.swin import SwinConfig, SwinTeacher, SwinTower
 from eva_fast.teachers.vit import VitConfig, VitTeacher, VitTower
 from eva_fast.train.processes import joined
-from eva_fast.train.sharding import is_shard, local, units
+from eva_fast.train.sharding import units
 from eva_fast.train.teacher_sharding import gathered, shard_teacher
 from eva_fast.world import asked_for
 from tests.train.several import OPTIONS

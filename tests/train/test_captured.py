@@ -155,6 +155,18 @@ def test_reasons_not_to_capture():
     assert obstacle(on_gpu(module=hooked)) == "0 has hooks, which a graph would leave out"
 
 
+def test_of_several_processes_the_reason_is_logged(caplog):
+    """FSDP2 adds its methods to the class of a module that it shards."""
+
+    class Sharded(torch.nn.Linear):
+        def set_requires_gradient_sync(self, _): ...
+
+    with caplog.at_level("INFO"):
+        graphed = CapturedStep(on_gpu(module=Sharded(2, 2)), "auto")
+    assert "the step is not captured as a CUDA graph: the module is sharded" in caplog.text
+    assert not graphed._wanted
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.cuda.is_available() or build.is_loaded(), reason="needs an NVIDIA GPU"

@@ -1,6 +1,7 @@
 """Faults of one of two processes: all decide alike, none waits for ever, and no checkpoint is lost."""
 
 import re
+import statistics
 import time
 
 import pytest
@@ -18,10 +19,13 @@ def run(kind, out):
 
 
 def test_a_step_that_is_not_finite_on_one_is_skipped_by_all(tmp_path):
+    """And which of them is slow is told."""
     status, said, _ = run("nan", tmp_path)
     assert status == 0, said[-2000:]
     found = lines(tmp_path)
     assert [line["skipped_steps"] for line in found] == [0, 0, 0, 1, 1, 1, 1, 1]
+    medians = [statistics.median(line["own_ms"][rank] for line in found) for rank in (0, 1)]
+    assert medians[1] > 400 and medians[1] > medians[0]
     assert found[3]["loss"] is None and all(w.isfinite().all() for w in weights(tmp_path).values())
 
 

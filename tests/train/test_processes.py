@@ -5,6 +5,7 @@ import pytest
 from eva_fast.config import Config
 from eva_fast.errors import UsageError
 from eva_fast.train.processes import Agreement, check_processes, going_on
+from eva_fast.train.sharding import usual
 from eva_fast.world import ALONE, World, asked_for, world
 
 
@@ -58,6 +59,15 @@ def test_processes_that_torchrun_starts_anew_go_on(monkeypatch, tmp_path):
         check_processes(config, World(0, 4, 0, 4))
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert going_on(config).run.resume == "auto"
+
+
+@pytest.mark.parametrize(
+    "parameters, nodes, expected",
+    [(86e6, 16, "replicate"), (1e9, 1, "full"), (1e9, 2, "hybrid"), (1e9, 16, "hybrid")],
+)
+def test_the_usual_sharding(parameters, nodes, expected):
+    """Hybrid beyond one machine, where one process cannot well hold all."""
+    assert usual(int(parameters), nodes) == expected
 
 
 def test_alone_a_wish_is_granted_at_once():
