@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -182,7 +183,8 @@ class VitTower(nn.Module):
         for block in blocks:
             stream = block(stream)
         prefix = self.config.prefix
-        stream = last(stream, partial(_wanted, index=index, prefix=prefix, with_cls=with_cls))
+        attend = partial(_wanted, index=index, prefix=prefix, with_cls=with_cls)
+        stream = cast(Stream, last(stream, attend))
         if self.norm is None:
             return stream.added()
         return add_layer_norm(*stream, self.norm.weight, self.norm.bias, self.norm.eps)[1]
