@@ -1,16 +1,19 @@
-"""Scores of a run's checkpoints over its minutes, as a table and a figure.
+"""Scores of runs' checkpoints over their minutes, as a table and a figure: of one run, or of the mean of
+several that differ by their seeds.
 
-    eva-fast pretrain --out runs/hour --epochs 100 --checkpoint-every 625 --keep-checkpoints 20
-    python -m bench.learning_curve runs/hour --out docs/images/learning-curve
+    eva-fast pretrain --out runs/0 --seed 0 --epochs 150 --checkpoint-every 1250 --keep-checkpoints 20
+    python -m bench.learning_curve runs/0 runs/1 --out docs/images/learning-curve
 
-Writes OUT.json and OUT.png, and prints the table. Minutes are the run's own (`seconds` of its
+Writes OUT.json and OUT.png, and prints the table. Minutes are the runs' own (`seconds` of
 metrics.jsonl): training alone, on what the machine had left for it.
 """
 
 import argparse
 import json
 import logging
+import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,22 @@ def _probe(checkpoint: Path, data: str) -> dict[str, Any]:
         return evaluate(file, data, teacher="none")
 
 
+def averaged(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What `measure` gave of several runs, as one: at the steps that all have, the mean of each value,
+    and PROBE_spread, the standard deviation of a probe over them (0 of one)."""
+    shared = set.intersection(*({point["step"] for point in run["points"]} for run in runs))
+    points = []
+    for step in sorted(shared):
+        each = [next(p for p in run["points"] if p["step"] == step) for run in runs]
+        mean = {name: statistics.mean(p[name] for p in each) for name in each[0]}
+        spread = {
+            f"{probe}_spread": statistics.stdev(p[probe] for p in each) if len(each) > 1 else 0.0
+            for probe in PROBES
+        }
+        points.append({**mean, "step": step, **spread})
+    return {**runs[0], "points": points, "runs": list(runs)}
+
+
 def draw(measured: dict[str, Any], path: Path) -> Path:
     """Both probes over minutes, beside random initial values and pixels."""
     plt = pyplot()
@@ -75,7 +94,10 @@ def draw(measured: dict[str, Any], path: Path) -> Path:
     minutes = [point["minutes"] for point in measured["points"]]
     for probe, (name, color, marker) in PROBES.items():
         scores = [point[probe] for point in measured["points"]]
-        axes.plot(minutes, scores, color=color, marker=marker, label=f"student, {name}")
+        spread = [point[f"{probe}_spread"] for point in measured["points"]]
+        axes.errorbar(
+            minutes, scores, spread, color=color, marker=marker, capsize=2, label=f"student, {name}"
+        )
         for row in measured["beside"]:
             if row["features"] in STYLES:
                 label = f"{row['features']}, {name}"
@@ -92,25 +114,30 @@ def draw(measured: dict[str, Any], path: Path) -> Path:
 
 
 def table(measured: dict[str, Any]) -> str:
-    """Markdown: a line a checkpoint."""
+    """Markdown: a line a step, scores with their standard deviation over the runs."""
     lines = ["| step | minutes | gain | k-NN | linear |", "| --- | --- | --- | --- | --- |"]
-    lines += [
-        f"| {p['step']:,} | {p['minutes']:.0f} | {p['gain']:.3f} | {p['knn']:.1f} | {p['linear']:.1f} |"
-        for p in measured["points"]
-    ]
+    for p in measured["points"]:
+        scores = (f"{p[probe]:.1f} ± {p[f'{probe}_spread']:.1f}" for probe in PROBES)
+        cells = (f"{p['step']:,}", f"{p['minutes']:.0f}", f"{p['gain']:.3f}", *scores)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=Path, help="folder of a run with its checkpoints")
+    parser.add_argument(
+        "run",
+        type=Path,
+        nargs="+",
+        help="folder of a run with its checkpoints; of several the mean",
+    )
     parser.add_argument("--out", type=Path, required=True, help="without suffix: .json, .png")
     parser.add_argument(
         "--data", default="builtin", help="labelled images, as eva-fast eval takes them"
     )
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    measured = measure(asked.run, asked.data)
+    measured = averaged([measure(run, asked.data) for run in asked.run])
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.with_suffix(".json").write_text(json.dumps(measured, indent=1) + "\n")
     draw(measured, asked.out.with_suffix(".png"))

@@ -1,8 +1,10 @@
 """A run's checkpoints, each scored at its minute."""
 
+import copy
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import eva_fast
@@ -39,6 +41,16 @@ def test_each_checkpoint_is_a_point(tmp_path):
     last = measured["points"][-1]
     assert (last["knn"], last["linear"]) == (whole["knn"], whole["linear"])
     assert last["loss"] == result.metrics["loss"]
-    picture = learning_curve.draw(measured, tmp_path / "curve.png")
+
+    other = copy.deepcopy(measured)
+    for point in other["points"]:
+        point["knn"] += 2
+    other["points"].append({**other["points"][-1], "step": 6})  # the first has no such step
+    both = learning_curve.averaged([measured, other])
+    assert [point["step"] for point in both["points"]] == [2, 4]
+    assert both["points"][-1]["knn"] == pytest.approx(last["knn"] + 1)
+    assert both["points"][-1]["knn_spread"] == pytest.approx(2**0.5)
+    assert both["points"][-1]["linear_spread"] == 0
+    picture = learning_curve.draw(both, tmp_path / "curve.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert learning_curve.table(measured).count("\n") == 3
+    assert learning_curve.table(learning_curve.averaged([measured])).count("\n") == 3
