@@ -73,6 +73,7 @@ class _Loader(yaml.SafeLoader):
 
 _YAML_ERRORS = (
     yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, ArithmeticError,
+    AttributeError,
 )  # fmt: skip
 
 

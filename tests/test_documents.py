@@ -38,6 +38,7 @@ def write(tmp_path, content):
         ("lr: !!python/name:os.system", "could not determine a constructor"),
         ("out: !!timestamp 2021-13-45", "month must be in 1..12"),
         ("lr: !!int ''", "is not YAML"),
+        ("out: !!timestamp x", "is not YAML"),
         ("track: !!bool x", "is not YAML"),
         ("steps: 0x_", "is not YAML"),
         ("steps: 1" + "0" * 5000, "is not YAML"),

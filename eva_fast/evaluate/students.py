@@ -1,5 +1,6 @@
 """A trained student from a run's folder, a checkpoint or a weight file, ready to give features."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from eva_fast.model import (
 from eva_fast.model.token_vit import TokenViT
 from eva_fast.model.vqkd import VqKd
 from eva_fast.objectives import OBJECTIVES, open_objective
-from eva_fast.options import user_path
+from eva_fast.options import shown, user_path
 from eva_fast.train import checkpoint
 from eva_fast.weights import (
     code_model,
@@ -121,13 +122,13 @@ def load_checkpoint(folder: Path, device: torch.device) -> Student:
     options = checkpoint.options_in(folder)
     if is_backbone(options.get("model")):
         tensors = _tensors(folder, trained, BACKBONE_PREFIX)
-        sizes_said = backbone_sizes_of(options["model"], **_chosen(options))
+        sizes_said = _sized(backbone_sizes_of, options)
         return filled(sizes_said, tensors, folder).to(device)
     if holds_codes(name.removeprefix("model.") for name in trained):
         heads = int(str(_heads(options)["num_heads"]))
         return code_model(_tensors(folder, trained, "model."), folder, heads).to(device)
     if (prefix := naming.swin.V2.find(trained)) is not None:
-        named = swin_sizes_of(options["model"], **_chosen(options))
+        named = _sized(swin_sizes_of, options)
         return _swin(named, _tensors(folder, trained, prefix), device, folder)
     if (prefix := BEIT.find(trained)) is not None:
         beit = BEIT.read(_tensors(folder, trained, prefix), "")
@@ -226,7 +227,18 @@ def _heads(options: dict[str, Any]) -> dict[str, object]:
     """What a run's options say of the one size that shapes do not show; {} if nothing."""
     if not options.get("model"):
         return {}
-    return {"num_heads": sizes_of(options["model"], **_chosen(options)).num_heads}
+    return {"num_heads": _sized(sizes_of, options).num_heads}
+
+
+def _sized(sizes: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """What `sizes` makes of the student's name and sizes among a run's options."""
+    name = options.get("model")
+    try:
+        if isinstance(name, str):
+            return sizes(name, **_chosen(options))
+    except (TypeError, ArithmeticError) as error:
+        raise UsageError(f"the run's options say sizes that are none: {error}") from None
+    raise UsageError(f"the run's options name no student: model is {shown(name)}")
 
 
 def _chosen(options: dict[str, Any]) -> dict[str, Any]:

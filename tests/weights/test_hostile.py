@@ -114,3 +114,23 @@ def test_a_configuration_that_names_other_files(tmp_path, argument):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match=f"not built with {argument}=, which names other files"):
         load_teacher(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("model: 1", "name no student: model is 1"),
+        ("model: [a]", "name no student"),
+        ("model: eva_ti_patch16_96\nnum_heads: x", "num_heads must be a whole number"),
+        ("model: nobody", "unknown model"),
+        ("- 1", "heads cannot be told"),
+        ("model: &a [*a]", "contains itself"),
+    ],
+)
+def test_a_run_s_configuration_that_names_no_student(tmp_path, text, why):
+    """It lies beside the weights of another's file, and is asked for the heads alone."""
+    write_student(create_model(**SIZES), tmp_path / "sound.safetensors")
+    save_file(dict(read(tmp_path / "sound.safetensors")), tmp_path / "model.safetensors")
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UsageError, match=why):
+        load_student(tmp_path / "model.safetensors", CPU)
