@@ -41,7 +41,8 @@ class Telemetry:
     ):  # fmt: skip
         self.path = out / "metrics.jsonl"
         keep_until(self.path, first_step)
-        self._file = self.path.open("a")
+        self._file = self.path.open("ab", buffering=0)
+        self._unwritten = b""
         self._loggers = loggers
         self._console = Console(stderr=True)
         self._bar = Progress(
@@ -65,8 +66,7 @@ class Telemetry:
 
     def record(self, **values: Any) -> None:
         """One log point. `values` are plain numbers; `step` and `loss` must be among them."""
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        self._write(json.dumps(values).encode() + b"\n")
         loss = "(steps skipped)" if values["loss"] is None else f"{values['loss']:.4f}"
         if values.get("gain") is not None:
             loss += f" (constant {values['baseline_loss']:.4f}, gain {values['gain']:.4f})"
@@ -87,6 +87,16 @@ class Telemetry:
         for logger in self._loggers:
             logger.add(values["step"], numbers)
 
+    def _write(self, line: bytes) -> None:
+        """A line that a full disk refuses waits for the next one: no run ends for that."""
+        waiting, self._unwritten = bool(self._unwritten), self._unwritten + line
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            if not waiting:
+                log.error("%s cannot be written (%s); its lines wait for room", self.path, error)
+
     def __enter__(self) -> "Telemetry":
         return self
 
@@ -95,6 +105,7 @@ class Telemetry:
 
     def close(self) -> None:
         self._bar.stop()
+        self._write(b"")
         self._file.close()
         for logger in self._loggers:
             logger.close()

@@ -1,5 +1,6 @@
 """The folder of a run: one run's alone, given or made up."""
 
+import multiprocessing
 import time
 
 import pytest
@@ -19,6 +20,28 @@ def test_runs_without_a_folder_in_one_second_get_one_each(tmp_path, monkeypatch)
         "eva_ti_patch16_96-now",
         "eva_ti_patch16_96-now-2",
     ]
+
+
+def _own_folder(gate, found):
+    gate.wait()
+    with open_folder(Config()) as (out, _):
+        found.put(str(out))
+        gate.wait()
+
+
+def test_processes_that_start_in_one_second_get_a_folder_each(tmp_path, monkeypatch):
+    """Real ones, at once, and all of them at work until the last has its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    forks = multiprocessing.get_context("fork")
+    gate, found = forks.Barrier(6), forks.SimpleQueue()
+    runs = [forks.Process(target=_own_folder, args=(gate, found)) for _ in range(6)]
+    for run in runs:
+        run.start()
+    folders = {found.get() for _ in runs}
+    for run in runs:
+        run.join(60)
+    assert len(folders) == 6 and not any(run.exitcode for run in runs)
 
 
 @pytest.mark.parametrize("resume", ["never", "auto"])

@@ -111,11 +111,36 @@ def test_streams_of_each_process_go_on_where_they_were(tmp_path):
         )
 
 
-def test_a_request_to_stop_reaches_all_and_loses_nothing(tmp_path, alone):
+def test_four_processes_over_twenty_steps(tmp_path):
+    """The weights that one process writes, and its losses."""
+    options = {**OPTIONS, "steps": 20, "ema": 0.9}
+    eva_fast.pretrain(out=tmp_path / "alone", **options)
+    done(pretrain(4, tmp_path / "four", **{**options, "sharding": "full"}))
+    is_close(tmp_path / "four", tmp_path / "alone")
+
+
+def test_a_flipped_bit_in_any_file_of_two_processes_is_seen(tmp_path, killed):
+    root = tmp_path / "checkpoints"
+    shutil.copytree(killed[0] / "checkpoints", root)
+    *_, before, last = checkpoint.steps_in(root)
+    files = sorted(last.iterdir())
+    assert {path.name[:4] for path in files} >= {"__0_", "__1_"}
+    for victim in files:
+        whole = victim.read_bytes()
+        victim.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        found = checkpoint.newest(root)
+        assert found == before, victim.name
+        victim.write_bytes(whole)
+    assert checkpoint.newest(root) == last
+
+
+@pytest.mark.parametrize("who", [slice(1), slice(None)], ids=["one of them", "all of them"])
+def test_a_request_to_stop_reaches_all_and_loses_nothing(tmp_path, alone, who):
     out = tmp_path / "run"
     run = pretrain(2, out, checkpoint_every=3, ema=0.9)
     wait_for(out / "checkpoints/step_000000003", run)
-    os.kill(workers_of(run)[0], signal.SIGTERM)  # one of them alone
+    for pid in workers_of(run)[who]:
+        os.kill(pid, signal.SIGTERM)
     assert ended(run)[0] == 0
     stopped = lines(out)[-1]["step"] if lines(out) else 0
     assert checkpoint.newest(out / "checkpoints").name >= f"step_{stopped:09d}"
