@@ -8,6 +8,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +38,7 @@ class World:
 
 ALONE = World()
 _world = ALONE
+_patience: timedelta | None = None
 _NAMES = {
     "rank": "RANK",
     "size": "WORLD_SIZE",
@@ -51,14 +53,25 @@ def world() -> World:
 
 
 @contextlib.contextmanager
-def joined(to: World) -> Iterator[World]:
-    """For the block this process is one of `to`, whose process group is there."""
-    global _world
-    before, _world = _world, to
+def joined(to: World, patience: timedelta | None = None) -> Iterator[World]:
+    """For the block this process is one of `to`, whose process group is there. patience: how long a
+    process waits for another in `host_group`."""
+    global _world, _patience
+    before, _world, _patience = (_world, _patience), to, patience or _patience
     try:
         yield to
     finally:
-        _world = before
+        _world, _patience = before
+
+
+def host_group() -> Any:
+    """A group of its own for what the hosts exchange beside the steps; None in one process. All must
+    call it. PyTorch would give it half an hour, whatever the run's own group has."""
+    if _world.size == 1:
+        return None
+    import torch.distributed as dist
+
+    return dist.new_group(backend="gloo", timeout=_patience)
 
 
 def asked_for(environment: Mapping[str, str] = os.environ) -> World:

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -38,11 +38,7 @@ class Writer:
 
     def __init__(self, root: Path, keep: int, keep_every: int | None = None):
         self.root, self.keep, self.keep_every = root, keep, keep_every
-        self._group: Any = None
-        if world.world().size > 1:
-            import torch.distributed as dist
-
-            self._group = dist.new_group(backend="gloo")
+        self._group = world.host_group()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[None] | None = None
         self._written: SimpleQueue[Path] = SimpleQueue()
@@ -124,23 +120,26 @@ class Writer:
             process_group=self._group,
             no_dist=self._group is None,
         )
-        rank, first = world.world().rank, world.world().first
-        own = [p for p in draft.iterdir() if p.name.startswith(f"__{rank}_")]
-        if first:
-            (draft / STATE).write_text(json.dumps(state))
-            own += [draft / STATE, draft / ".metadata"]
-        listed = self._gathered({p.name: [p.stat().st_size, crc32(p)] for p in own})
+        listed = self._gathered(lambda: _listed(draft, state))
         self._first(lambda: _finished(draft, final, step, listed))
 
-    def _gathered(self, found: dict[str, Any]) -> dict[str, Any]:
-        """All processes' entries."""
+    def _gathered(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `work` gives on all processes; an OSError of one on all, so that none waits for it."""
         if self._group is None:
-            return found
+            return work()
         import torch.distributed as dist
 
+        found: Any
+        try:
+            found = work()
+        except OSError as error:
+            found = error
         parts: list[Any] = [None] * world.world().size
         dist.all_gather_object(parts, found, group=self._group)
-        return {name: entry for part in parts for name, entry in sorted(part.items())}
+        for part in parts:
+            if isinstance(part, OSError):
+                raise part
+        return {name: entry for part in parts for name, entry in part.items()}
 
     def _first(self, work: Any) -> Any:
         """What `work` gives on process 0, where alone it is done; an OSError of it on all."""
@@ -206,6 +205,16 @@ def _there(path: Path) -> Path:
 def _emptied(draft: Path) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
+
+
+def _listed(draft: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """{name: [size, checksum]} of this process's files; of the first also `state` and DCP's table."""
+    rank, first = world.world().rank, world.world().first
+    own = sorted(p for p in draft.iterdir() if p.name.startswith(f"__{rank}_"))
+    if first:
+        (draft / STATE).write_text(json.dumps(state))
+        own += [draft / STATE, draft / ".metadata"]
+    return {p.name: [p.stat().st_size, crc32(p)] for p in own}
 
 
 def _finished(draft: Path, final: Path, step: int, files: dict[str, Any]) -> None:

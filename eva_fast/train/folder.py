@@ -4,9 +4,12 @@ import contextlib
 import json
 import logging
 import platform
+import shutil
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +30,23 @@ from eva_fast.files import (
 )
 from eva_fast.train import checkpoint
 from eva_fast.version import __version__
-from eva_fast.world import from_first, world
+from eva_fast.world import from_first, of_all, world
 
 if TYPE_CHECKING:
     from eva_fast.config import Config
 
 log = logging.getLogger(__name__)
+SHARED_SECONDS = 20.0
 
 
 @contextlib.contextmanager
 def open_folder(config: "Config") -> Iterator[tuple[Path, Path | None]]:
     """(the run's folder, the checkpoint to go on from or None); the folder is this run's alone until
-    the block ends. UsageError where another run writes to it, it holds a run, or that was another. Of
-    several processes the first looks and holds it, and tells the others."""
+    the block ends. UsageError where another run writes to it, it holds a run, that was another, or no
+    checkpoint of it is whole. Of several processes the first looks and holds it, and tells the others:
+    all must see the same folder, and where torchrun began one anew, all go on."""
+    if "auto" in of_all(config.run.resume):  # torchrun counts restarts on each machine by itself
+        config = replace(config, run=replace(config.run, resume="auto"))
     with contextlib.ExitStack() as held:
         found, error = None, None
         if world().first:
@@ -53,7 +60,40 @@ def open_folder(config: "Config") -> Iterator[tuple[Path, Path | None]]:
         if error is not None:
             raise error
         assert found is not None
+        _check_shared(found[0])
         yield found
+
+
+def _check_shared(out: Path) -> None:
+    """UsageError, on every process, unless all see the folder that the first does: they write their
+    parts of a checkpoint into one."""
+    if world().size == 1:
+        return
+    mark, token = out / ".shared", from_first(uuid.uuid4().hex)
+    if world().first:
+        with writing_to(mark):
+            mark.write_text(token)
+    seen = of_all(_says(mark, token))
+    if world().first:
+        mark.unlink(missing_ok=True)
+    if not all(seen):
+        blind = ", ".join(str(rank) for rank, sees in enumerate(seen) if not sees)
+        raise UsageError(
+            f"{out} is not one folder for all processes: what process 0 writes there is not seen by "
+            f"{blind}. Give an out= on storage that all machines share, as a full path"
+        )
+
+
+def _says(path: Path, text: str) -> bool:
+    """Whether the file holds the text within a while: network storage may take some seconds."""
+    end = time.monotonic() + SHARED_SECONDS
+    while True:
+        with contextlib.suppress(OSError):
+            if path.read_text() == text:
+                return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
 
 
 def _make_folder(config: "Config") -> Path:
@@ -70,12 +110,20 @@ def _make_folder(config: "Config") -> Path:
 
 def _start_from(out: Path, config: "Config") -> Path | None:
     found = checkpoint.newest(out / "checkpoints")
+    damaged = checkpoint.steps_in(out / "checkpoints")  # of those after `found`
+    if found is not None:
+        damaged = [folder for folder in damaged if folder.name > found.name]
     if config.run.resume == "never":
-        if found is not None or _has_lines(out / "metrics.jsonl"):
+        if found is not None or damaged or _has_lines(out / "metrics.jsonl"):
             raise UsageError(
                 f"{out} already holds a run; resume='auto' goes on with it, another out= starts anew"
             )
         return None
+    if found is None and damaged:
+        raise UsageError(
+            f"no checkpoint of {out} is whole: {damaged[-1].name}: {checkpoint.fault_of(damaged[-1])}. "
+            "Bring one back, or give another out= to begin anew"
+        )
     if found is not None:
         other = config.changed(checkpoint.options_in(found))
         for name in ("data", "teacher"):  # may be the same in another place: see same_*.py
@@ -86,7 +134,19 @@ def _start_from(out: Path, config: "Config") -> Path | None:
                 f"{out} was started with other options ({changes}); give the same ones to go on "
                 "with it, or another out="
             )
+    for folder in damaged:
+        _set_aside(folder)
     return found
+
+
+def _set_aside(folder: Path) -> None:
+    """A damaged checkpoint is kept for whoever can mend it, and is none of the last ones any more: it
+    would have newer ones of earlier steps removed."""
+    aside = folder.with_suffix(".damaged")
+    with writing_to(aside):
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    log.warning("checkpoint %s is now %s: remove it when it is of no use", folder, aside.name)
 
 
 def _has_lines(path: Path) -> bool:

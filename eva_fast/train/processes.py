@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from eva_fast.config import Config
 
 log = logging.getLogger(__name__)
+GONE = (
+    "another process of the run has ended or does not answer, so this one ends too; the last checkpoint "
+    "is whole, and resume='auto' goes on from it ({})"
+)
 
 
 def check_processes(config: "Config", to: World) -> None:
@@ -73,11 +77,20 @@ def joined(to: World, device: torch.device, minutes: float) -> Iterator[None]:
             backend, timeout=timeout, device_id=bound, store=store, rank=rank, world_size=size
         )
     try:
-        with world.joined(to):
+        with world.joined(to, timeout):
             yield
+    except RuntimeError as error:
+        if isinstance(error, RunError) or not _is_exchange(dist, error):
+            raise
+        raise RunError(GONE.format(_first_line(error))) from error
     finally:
         if not foreign and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _is_exchange(dist: Any, error: RuntimeError) -> bool:
+    """Whether it is of an exchange that failed, which gloo gives no class of its own."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
 def _check_group(dist: Any, to: World) -> None:
@@ -99,12 +112,8 @@ class Agreement:
     def __init__(self) -> None:
         self.waited = 0.0
         """Seconds that this process waited for others: little on the slowest, most on the fastest."""
-        self._group: Any = None
+        self._group = world.host_group()
         self._pending: Any = None
-        if world.world().size > 1:
-            import torch.distributed as dist
-
-            self._group = dist.new_group(backend="gloo")
 
     def __call__(self, *wishes: int) -> tuple[int, ...]:
         if self._group is None:
@@ -126,10 +135,7 @@ class Agreement:
         try:
             work.wait()
         except RuntimeError as error:
-            raise RunError(
-                "another process of the run has ended or does not answer, so this one ends too; the "
-                f"last checkpoint is whole, and resume='auto' goes on from it ({_first_line(error)})"
-            ) from error
+            raise RunError(GONE.format(_first_line(error))) from error
         self.waited += time.perf_counter() - start
         return tuple(flags.tolist())
 

@@ -4,8 +4,11 @@ import multiprocessing
 import time
 
 import pytest
+import torch
 
 from eva_fast.config import Config
+from eva_fast.train import checkpoint
+from eva_fast.train.checkpoint_writer import Writer
 from eva_fast.train.folder import open_folder
 
 
@@ -61,3 +64,48 @@ def test_one_folder_by_two_names_is_one(tmp_path, monkeypatch):
     first, second = (Config.from_options({"out": tmp_path / name}) for name in ("run", "link"))
     with open_folder(first), pytest.raises(ValueError, match="another run"), open_folder(second):
         pass
+
+
+def begun(out, *steps, keep=9):
+    """A folder with checkpoints of a run, and the options to go on with it."""
+    config = Config.from_options({"out": out, "resume": "auto"})
+    with Writer(out / "checkpoints", keep) as writer:
+        for step in steps:
+            writer.start(step, {"w": torch.zeros(3)}, {"options": config.options()})
+    return config
+
+
+def damage(out, step):
+    victim = next((out / "checkpoints" / checkpoint.name_of(step)).glob("*.distcp"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+
+
+def test_damaged_checkpoints_do_not_crowd_out_those_that_follow(tmp_path):
+    """A run goes on from step 2, and what it saves at step 3 is no older than a damaged step 4."""
+    config = begun(tmp_path, 2, 4, 6)
+    damage(tmp_path, 4)
+    damage(tmp_path, 6)
+    with open_folder(config) as (_, found):
+        assert found.name == checkpoint.name_of(2)
+    begun(tmp_path, 3, keep=1)
+    root = tmp_path / "checkpoints"
+    assert [folder.name for folder in checkpoint.steps_in(root)] == [checkpoint.name_of(3)]
+    assert {p.name for p in root.glob("*.damaged")} == {
+        f"{checkpoint.name_of(step)}.damaged" for step in (4, 6)
+    }
+
+
+@pytest.mark.parametrize("resume", ["never", "auto"])
+def test_a_run_without_a_whole_checkpoint_does_not_begin_anew_unasked(tmp_path, resume):
+    begun(tmp_path, 2, 4)
+    damage(tmp_path, 2)
+    damage(tmp_path, 4)
+    config = Config.from_options({"out": tmp_path, "resume": resume})
+    with (
+        pytest.raises(
+            ValueError, match="already holds a run|no checkpoint of .* is whole: step_0*4"
+        ),
+        open_folder(config),
+    ):
+        pass
+    assert len(checkpoint.steps_in(tmp_path / "checkpoints")) == 2
