@@ -108,9 +108,9 @@ def fit(name: str, kind: Any, value: Any) -> Any:
     elif kind in (str, str | None):
         if isinstance(value, str):
             return str(value)  # NumPy's is one too, and no YAML
-    elif isinstance(value, str):  # a Literal
+    else:  # a Literal
         choices = kind.__args__
-        if value in choices:
+        if isinstance(value, str) and value in choices:
             return value
         raise UsageError(f"{name} must be one of {', '.join(choices)}, got {shown(value)}")
     wanted = getattr(kind, "__name__", None) or str(kind)

@@ -118,6 +118,7 @@ def test_numbers_that_yaml_reads_as_text(tmp_path):
         (dict(precision="fp4"), "precision must be one of auto, fp32, bf16, fp16, fp8"),
         (dict(device="tpu"), "device must be auto, cpu or cuda"),
         (dict(resume="yes", out="x"), "resume must be one of never, auto"),
+        (dict(resume=True, out="x"), "resume must be one of never, auto, got True"),
         (dict(log_every=0), "log_every must be at least 1"),
         (dict(progress="yes"), "progress must be of type bool"),
         (dict(track="tensorbord"), "track is none, or of tensorboard, wandb, mlflow"),

@@ -97,10 +97,10 @@ def run(
 ) -> PretrainResult:
     """`pretrain` for a ready configuration, without the last words. on_step: called with the number
     of finished steps after each."""
-    from eva_fast.train.callbacks import EachStep
+    from eva_fast.train.callbacks import EachStep, check_callbacks
 
     own = () if on_step is None else (EachStep(on_step),)
-    going = steps(config, (*own, *callbacks))
+    going = steps(config, (*own, *check_callbacks(callbacks)))
     while True:
         try:
             next(going)
@@ -120,11 +120,10 @@ def steps(
     from eva_fast.objectives import open_objective
     from eva_fast.recipes.hearing import heard
     from eva_fast.recipes.probing import probing
-    from eva_fast.train.callbacks import check_callbacks
     from eva_fast.train.processes import going_on, joined
     from eva_fast.train.resolve import check_run, sample_options, setting_of
 
-    told = (*probing(config), *check_callbacks(callbacks))
+    told = (*probing(config), *callbacks)
     setting, to = setting_of(going_on(config)), world.asked_for()
     objective = open_objective(config.objective.objective)
     sample = sample_options(setting, objective)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eva_fast.config import Config
+from eva_fast.data.decode.formats import reading_arrays
 from eva_fast.device import undisturbed
 from eva_fast.errors import UsageError
 from eva_fast.evaluate.compare import compare
@@ -38,7 +39,9 @@ class Probing(Callback):
         self.probes = check_probes(asked.probe_with.split(","))
         self.every = asked.probe_every
         self.megapixels = config.data.max_megapixels
-        self.sources = open_labelled(self.data)
+        self.bands = None if config.data.channels == 3 else config.data.statistics
+        with reading_arrays(self.bands is not None):
+            self.sources = open_labelled(self.data)
         self.labels = known_labels(self.sources)
         if self.labels is not None:
             split(self.labels, self.data)  # what is wrong with them is told before any work
@@ -62,7 +65,7 @@ class Probing(Callback):
             found = compare(
                 {"student": student_features(student.eval())}, self.sources, self.labels, self.data,
                 self.probes, size=student.sizes.img_size, device=device,
-                max_megapixels=self.megapixels,
+                max_megapixels=self.megapixels, bands=self.bands,
             )  # fmt: skip
         student.train(was_training)
         scores = {name: value for name, value in found["results"][0].items() if name != "features"}

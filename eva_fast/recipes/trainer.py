@@ -8,7 +8,7 @@ from eva_fast.config import Config
 from eva_fast.errors import UsageError
 from eva_fast.keywords import AnyPath, PretrainOptions, Unpack, documented
 from eva_fast.recipes.pretrain import PretrainResult, steps
-from eva_fast.train.callbacks import Callback, Training
+from eva_fast.train.callbacks import Callback, Training, check_callbacks
 
 
 @documented(Config)
@@ -43,7 +43,7 @@ class Trainer:
         self.config = Config.from_options({"data": data, **said, **options})
         self._seen = _Seen()
         self._steps: Generator[int, None, PretrainResult] = steps(
-            self.config, (self._seen, *callbacks)
+            self.config, (self._seen, *check_callbacks(callbacks))
         )
         self._result: PretrainResult | None = None
 

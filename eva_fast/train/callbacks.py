@@ -1,6 +1,6 @@
 """What a run tells while it trains, to classes of one's own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,12 +95,15 @@ class EachStep(Callback):
         self.function(training.step)
 
 
-def check_callbacks(callbacks: Sequence[Any]) -> tuple[Callback, ...]:
-    """UsageError for what is no callback."""
-    for callback in callbacks:
+def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
+    """UsageError for what is no callback, and for one that is not in a list."""
+    if not isinstance(callbacks, Iterable):
+        raise UsageError(f"callbacks takes a list of callbacks, got {callbacks!r}")
+    found = tuple(callbacks)
+    for callback in found:
         if not isinstance(callback, Callback):
             hint = ", an instance of it" if isinstance(callback, type) else ""
             raise UsageError(
                 f"callbacks are derived from eva_fast.Callback{hint}, and {callback!r} is not"
             )
-    return tuple(callbacks)
+    return found

@@ -7,6 +7,7 @@ record.
 
 import contextlib
 import importlib
+import logging
 import os
 import secrets
 import time
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 from eva_fast.errors import UsageError
 from eva_fast.files import atomic_write
 
+log = logging.getLogger(__name__)
 PROJECT = "eva_fast"
 
 
@@ -124,8 +126,46 @@ def check_installed(track: str) -> None:
 
 
 def open_loggers(track: str, out: Path, options: Mapping[str, Any]) -> list[Logger]:
-    """Those that `track` names, for the run in `out` with those options."""
-    return [LOGGERS[name](out, options) for name in names_of(track)]
+    """Those that `track` names, for the run in `out` with those options. UsageError where one does not
+    begin: no key, no server."""
+    opened: list[Logger] = []
+    for name in names_of(track):
+        try:
+            opened.append(LOGGERS[name](out, options))
+        except Exception as error:
+            for logger in opened:
+                close(logger)
+            raise UsageError(
+                f"track={name!r} does not begin: {_said(error)}; see to its environment variables "
+                "(offline: WANDB_MODE=offline, no MLFLOW_TRACKING_URI), or leave it off"
+            ) from error
+    return opened
+
+
+def add(logger: Logger, step: int, values: Mapping[str, float]) -> bool:
+    """Sends one log point. False, with a warning, where it cannot: no run ends for its server's sake."""
+    try:
+        logger.add(step, values)
+    except Exception as error:
+        log.warning(
+            "%s is told no more of this run, whose metrics.jsonl has all of it: %s",
+            type(logger).__name__, _said(error),
+        )  # fmt: skip
+        return False
+    return True
+
+
+def close(logger: Logger) -> None:
+    """Ends a record, or warns that it could not."""
+    try:
+        logger.close()
+    except Exception as error:
+        log.warning("%s was not closed: %s", type(logger).__name__, _said(error))
+
+
+def _said(error: Exception) -> str:
+    """An error of a library in one line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _kept(path: Path, make: Callable[[], str]) -> str:

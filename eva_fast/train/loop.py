@@ -102,7 +102,7 @@ def train(
             with saver.on_error():
                 yield state.step
         agreed.settle()
-        saver.finish()
+        saver.finish(unbegun=True)
         for folder in saver.writer.written():
             tell("on_checkpoint", folder)
         _check_outcome(state, state.step - first_step)

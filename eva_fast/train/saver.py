@@ -59,8 +59,11 @@ class Saver:
                 self.state.save(self.writer, self.options)
         self.step, self.time = self.state.step, time.monotonic()
 
-    def finish(self) -> None:
-        """The last checkpoint, on disk when this returns; RunError where it cannot be written."""
+    def finish(self, *, unbegun: bool = False) -> None:
+        """The last checkpoint, on disk when this returns; RunError where it cannot be written. unbegun:
+        also of a run that was stopped before its first step, which goes on from there."""
+        if unbegun and self.state.step == 0:
+            self.step = -1
         self.save()
         self.writer.wait()
 

@@ -19,7 +19,8 @@ from rich.progress import (
 )
 
 from eva_fast.files import atomic_write
-from eva_fast.train.loggers import Logger, open_loggers
+from eva_fast.train import loggers
+from eva_fast.train.loggers import Logger
 from eva_fast.world import world
 
 if TYPE_CHECKING:
@@ -37,13 +38,13 @@ class Telemetry:
 
     def __init__(
         self, out: Path, *, first_step: int, total: int, progress: bool,
-        loggers: Sequence[Logger] = (),
+        tracked: Sequence[Logger] = (),
     ):  # fmt: skip
         self.path = out / "metrics.jsonl"
         keep_until(self.path, first_step)
         self._file = self.path.open("ab", buffering=0)
         self._unwritten = b""
-        self._loggers = loggers
+        self._loggers = list(tracked)
         self._console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -84,8 +85,10 @@ class Telemetry:
                 values["step"], self._total, shown, values["seconds_left"],
             )  # fmt: skip
         numbers = {n: v for n, v in values.items() if n != "step" and isinstance(v, int | float)}
-        for logger in self._loggers:
-            logger.add(values["step"], numbers)
+        for logger in self._loggers[:]:
+            if not loggers.add(logger, values["step"], numbers):
+                self._loggers.remove(logger)
+                loggers.close(logger)
 
     def _write(self, line: bytes) -> None:
         """A line that a full disk refuses waits for the next one: no run ends for that."""
@@ -108,7 +111,7 @@ class Telemetry:
         self._write(b"")
         self._file.close()
         for logger in self._loggers:
-            logger.close()
+            loggers.close(logger)
 
 
 class Silent:
@@ -132,7 +135,7 @@ def open_telemetry(
     run = config.run
     with Telemetry(
         out, first_step=first_step, total=total, progress=run.progress,
-        loggers=open_loggers(run.track, out, config.options()),
+        tracked=loggers.open_loggers(run.track, out, config.options()),
     ) as telemetry:  # fmt: skip
         yield telemetry
 

@@ -56,7 +56,9 @@ def options(request, scenes):
 
 @pytest.fixture(scope="module")
 def trained(options, tmp_path_factory):
-    return eva_fast.pretrain(out=tmp_path_factory.mktemp("run") / "run", **options)
+    """With a probe at its end, which moves no number."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    return eva_fast.pretrain(out=out, probe_data=options["data"], probe_every=4, **options)
 
 
 def test_it_learns_resumes_and_is_handed_on(trained, options, tmp_path):
@@ -87,6 +89,8 @@ def test_it_learns_resumes_and_is_handed_on(trained, options, tmp_path):
     result = evaluate(trained.out, options["data"], probes=["knn"], out=tmp_path / "eval.json")
     assert [row["features"] for row in result["results"]][-1] == "teacher hog"
     assert result["sizes"]["channels"] == 5
+    probed = json.loads((trained.out / "probes.jsonl").read_text())
+    assert probed["step"] == 4 and probed["knn"] == result["results"][0]["knn"]
     count = plan("h100", images=1000, **{k: v for k, v in options.items() if k != "data"}).count
     if "timm" not in options["model"]:
         assert count.parameters == parameter_count(trained.model.sizes)

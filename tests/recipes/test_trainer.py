@@ -49,6 +49,17 @@ def test_left_early_it_has_a_checkpoint_and_goes_on(whole, tmp_path):
     assert list(rest) == [3, 4, 5] and same(rest.run().weights, whole.weights)
 
 
+def test_stopped_before_its_first_step_it_goes_on(whole, tmp_path):
+    class Never(eva_fast.Callback):
+        def on_start(self, training):
+            training.stop()
+
+    found = eva_fast.pretrain(out=tmp_path, callbacks=[Never()], **OPTIONS)
+    assert found.stopped_by == "callback" and found.weights.is_file() and not found.metrics
+    rest = eva_fast.pretrain(out=tmp_path, resume="auto", **OPTIONS)
+    assert same(rest.weights, whole.weights)
+
+
 def test_an_error_in_the_block_is_raised_after_a_checkpoint(tmp_path):
     with pytest.raises(ZeroDivisionError), eva_fast.Trainer(out=tmp_path, **OPTIONS) as trainer:
         for step in trainer:
@@ -77,4 +88,6 @@ def test_options_are_checked_before_the_first_step():
     with pytest.raises(ValueError, match="depht"):
         eva_fast.Trainer(depht=3)
     with pytest.raises(UsageError, match="derived from"):
-        next(iter(eva_fast.Trainer(callbacks=[print], **OPTIONS)))
+        eva_fast.Trainer(callbacks=[print], **OPTIONS)
+    with pytest.raises(UsageError, match="takes a list"):
+        eva_fast.pretrain(callbacks=eva_fast.Callback(), **OPTIONS)

@@ -62,6 +62,21 @@ def test_a_callback_ends_the_run_with_a_checkpoint(tmp_path):
     assert steps(tmp_path) == [3] and diary.told[-1] == ("end", 3, "callback")
 
 
+def test_a_run_that_is_stopped_before_its_first_step_goes_on_from_there(tmp_path):
+    class Never(Callback):
+        def on_start(self, training):
+            training.stop()
+
+    for _ in range(2):
+        assert run(tmp_path, make_step(), total=3, callbacks=[Never()]) == "callback"
+        assert steps(tmp_path) == [0]
+    step, plain = make_step(), make_step()
+    step.state.restore(tmp_path / "checkpoints" / "step_000000000")
+    run(tmp_path, step, total=3)
+    run(tmp_path / "plain", plain, total=3)
+    assert lines(tmp_path)[-1]["loss"] == lines(tmp_path / "plain")[-1]["loss"]
+
+
 @pytest.mark.parametrize("hook", ["on_step", "on_log", "on_start"])
 def test_an_exception_of_one_is_raised_after_a_checkpoint(tmp_path, hook):
     class Broken(Callback):
@@ -82,3 +97,6 @@ def test_what_is_no_callback_is_told():
         check_callbacks([print])
     with pytest.raises(UsageError, match="an instance of it"):
         check_callbacks([Callback])
+    for alone in (Callback(), None):
+        with pytest.raises(UsageError, match="takes a list"):
+            check_callbacks(alone)

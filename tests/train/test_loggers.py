@@ -1,5 +1,6 @@
 """Loggers by the real libraries, without a network: what a run sends is read back from their files."""
 
+import json
 import struct
 import sys
 
@@ -25,7 +26,7 @@ def send(name, out):
         }  # fmt: skip
         loggers = open_loggers(name, out, OPTIONS)
         with Telemetry(
-            out, first_step=step - 1, total=4, progress=False, loggers=loggers
+            out, first_step=step - 1, total=4, progress=False, tracked=loggers
         ) as telemetry:
             telemetry.record(**told)
 
@@ -101,6 +102,45 @@ def test_a_run_tells_its_loggers(tmp_path):
         steps=2, workers=0, kernels="torch", device="cpu", track="tensorboard",
     )  # fmt: skip
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+class Broken:
+    """A library whose server is gone."""
+
+    def __init__(self, *_):
+        self.asked = 0
+
+    def add(self, step, values):
+        self.asked += 1
+        raise ConnectionError("nobody answers")
+
+    close = __init__
+
+
+def test_a_server_that_is_gone_ends_no_run(tmp_path, monkeypatch, caplog):
+    broken = Broken()
+    monkeypatch.setitem(LOGGERS, "mlflow", lambda out, options: broken)
+    send("mlflow", tmp_path / "run")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert steps == list(SENT)
+    assert "Broken is told no more of this run" in caplog.text and "nobody answers" in caplog.text
+
+
+def test_one_that_does_not_begin_is_named(tmp_path, monkeypatch):
+    closed = []
+
+    class First(Broken):
+        def close(self):
+            closed.append(self)
+
+    def no_key(out, options):
+        raise RuntimeError("No API key configured.\nLog in.")
+
+    monkeypatch.setitem(LOGGERS, "tensorboard", First)
+    monkeypatch.setitem(LOGGERS, "wandb", no_key)
+    with pytest.raises(UsageError, match="track='wandb' does not begin: RuntimeError: No API key"):
+        open_loggers("tensorboard,wandb", tmp_path, OPTIONS)
+    assert len(closed) == 1
 
 
 def test_names():
