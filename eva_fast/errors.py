@@ -17,3 +17,9 @@ class MissingFileError(UsageError, FileNotFoundError):
 class RunError(RuntimeError):
     """A run that began rightly cannot go on: unreadable data, a dead worker, a full disk, numbers
     that are not finite. The message says how to go on. Exit status 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library's error says, cut to fit into a message; its kind where it
+    says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

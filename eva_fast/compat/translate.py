@@ -6,6 +6,7 @@ from eva_fast.compat.flags import Said
 from eva_fast.compat.official import FLAGS
 from eva_fast.compat.teacher import teacher_of
 from eva_fast.errors import UsageError
+from eva_fast.options import require
 
 # MAE's students of the official code: eva_fast's name and the depth of the decoder. The second has
 # patches of 14 whatever its name says.
@@ -19,7 +20,9 @@ LOG_EVERY = 10
 
 
 def batch_of(said: Said, processes: int) -> int:
-    """Images a step over all processes."""
+    """Images a step over all processes. UsageError where there are none."""
+    for name in ("batch_size", "update_freq"):
+        require(getattr(said, name) >= 1, f"--{name} must be at least 1, got {getattr(said, name)}")
     return said.batch_size * processes * said.update_freq
 
 

@@ -47,6 +47,7 @@ def next_commands(config: Config, result: "PretrainResult") -> dict[str, str]:
 
     out, teacher, named = result.out, config.teacher.teacher, config.objective.objective
     same = [] if not isinstance(named, str) or named == "eva" else ["--objective", named]
+    same += _bands(config)
     foreign = isinstance(result.model, Backbone)
     student = ["--model", config.model.model] if same or foreign else []
     taught = type(open_objective(named)).request is not Objective.request
@@ -56,9 +57,10 @@ def next_commands(config: Config, result: "PretrainResult") -> dict[str, str]:
     found = {}
     codes = isinstance(result.model, VqKd | TokenViT)
     if plain or codes or foreign or isinstance(result.model, SwinV2 | BeitViT):
-        found["how good its features are, beside untrained ones, pixels and the teacher:"] = (
-            _command("eval", out)
-        )
+        ours = config.data.channels in (1, 3)  # as many as the built-in drawings can have
+        where = "" if ours else ", on a folder with a folder a class in place of FOLDER"
+        what = f"how good its features are, beside untrained ones, pixels and the teacher{where}:"
+        found[what] = _command("eval", out, *(() if ours else ("--data", "FOLDER")))
     if isinstance(result.model, VqKd):
         found["predict its codes of masked patches:"] = _command(
             "pretrain", "--objective", "tokens", "--teacher", out, "--model", config.model.model,
@@ -83,6 +85,17 @@ def _sides(config: Config) -> list[str]:
     """The sides of image and patch where the model's name does not say them."""
     said = {"--img-size": config.model.img_size, "--patch-size": config.model.patch_size}
     return [word for flag, side in said.items() if side for word in (flag, str(side))]
+
+
+def _bands(config: Config) -> list[str]:
+    """What says which channels images have, where these are not three."""
+    data = config.data
+    if data.channels == 3:
+        return []
+    said = {"--mean": data.mean, "--std": data.std}
+    said["--teacher-channels"] = config.teacher.teacher_channels
+    values = [[flag, *map(str, numbers)] for flag, numbers in said.items() if numbers]
+    return ["--channels", str(data.channels), *(word for words in values for word in words)]
 
 
 def _go_on(out: Path) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eva_fast.errors import UsageError
+from eva_fast.errors import UsageError, first_line
 from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 from eva_fast.teachers.backbone import BackboneTeacher, FeatureMap
 from eva_fast.weights import hub
@@ -44,7 +44,7 @@ def transformers_teacher(
             folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # the library has many
-        raise UsageError(f"transformers cannot load {folder}: {_first_line(error)}") from error
+        raise UsageError(f"transformers cannot load {folder}: {first_line(error)}") from error
     tower = getattr(model, "vision_model", model)
     if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key):
         raise UsageError(
@@ -105,7 +105,3 @@ def _prefix(network: nn.Module, size: tuple[int, int], config: Any) -> int:
     if extra > 1:
         raise UsageError(f"{tokens} tokens of an image of {size} are on no grid that is known")
     return extra
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

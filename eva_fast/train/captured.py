@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from eva_fast.data import Batch
-from eva_fast.errors import UsageError
+from eva_fast.errors import UsageError, first_line
 from eva_fast.layers.sharding import is_sharded
 from eva_fast.ops import copies
 from eva_fast.ops.graphs import Graph
@@ -123,7 +123,7 @@ class CapturedStep:
         try:
             self.captured = _Captured(self.step, batch)
         except (RuntimeError, AttributeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             if self.graph == "on":
                 raise UsageError(f"graph='on': the step cannot be captured: {reason}") from error
             log.warning("the step is not captured as a CUDA graph: %s", reason)

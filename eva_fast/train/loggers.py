@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from eva_fast.errors import UsageError
+from eva_fast.errors import UsageError, first_line
 from eva_fast.files import atomic_write
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def open_loggers(track: str, out: Path, options: Mapping[str, Any]) -> list[Logg
             for logger in opened:
                 close(logger)
             raise UsageError(
-                f"track={name!r} does not begin: {_said(error)}; see to its environment variables "
+                f"track={name!r} does not begin: {first_line(error)}; see to its environment variables "
                 "(offline: WANDB_MODE=offline, no MLFLOW_TRACKING_URI), or leave it off"
             ) from error
     return opened
@@ -149,7 +149,7 @@ def add(logger: Logger, step: int, values: Mapping[str, float]) -> bool:
     except Exception as error:
         log.warning(
             "%s is told no more of this run, whose metrics.jsonl has all of it: %s",
-            type(logger).__name__, _said(error),
+            type(logger).__name__, first_line(error),
         )  # fmt: skip
         return False
     return True
@@ -160,12 +160,7 @@ def close(logger: Logger) -> None:
     try:
         logger.close()
     except Exception as error:
-        log.warning("%s was not closed: %s", type(logger).__name__, _said(error))
-
-
-def _said(error: Exception) -> str:
-    """An error of a library in one line."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        log.warning("%s was not closed: %s", type(logger).__name__, first_line(error))
 
 
 def _kept(path: Path, make: Callable[[], str]) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from eva_fast import world
-from eva_fast.errors import RunError, UsageError
+from eva_fast.errors import RunError, UsageError, first_line
 from eva_fast.train.meeting import agent_store
 from eva_fast.world import World
 
@@ -82,7 +82,7 @@ def joined(to: World, device: torch.device, minutes: float) -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, RunError) or not _is_exchange(dist, error):
             raise
-        raise RunError(GONE.format(_first_line(error))) from error
+        raise RunError(GONE.format(first_line(error))) from error
     finally:
         if not foreign and dist.is_initialized():
             dist.destroy_process_group()
@@ -135,10 +135,6 @@ class Agreement:
         try:
             work.wait()
         except RuntimeError as error:
-            raise RunError(GONE.format(_first_line(error))) from error
+            raise RunError(GONE.format(first_line(error))) from error
         self.waited += time.perf_counter() - start
         return tuple(flags.tolist())
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from eva_fast.errors import UsageError
+from eva_fast.errors import UsageError, first_line
 from eva_fast.libraries import library, unknown
 from eva_fast.weights.folder import INDEX, WEIGHT_FILES, shards
 from eva_fast.weights.hints import open_clip_hints
@@ -56,9 +56,8 @@ def fetch(download: Callable[[], Path], asked: str) -> Path:
     try:
         return download()
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UsageError(
-            f"{asked!r} could not be downloaded ({reason}); check the name and the "
+            f"{asked!r} could not be downloaded ({first_line(error)}); check the name and the "
             "network, or give a local weight file"
         ) from error
 

@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from eva_fast.errors import MissingFileError, UsageError
+from eva_fast.errors import MissingFileError, UsageError, first_line
 from eva_fast.weights import folder
 from eva_fast.weights.hashes import check_hash
 from eva_fast.weights.pickles import ZIP, check_archive, check_legacy
@@ -181,7 +181,7 @@ def _holds_tensors(state: Any, name: str) -> bool:
 def _damaged(path: Path, error: Exception) -> UsageError:
     return UsageError(
         f"{path} is not a readable weight file: it is damaged, truncated or no weight file at all "
-        f"({type(error).__name__}: {_first_line(error)}); expected {FORMATS}"
+        f"({type(error).__name__}: {first_line(error)}); expected {FORMATS}"
     )
 
 
@@ -190,12 +190,8 @@ def _pickled(path: Path, error: Exception) -> UsageError:
     refused = re.search(r"GLOBAL ([\w.]+)", str(error))
     return UsageError(
         f"{path} is not a readable weight file: it holds pickled Python objects besides tensors "
-        f"({refused[1] if refused else _first_line(error)}), which are never loaded because loading "
+        f"({refused[1] if refused else first_line(error)}), which are never loaded because loading "
         "runs code. To convert a file you trust: "
         f"state = torch.load({str(path)!r}, weights_only=False); torch.save(state['model'], "
         "'converted.pt'), or whatever the entry with the state dict is called"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:200]

@@ -136,3 +136,9 @@ def test_launchers():
         assert settled({**started, **torchrun, "RANK": "5"}).rank == 5  # torchrun inside of it
         with pytest.raises(UsageError, match="started 8 processes: set MASTER_ADDR"):
             settled(dict(started))
+
+
+@pytest.mark.parametrize("flag", ["--batch_size", "--update_freq"])
+def test_a_batch_of_no_images_is_refused_by_its_flag(flag):
+    with pytest.raises(UsageError, match=f"{flag} must be at least 1, got 0"):
+        config_of("--data_path", "photos", flag, "0")

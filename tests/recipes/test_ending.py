@@ -62,6 +62,22 @@ def test_another_objective_stays_and_needs_no_teacher_where_it_has_none(finished
         assert all(f"--objective {name}" in c for c in found if " pretrain " in c)
 
 
+def test_images_of_other_channels_stay_what_they_are(finished, monkeypatch):
+    """Also where their numbers are below 0: the command is read back."""
+    seen = []
+    monkeypatch.setattr("eva_fast.recipes.pretrain.run", lambda c: seen.append(c) or finished[1])
+    said = dict(
+        channels=5, mean=(0.5, 0.5, 0.1, 0.25, -0.5), std=(0.1,) * 5, teacher_channels=(4, 2, 0)
+    )
+    config = Config.from_options({**TINY, **said, "data": "/my/scenes", "teacher": "hog"})
+    evaluated, taught = next_commands(config, finished[1]).values()
+    assert evaluated.endswith("--data FOLDER")
+    cli.main(shlex.split(taught)[1:])
+    (read,) = seen
+    assert read.data.statistics == config.data.statistics and read.data.channels == 5
+    assert read.teacher.teacher_channels == (4, 2, 0)
+
+
 def test_a_run_on_ones_own_images_and_teacher_is_not_told_to_use_them(finished):
     result = finished[1]
     own = Config.from_options({**TINY, "data": "/my/images", "teacher": "/my/clip.pt"})

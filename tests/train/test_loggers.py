@@ -138,7 +138,7 @@ def test_one_that_does_not_begin_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setitem(LOGGERS, "tensorboard", First)
     monkeypatch.setitem(LOGGERS, "wandb", no_key)
-    with pytest.raises(UsageError, match="track='wandb' does not begin: RuntimeError: No API key"):
+    with pytest.raises(UsageError, match="track='wandb' does not begin: No API key"):
         open_loggers("tensorboard,wandb", tmp_path, OPTIONS)
     assert len(closed) == 1
 

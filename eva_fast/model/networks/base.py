@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from eva_fast.errors import UsageError
+from eva_fast.errors import UsageError, first_line
 from eva_fast.model.networks.drop_path import DrawnDropPath
 
 REFUSALS = (
@@ -91,8 +91,9 @@ class Library:
     def refused(self, arguments: dict[str, Any], error: Exception) -> UsageError:
         """The error for arguments that the builder did not take."""
         with_ = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return UsageError(f"{self.title} cannot build {self.model!r} with {with_}: {reason}")
+        return UsageError(
+            f"{self.title} cannot build {self.model!r} with {with_}: {first_line(error)}"
+        )
 
     def takes_not(self, option: str) -> UsageError:
         """The error for a size that the builder does not take."""

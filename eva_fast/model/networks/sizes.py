@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eva_fast.errors import UsageError
+from eva_fast.errors import UsageError, first_line
 from eva_fast.model.networks.base import REFUSALS, Library, without_values
 from eva_fast.model.networks.timm import Timm
 from eva_fast.model.networks.torchvision import Torchvision
@@ -121,7 +121,7 @@ def _probe(name: str, side: int, arguments: Arguments) -> tuple[dict[str, Any], 
                 raise
             raise UsageError(
                 f"{library.title}'s {library.model!r} does not run on images of {side}x{side} pixels: "
-                f"{str(error).splitlines()[0]}"
+                f"{first_line(error)}"
             ) from error
     _check_patches(library, network, side)
     shape = _shape(network, found)
