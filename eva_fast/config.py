@@ -73,7 +73,8 @@ class Config:
 
     @classmethod
     def from_yaml(cls, path: Path | str, **over: Unpack[RunOptions]) -> "Config":
-        """The options of a YAML file (as `config.yaml` of a run holds them), `over` winning."""
+        """The options of a YAML file (as `config.yaml` of a run holds them), `over` winning. Data
+        that is a command has to come from `over`: files may be anybody's."""
         options = read_yaml(user_path(path), pipe=True)
         if options is None:
             options = {}
@@ -85,6 +86,12 @@ class Config:
             _is_data(options.get("data", "")),
             f"{path}: data must be text, or a list of texts and of [text, weight]",
         )
+        for name in ("data", "probe_data"):
+            require(
+                name in over or "pipe:" not in str(options.get(name)),
+                f"{path}: {name} is a command (pipe:...), and what a file says is not run: give it "
+                f"beside the file, {name}='pipe:...'",
+            )
         return cls.from_options({**options, **over})
 
     def settled(self) -> "Config":

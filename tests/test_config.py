@@ -89,6 +89,19 @@ def test_yaml_round_trip(tmp_path):
     assert Config.from_yaml(path, steps=9).optim.steps == 9
 
 
+@pytest.mark.parametrize(
+    "data", ["pipe:cat a.tar", ["b", ["pipe:cat a.tar", 0.5]], "b:0.5,pipe:cat a.tar:0.5"]
+)
+def test_a_file_has_no_command_run(tmp_path, data):
+    path = tmp_path / "config.yaml"
+    for name in ("data", "probe_data"):
+        path.write_text(yaml.safe_dump({name: data}))
+        with pytest.raises(ValueError, match=f"{name} (is a command|must be)"):
+            Config.from_yaml(path)
+    path.write_text(yaml.safe_dump({"data": data}))
+    assert Config.from_yaml(path, data="pipe:cat b.tar").data.data == "pipe:cat b.tar"
+
+
 def test_numbers_that_yaml_reads_as_text(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("lr: 1e-3\n")  # YAML 1.1 wants 1.0e-3

@@ -15,7 +15,7 @@ from eva_fast.data.sources.dataset import DatasetSource
 from eva_fast.data.sources.folder import require_images, walk_folder
 from eva_fast.data.sources.list import PathSource, open_list
 from eva_fast.data.sources.mixed import MixedSource
-from eva_fast.data.sources.shards import open_shards
+from eva_fast.data.sources.shards import as_file, open_shards
 from eva_fast.data.sources.tar import expand_braces, is_shard
 from eva_fast.errors import MissingFileError, UsageError
 
@@ -135,7 +135,7 @@ def _open_text(text: str, split: str) -> Source:
     if _URL.match(text):
         return open_shards(names)
     if names != [text] or re.search(r"[*?\[]", text):
-        return _open_found(_glob(names), split)
+        return _open_found([as_file(name) for name in _glob(names)], split)
     raise MissingFileError(f"{text} does not exist; {KINDS}")
 
 
@@ -143,7 +143,7 @@ def _open_path(path: Path, split: str) -> Source:
     if path.is_dir():
         return _open_folder(path)
     if is_shard(path.name):
-        return open_shards([str(path)])
+        return open_shards([as_file(str(path))])
     if path.suffix.lower() in (".txt", ".lst", ".list"):
         return open_list(path)
     raise UsageError(f"{path} is neither a folder, nor a .tar shard, nor a .txt list; {KINDS}")
@@ -154,7 +154,7 @@ def _open_folder(path: Path) -> Source:
     beside its images is no shard, a preview beside shards no data: of both kinds there must be more
     images."""
     images = walk_folder(path)
-    shards = sorted(str(p) for p in path.iterdir() if is_shard(p.name))
+    shards = sorted(as_file(str(p)) for p in path.iterdir() if is_shard(p.name))
     if shards and not len(images):
         return open_shards(shards)
     if shards and len(images) <= len(shards):

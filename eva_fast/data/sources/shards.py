@@ -138,13 +138,21 @@ class MemorySource(Source):
         return member_label(self._names[number][1])
 
 
+_ELSEWHERE = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
+
+
+def as_file(name: str) -> str:
+    """The name of what lies in a folder, such that `open_shards` takes it for nothing else: files may
+    be called as commands are."""
+    return os.path.join(os.curdir, name) if _ELSEWHERE.match(name) else name
+
+
 def open_shards(names: list[str]) -> Source:
-    """Local shards by index, the others as streams.
+    """Local shards by index, the others, URLs and commands (`pipe:...`), as streams.
 
     Raises FileNotFoundError for a missing shard, ValueError for one without an image or damaged.
     """
-    local = [not re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:", name) for name in names]
-    if not all(local):
+    if any(map(_ELSEWHERE.match, names)):
         return StreamSource(names)
     missing = [name for name in names if not os.path.isfile(name)]
     if missing:

@@ -196,3 +196,15 @@ def test_the_lies_are_what_they_are():
         tarfile.open(fileobj=io.BytesIO(LIES["headers of headers"])) as tar,
     ):
         tar.next()
+
+
+@pytest.mark.parametrize("data", [".", "*.tar", "pipe*", "{pi,x}pe:mkdir made;.tar"])
+def test_files_that_are_called_as_commands_are(tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    write_shard(tmp_path / "pipe:mkdir made;.tar", range(3))
+    if data.startswith("{"):  # which names a second one
+        with pytest.raises(FileNotFoundError, match="1 of 2 shards do not exist"):
+            open_source(data)
+    else:
+        assert len(open_source(data)) == 3
+    assert not (tmp_path / "made").exists()
