@@ -87,9 +87,15 @@ def write_code_model(
 ) -> Path:
     """Writes a tokenizer or a student of tokens in official naming, in float32, with its sizes as
     metadata. values: {name: tensor} to write instead of the model's own."""
+    return write(path, float_tensors(model, values), {"sizes": json.dumps(asdict(model.sizes))})
+
+
+def float_tensors(
+    model: CodeModel, values: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """All values of a model, or those in `values` instead of them: float32, on the CPU."""
     tensors = {**model.state_dict(), **(values or {})}
-    whole = {name: tensor.detach().float().cpu() for name, tensor in tensors.items()}
-    return write(path, whole, {"sizes": json.dumps(asdict(model.sizes))})
+    return {name: tensor.detach().float().cpu() for name, tensor in tensors.items()}
 
 
 def timm_tensors(model: TokenViT) -> dict[str, Tensor]:

@@ -162,6 +162,13 @@ def test_export_and_back(trained, tokenizer, tmp_path, kind, ended):
     assert type(again).__name__ == ("VqKd" if kind == "tokenizer" else "TokenViT")
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     assert again.forward_features(images).shape == (2, 17, 32)
+    scope: dict = {
+        "model": type("Any", (), {"load_state_dict": lambda self, state, strict: None})()
+    }
+    exec(export(source, tmp_path / "weights.pth").snippet, scope)
+    read = torch.load(tmp_path / "weights.pth", weights_only=True)["model"]
+    assert read.keys() == scope["state"].keys() == own.keys()
+    assert all(torch.equal(read[name], own[name]) for name in own)
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "student"])
@@ -171,6 +178,9 @@ def test_what_cannot_be_exported(trained, tokenizer, tmp_path, kind):
         export(out, tmp_path / "folder", format="hf")
     with pytest.raises(ValueError, match="exported at their own size"):
         export(out, tmp_path / "x.safetensors", img_size=64)
+    if kind == "student":
+        with pytest.raises(ValueError, match="as safetensors, not as x.pth"):
+            export(out, tmp_path / "x.pth", format="timm")
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "student"])
