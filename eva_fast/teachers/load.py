@@ -97,6 +97,11 @@ def load_teacher(
         ValueError: unknown name, damaged or unsuitable weights, wrong hash, no network. No code
             from a weight file is ever run.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        kind = type(name_or_path).__name__
+        raise UsageError(
+            f"a teacher is a name, a path or a module, not a {kind}; the default is 'builtin'"
+        )
     name = user_text(os.fspath(name_or_path))
     if point not in ("proj", "norm"):
         raise UsageError(f"a teacher gives features at 'proj' or 'norm', not at {point!r}")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from eva_fast.errors import UsageError
 from eva_fast.teachers import load_teacher
 from tests.conftest import GOLDEN
 from tests.teachers.openai_tower import Clip, randomise
@@ -229,3 +230,11 @@ def test_bad_grid(grid):
 def test_bad_dtype():
     with pytest.raises(ValueError, match="floating-point"):
         load_teacher(GOLDEN / "clip_micro.safetensors", dtype=torch.int32)
+
+
+@pytest.mark.parametrize("wrong", [3, None, b"hog", ["hog"]])
+def test_what_is_neither_name_nor_path(wrong):
+    with pytest.raises(
+        UsageError, match=f"a name, a path or a module, not a {type(wrong).__name__}"
+    ):
+        load_teacher(wrong)
