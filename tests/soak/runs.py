@@ -15,13 +15,15 @@ _forks.set_forkserver_preload(["tests.soak.imported"])
 
 
 class Run:
-    """So many processes that train together; what they say is in `log`."""
+    """So many processes that train together, as of so many machines; what they say is in `log`."""
 
-    def __init__(self, processes: int, log: Path, **options):
+    def __init__(self, processes: int, log: Path, machines: int = 1, **options):
         port = free_port()
         self.log = log
         self.processes = [
-            _forks.Process(target=_train, args=(rank, processes, port, log, options), daemon=True)
+            _forks.Process(
+                target=_train, args=(rank, processes, machines, port, log, options), daemon=True
+            )
             for rank in range(processes)
         ]
         for process in self.processes:
@@ -61,14 +63,15 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _train(rank, processes, port, log, options):
+def _train(rank, processes, machines, port, log, options):
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(handle, stream)
     if processes > 1:
+        here = processes // machines
         os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes),
-            LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="localhost", MASTER_PORT=str(port),
+            RANK=str(rank), LOCAL_RANK=str(rank % here), WORLD_SIZE=str(processes),
+            LOCAL_WORLD_SIZE=str(here), MASTER_ADDR="localhost", MASTER_PORT=str(port),
         )  # fmt: skip
     import eva_fast
 

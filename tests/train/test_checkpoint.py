@@ -66,7 +66,7 @@ def test_a_flipped_bit_in_any_file_is_seen(tmp_path):
         data[len(data) // 3] ^= 4
         victim.write_bytes(data)
         found = checkpoint.newest(tmp_path)
-        assert found is None or found.name == "step_000000001", victim.name
+        assert found is not None and found.name == "step_000000001", victim.name
         victim.write_bytes(whole)
     assert checkpoint.newest(tmp_path) == bad
 

@@ -9,7 +9,9 @@ import pytest
 import eva_fast
 from eva_fast.train import checkpoint
 from tests.data.pictures import write_shard
+from tests.soak.runs import Run
 from tests.train.several import (
+    LIMIT,
     OPTIONS,
     done,
     ended,
@@ -117,6 +119,15 @@ def test_four_processes_over_twenty_steps(tmp_path):
     eva_fast.pretrain(out=tmp_path / "alone", **options)
     done(pretrain(4, tmp_path / "four", **{**options, "sharding": "full"}))
     is_close(tmp_path / "four", tmp_path / "alone")
+
+
+def test_shards_within_machines_and_copies_between_them(tmp_path, alone):
+    """Two machines of two processes each."""
+    options = {**OPTIONS, "sharding": "hybrid", "ema": 0.9, "out": tmp_path / "run"}
+    run = Run(4, tmp_path / "log", machines=2, **options)
+    run.done(LIMIT)
+    assert "4 processes, sharding hybrid" in run.log.read_text()
+    is_close(tmp_path / "run", alone)
 
 
 def test_a_flipped_bit_in_any_file_of_two_processes_is_seen(tmp_path, killed):
