@@ -128,4 +128,4 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
     warps, stages = config.pop("num_warps"), config.pop("num_stages")
     constants = {"D": shape.width, "C": shape.predict_dim, "HAS_MASK": True, **config}
     args = product_args(shape) | {"p_out": f"*{shape.dtype}"}
-    return [AotCase(layer_norm_project_kernel, args, constants, warps, stages, True)]
+    return [AotCase(layer_norm_project_kernel, args, constants, warps, stages, shape.tensor_cores)]

@@ -124,7 +124,14 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
     constants = {"D": shape.width, "C": shape.predict_dim, **config}
     return [
         *(  # the op on all tokens, and on the rows that a trimmed last block leaves
-            AotCase(masked_cosine_kernel, args, constants | {"HAS_MASK": mask}, warps, stages, True)
+            AotCase(
+                masked_cosine_kernel,
+                args,
+                constants | {"HAS_MASK": mask},
+                warps,
+                stages,
+                shape.tensor_cores,
+            )
             for mask in (True, False)
         ),
         AotCase(cosine_statistics_kernel, args, {"EPS": EPS, "BLOCK": ROWS}),

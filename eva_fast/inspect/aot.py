@@ -9,13 +9,16 @@ access. Shared memory is compared with the device's limit here: the compiler doe
 this works in a process that runs under TRITON_INTERPRET=1.
 """
 
+import ast
 import collections
 import concurrent.futures
+import contextlib
 import importlib
 import pkgutil
 import re
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -203,9 +206,26 @@ def aot_report(
         for target in targets:
             aimed = replace(shape, capability=target)
             work += [(file, case, aimed) for file, case in cases(aimed, kernels)]
-    with concurrent.futures.ThreadPoolExecutor(workers or cpu_count()) as pool:
+    with _parsing_alone(), concurrent.futures.ThreadPoolExecutor(workers or cpu_count()) as pool:
         rows = list(pool.map(lambda item: inspect_case(*item), work))
     return sorted(rows, key=lambda row: (row["file"], row["kernel"], row["shape"], row["target"]))
+
+
+@contextlib.contextmanager
+def _parsing_alone() -> Iterator[None]:
+    """CPython counts the depth of `ast.parse` once for all threads: where one takes over in the middle
+    of another's, both fail (python/cpython#106905, seen in 3.11). Triton parses at each compile."""
+    parse, lock = ast.parse, threading.RLock()
+
+    def alone(*args: Any, **options: Any) -> Any:
+        with lock:
+            return parse(*args, **options)
+
+    ast.parse = alone  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        ast.parse = parse
 
 
 def problems(rows: Iterable[dict[str, Any]]) -> list[str]:

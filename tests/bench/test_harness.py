@@ -51,7 +51,7 @@ def test_variants_take_turns_and_ratios_pair_them(monkeypatch):
     cost = {"reference": 3.0, "eva_fast": 1.0}
 
     class Clock:
-        def __init__(self, device):
+        def __init__(self, device, processor):
             self.calls = 0
 
         def __call__(self, call, repeats):

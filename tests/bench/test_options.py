@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 def run(*words, out):
     command = [sys.executable, "-m", "pytest", "bench/test_ops.py", "-p", "no:cacheprovider"]
     only = ["-k", "negative_cosine and forward", f"--bench-out={out}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    own = {name: value for name, value in os.environ.items() if "PYTEST_XDIST" not in name}
+    environment = {**own, "OMP_NUM_THREADS": "1"}  # pytest-benchmark times nothing beside others
     return subprocess.run(
         [*command, *only, *words], cwd=ROOT, env=environment, capture_output=True, text=True
     )

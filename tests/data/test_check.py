@@ -19,8 +19,8 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
-def told(result):
-    console = Console(file=io.StringIO(), width=100)
+def told(result, width=100):
+    console = Console(file=io.StringIO(), width=width)
     console.print(render(result))
     return console.file.getvalue()
 
@@ -81,7 +81,7 @@ def test_streams_datasets_and_mixes(tmp_path):
 
 def test_names_that_are_not_unicode_can_be_shown(tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"noise")
-    text = told(check(tmp_path))
+    text = told(check(tmp_path), width=400)  # on one line
     assert "caf\\udce9.jpg: not an image" in text and text.encode()
 
 

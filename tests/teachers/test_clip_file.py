@@ -120,7 +120,7 @@ def test_unsuitable_configurations(tmp_path):
     save_file(tower_state(), tmp_path / "open_clip_model.safetensors")
     config = tmp_path / "open_clip_config.json"
     for text, message in (
-        ("{", "no valid JSON"),
+        ("{", "is no JSON"),
         ("[]", "JSON object"),
         ('{"model_cfg": {"vision_cfg": {"timm_model_name": "x"}}}', "timm_model_name"),
         ('{"model_cfg": {"vision_cfg": {"layers": [3, 4]}}}', "ResNet"),
