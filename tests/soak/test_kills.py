@@ -18,8 +18,8 @@ from tests.train.several import furthest, weights
 
 OPTIONS = {
     **SMALL,
-    "steps": 400,
-    "checkpoint_every": 3,
+    "steps": 1000,
+    "checkpoint_every": 8,
     "sharding": "full",
     "ema": 0.9,
     "keep_checkpoints": 2,
@@ -41,7 +41,8 @@ def kill_until(folder, kills, processes):
             time.sleep(chance.random() * 2)
         elif aim == "training":
             wait(run, lambda: checkpoint.steps_in(out / "checkpoints") != before)  # noqa: B023
-            time.sleep(chance.random() * 0.3)
+            wait(run, lambda: not drafts(out, begun))  # noqa: B023
+            time.sleep(chance.random() * 0.05)
         else:
             wait(run, lambda: drafts(out, begun))  # noqa: B023
             time.sleep(chance.random() * 0.03)
@@ -99,4 +100,5 @@ def test_fifty_kills_change_nothing(tmp_path, processes):
 def test_a_kill_changes_nothing(tmp_path, monkeypatch):
     """The same, short."""
     monkeypatch.setitem(OPTIONS, "steps", 24)
+    monkeypatch.setitem(OPTIONS, "checkpoint_every", 3)
     compare(tmp_path, 2, 2)
