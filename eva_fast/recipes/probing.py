@@ -6,13 +6,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from eva_fast.config import Config
 from eva_fast.data.decode.formats import reading_arrays
 from eva_fast.device import undisturbed
 from eva_fast.errors import UsageError
 from eva_fast.evaluate.compare import compare
 from eva_fast.evaluate.evaluation import check_probes
-from eva_fast.evaluate.features import student_features
+from eva_fast.evaluate.features import extract, student_features
 from eva_fast.evaluate.figures import pyplot
 from eva_fast.evaluate.splits import known_labels, open_labelled, split
 from eva_fast.files import atomic_write
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 FILE, FIGURE = "probes.jsonl", "probes.png"
 TIMES = 10
 """Probes of a run that does not say how often."""
+FIRST = 8
+"""Images of each source that are read before the run, to see whether any can be."""
 
 
 class Probing(Callback):
@@ -45,6 +49,19 @@ class Probing(Callback):
         self.labels = known_labels(self.sources)
         if self.labels is not None:
             split(self.labels, self.data)  # what is wrong with them is told before any work
+        self._check_images()
+
+    def _check_images(self) -> None:
+        """UsageError where none of the first images of a source can be read: before hours of work."""
+        pixels = {"pixels": lambda images: images.flatten(1)}
+        cpu = torch.device("cpu")
+        for source in self.sources:
+            first = range(min(FIRST, len(source)))
+            try:
+                with undisturbed(cpu):
+                    extract(source, pixels, 8, FIRST, cpu, first, self.megapixels, self.bands)
+            except UsageError as error:
+                raise UsageError(f"probe_data {self.data}: of the first images {error}") from None
 
     def on_start(self, training: Training) -> None:
         if training.first:
@@ -61,13 +78,15 @@ class Probing(Callback):
     def _probe(self, training: Training, student: Any) -> None:
         start, was_training = time.monotonic(), student.training
         device = next(student.parameters()).device
-        with undisturbed(device):
-            found = compare(
-                {"student": student_features(student.eval())}, self.sources, self.labels, self.data,
-                self.probes, size=student.sizes.img_size, device=device,
-                max_megapixels=self.megapixels, bands=self.bands,
-            )  # fmt: skip
-        student.train(was_training)
+        try:
+            with undisturbed(device):
+                found = compare(
+                    {"student": student_features(student.eval())}, self.sources, self.labels,
+                    self.data, self.probes, size=student.sizes.img_size, device=device,
+                    max_megapixels=self.megapixels, bands=self.bands,
+                )  # fmt: skip
+        finally:
+            student.train(was_training)
         scores = {name: value for name, value in found["results"][0].items() if name != "features"}
         seconds = round(time.monotonic() - start, 1)
         with (training.out / FILE).open("a") as file:

@@ -76,7 +76,10 @@ class Trainer:
                 step = next(self._steps)
             except StopIteration as end:
                 if end.value is None:
-                    raise UsageError("the run was ended by an error: make a new Trainer") from None
+                    raise UsageError(
+                        "the run ended without a result, by an error or before its first step: make a "
+                        "new Trainer"
+                    ) from None
                 self._result = end.value
                 return
             yield step

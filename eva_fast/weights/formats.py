@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +159,8 @@ def timm_arguments(sizes: ModelSizes) -> dict[str, Any]:
 
 def _timm_vit(model: MaeEncoder, path: Path, dtype: torch.dtype) -> Exported:
     """One file for timm's plain ViT, whose names are the official ones too."""
-    if path.suffix in TORCH_SUFFIXES:
-        write_torch(path, _in_dtype(model, dtype))
-    elif path.suffix == ".safetensors":
-        write_student(model, path, _in_dtype(model, dtype), dtype)
-    else:
-        raise UsageError(
-            f"timm tells what a file is by its name: end {path.name} in .safetensors or .pth"
-        )
+    tensors = _in_dtype(model, dtype)
+    _timm_file(tensors, path, lambda: write_student(model, path, tensors, dtype))
     arguments = {**timm_arguments(model.sizes), "fc_norm": False}
     del arguments["use_fc_norm"]
     return _timm_snippet(TIMM_VIT, arguments, path, model.statistics)
@@ -258,11 +253,14 @@ _TIMM_SWIN_GIVES = (
 )
 
 
-def _timm_file(tensors: dict[str, Tensor], path: Path) -> None:
+def _timm_file(
+    tensors: dict[str, Tensor], path: Path, safely: Callable[[], object] | None = None
+) -> None:
+    """safely: writes them as safetensors, where metadata is to lie beside them."""
     if path.suffix in TORCH_SUFFIXES:
         write_torch(path, tensors)
     elif path.suffix == ".safetensors":
-        write(path, tensors)
+        (safely or partial(write, path, tensors))()
     else:
         raise UsageError(
             f"timm tells what a file is by its name: end {path.name} in .safetensors or .pth"

@@ -76,10 +76,15 @@ def test_a_run_that_goes_on_probes_again_what_it_takes_again(probed, labelled, t
 def test_what_cannot_be_probed_is_told_before_training(tmp_path):
     (tmp_path / "flat").mkdir()
     Image.new("RGB", (40, 40)).save(tmp_path / "flat" / "a.png")
+    for number, name in enumerate(("cats", "cats", "dogs", "dogs")):
+        folder = tmp_path / "empty" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(b"no picture")
     for wrong, message in (
         (dict(probe_every=2), "probe_every needs probe_data"),
         (dict(probe_data=tmp_path / "nowhere"), "nowhere"),
         (dict(probe_data=tmp_path / "flat"), "class"),
+        (dict(probe_data=tmp_path / "empty"), "of the first images none of the 4"),
     ):
         with pytest.raises((UsageError, FileNotFoundError), match=message):
             eva_fast.pretrain(out=tmp_path / "run", **wrong, **OPTIONS)

@@ -68,7 +68,7 @@ def test_an_error_in_the_block_is_raised_after_a_checkpoint(tmp_path):
     assert [p.name for p in checkpoint.steps_in(tmp_path / "checkpoints")] == ["step_000000003"]
     with pytest.raises(UsageError, match="has not ended"):
         trainer.result  # noqa: B018
-    with pytest.raises(UsageError, match="ended by an error"):
+    with pytest.raises(UsageError, match="ended without a result, by an error"):
         list(trainer)
 
 
