@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bench.clock import DeviceClock, sample
-from eva_fast.plan.counter import Recorder
+from eva_fast.planning.counter import Recorder
 
 MODES = ("forward", "backward", "both")
 REFERENCE, TUNED, OURS = "reference", "tuned", "eva_fast"
@@ -201,7 +201,7 @@ def peak_memory(call: Callable[[], Any], device: str) -> int:
 
 def count(call: Callable[[], Any]) -> tuple[int, int]:
     """(FLOPs, bytes) of one call: matrix products by formula and one FLOP for each element that any
-    other operator writes; bytes as in `eva_fast.plan.counter`."""
+    other operator writes; bytes as in `eva_fast.planning.counter`."""
     with Recorder() as recorder:
         call()
     flops = sum(op.flops or op.elements for op in recorder.operators)

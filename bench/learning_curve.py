@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from eva_fast.evaluate import evaluate
-from eva_fast.evaluate.figures import pyplot
-from eva_fast.evaluate.students import load_checkpoint
+from eva_fast.evaluation import evaluate
+from eva_fast.evaluation.figures import pyplot
+from eva_fast.evaluation.students import load_checkpoint
 from eva_fast.train.checkpoint import steps_in
 from eva_fast.weights import write_student
 

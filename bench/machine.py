@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from eva_fast import native
-from eva_fast.plan.cpu import measure_cpu
-from eva_fast.plan.devices import DEVICES
+from eva_fast.planning.cpu import measure_cpu
+from eva_fast.planning.devices import DEVICES
 
 
 def _run(*words: str) -> str | None:
@@ -97,7 +97,7 @@ def rates() -> dict:
 
 
 def sheet() -> dict:
-    """A GPU's data sheet at the shares that `eva_fast.plan.devices` assumes; empty where it has none."""
+    """A GPU's data sheet at the shares that `eva_fast.planning.devices` assumes; empty if none."""
     name = torch.cuda.get_device_name().lower() if torch.cuda.is_available() else ""
     words = {"b200": "b200", "h200": "h200", "h100": "h100", "a100": "a100-80"}
     key = next((k for w, k in words.items() if w in name), None)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from eva_fast.evaluate.figures import pyplot
+from eva_fast.evaluation.figures import pyplot
 
 OURS = "eva_fast"
 # Okabe and Ito's palette: told apart without colour vision too.

@@ -12,15 +12,15 @@ import torch
 from bench import step
 from bench.kit import Kit
 from bench.shapes import Shape
-from eva_fast.plan.counter import count_step
-from eva_fast.plan.cpu import measure_cpu
-from eva_fast.plan.devices import Device
-from eva_fast.plan.roofline import (
+from eva_fast.planning.counter import count_step
+from eva_fast.planning.cpu import measure_cpu
+from eva_fast.planning.devices import Device
+from eva_fast.planning.roofline import (
     Prediction,
     optimizer_seconds,
     predict_step,
 )
-from eva_fast.plan.students import parameter_count
+from eva_fast.planning.students import parameter_count
 
 FORMULATIONS = {"official": "reference", "tuned": "tuned", "eva_fast": "eva_fast"}
 

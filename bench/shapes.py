@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from eva_fast.model import ModelSizes, sizes_of
-from eva_fast.plan.counter import default_masked
+from eva_fast.planning.counter import default_masked
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

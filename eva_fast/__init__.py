@@ -15,19 +15,22 @@ if TYPE_CHECKING:
     from eva_fast import (
         config,
         data,
-        evaluate,
+        evaluation,
         model,
         native,
         objectives,
         ops,
-        plan,
+        planning,
         teachers,
         train,
         weights,
     )
     from eva_fast.acceleration import accelerate
     from eva_fast.data import BlockMasker
+    from eva_fast.evaluation.evaluator import evaluate
     from eva_fast.model import create_model
+    from eva_fast.planning.planner import plan
+    from eva_fast.planning.result import Plan
     from eva_fast.recipes.ablate import AblationResult, ablate
     from eva_fast.recipes.export import export
     from eva_fast.recipes.pretrain import PretrainResult, pretrain
@@ -41,7 +44,10 @@ _HOME = {
     "pretrain": "eva_fast.recipes.pretrain",
     "PretrainResult": "eva_fast.recipes.pretrain",
     "create_model": "eva_fast.model",
+    "evaluate": "eva_fast.evaluation.evaluator",
     "export": "eva_fast.recipes.export",
+    "plan": "eva_fast.planning.planner",
+    "Plan": "eva_fast.planning.result",
     "accelerate": "eva_fast.acceleration",
     "load_teacher": "eva_fast.teachers",
     "BlockMasker": "eva_fast.data",
@@ -53,6 +59,7 @@ __all__ = [
     "AblationResult",
     "BlockMasker",
     "Callback",
+    "Plan",
     "PretrainResult",
     "Trainer",
     "Training",
@@ -63,6 +70,7 @@ __all__ = [
     "create_model",
     "data",
     "evaluate",
+    "evaluation",
     "export",
     "load_teacher",
     "model",
@@ -70,6 +78,7 @@ __all__ = [
     "objectives",
     "ops",
     "plan",
+    "planning",
     "pretrain",
     "teachers",
     "train",

@@ -42,7 +42,7 @@ class Pictures:
 
 def draw(out: Path) -> list[Path]:
     """Draws what the findings allow; the files."""
-    from eva_fast.evaluate.figures import pyplot
+    from eva_fast.evaluation.figures import pyplot
 
     plt, machine, findings = pyplot(), machine_of(out), read(out)
     drawn = []

@@ -13,7 +13,7 @@ from bench.harness import OURS, Variant
 from bench.kit import Kit
 from bench.session.child import Bench
 from bench.shapes import Shape
-from eva_fast.plan.students import model_flops
+from eva_fast.planning.students import model_flops
 
 NARROW = ("tuned half", "compile blocks")
 """The strongest plain variants that are quickly built."""

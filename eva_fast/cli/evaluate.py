@@ -28,8 +28,8 @@ def evaluate(
         device: cpu, cuda or auto.
         max_megapixels: images of more million pixels are left out.
     """
-    from eva_fast.evaluate import evaluate as judge
-    from eva_fast.evaluate import print_table
+    from eva_fast.evaluation import evaluate as judge
+    from eva_fast.evaluation import print_table
 
     result = judge(
         run, data=data, probes=tuple(probe.split(",")), teacher=None if teacher == OWN else teacher,

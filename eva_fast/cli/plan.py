@@ -26,8 +26,8 @@ def plan(
         simulate: run a real step on fake tensors, and count what each of the GPUs holds and sends.
         json: print JSON instead of tables.
     """
-    from eva_fast.plan.planner import plan_run, plan_simulation
-    from eva_fast.plan.tables import render
+    from eva_fast.planning.planner import plan_run, plan_simulation
+    from eva_fast.planning.tables import render
 
     if simulate:
         counted = plan_simulation(config, gpus, hardware)

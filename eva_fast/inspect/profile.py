@@ -188,7 +188,7 @@ def _means(metrics: Path, warmup: int, steps: int) -> tuple[float, float]:
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the quickest of a few large matrix products in this dtype on this device."""
-    from eva_fast.plan.cpu import measure_cpu
+    from eva_fast.planning.cpu import measure_cpu
 
     if device.type == "cpu":
         return max(measure_cpu(torch.get_num_threads(), dtype).peak_flops.values())
@@ -215,7 +215,7 @@ def _summarise(
     events: list[tuple[int, int]],
     steps: int,
 ) -> ProfileResult:
-    from eva_fast.plan.run import PlannedRun
+    from eva_fast.planning.run import PlannedRun
     from eva_fast.train.resolve import setting_of
 
     batch, (waits, host, own) = config.optim.batch_size, times

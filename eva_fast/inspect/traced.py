@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from eva_fast.errors import UsageError
-from eva_fast.evaluate.figures import pyplot
+from eva_fast.evaluation.figures import pyplot
 
 log = logging.getLogger(__name__)
 

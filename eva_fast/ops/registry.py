@@ -206,7 +206,7 @@ def define(
 
     Args:
         name: as its modules are called; a backward's is that of the forward and "_backward".
-        part: the share of a training step it belongs to, one of `eva_fast.plan.formulas.PARTS`.
+        part: the share of a training step it belongs to, one of `eva_fast.planning.formulas.PARTS`.
         reference: the op in plain, differentiable PyTorch.
         plain: the implementation named "torch", which runs where no other does.
         flops: floating-point operations of a call, from the operator's arguments (tensors, meta

@@ -85,8 +85,8 @@ def run_ablation(
     require(budget > 0, f"budget must be above 0 minutes, got {budget:g}")
     require(flops is None or flops > 0, f"flops must be above 0, got {flops}")
     chosen = chosen_rows(rows)
-    from eva_fast.evaluate.evaluation import check_probes
-    from eva_fast.evaluate.figures import pyplot
+    from eva_fast.evaluation.evaluator import check_probes
+    from eva_fast.evaluation.figures import pyplot
     from eva_fast.recipes.ablation.scores import Probes
     from eva_fast.recipes.hearing import heard
 

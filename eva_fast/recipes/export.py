@@ -8,7 +8,7 @@ import torch
 
 from eva_fast import weights
 from eva_fast.errors import MissingFileError, UsageError
-from eva_fast.evaluate.students import (
+from eva_fast.evaluation.students import (
     CONFIG,
     WEIGHTS,
     Student,

@@ -12,11 +12,11 @@ from eva_fast.config import Config
 from eva_fast.data.decode.formats import reading_arrays
 from eva_fast.device import undisturbed
 from eva_fast.errors import UsageError
-from eva_fast.evaluate.compare import compare
-from eva_fast.evaluate.evaluation import check_probes
-from eva_fast.evaluate.features import extract, student_features
-from eva_fast.evaluate.figures import pyplot
-from eva_fast.evaluate.splits import known_labels, open_labelled, split
+from eva_fast.evaluation.compare import compare
+from eva_fast.evaluation.evaluator import check_probes
+from eva_fast.evaluation.features import extract, student_features
+from eva_fast.evaluation.figures import pyplot
+from eva_fast.evaluation.splits import known_labels, open_labelled, split
 from eva_fast.files import atomic_write
 from eva_fast.train.callbacks import Callback, Training
 from eva_fast.train.telemetry import keep_until

@@ -114,7 +114,7 @@ def test_what_torch_notes_for_itself_stays_out():
 )
 def test_eval_with_its_runs_teacher_none_or_another(monkeypatch, words, teacher):
     asked = []
-    monkeypatch.setattr("eva_fast.evaluate.evaluate", lambda run, **o: asked.append(o["teacher"]))
-    monkeypatch.setattr("eva_fast.evaluate.print_table", lambda result: None)
+    monkeypatch.setattr("eva_fast.evaluation.evaluate", lambda run, **o: asked.append(o["teacher"]))
+    monkeypatch.setattr("eva_fast.evaluation.print_table", lambda result: None)
     cli.main(["eval", "runs/x", *words])
     assert asked == [teacher]

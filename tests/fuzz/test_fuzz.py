@@ -16,7 +16,7 @@ from eva_fast.config import Config
 from eva_fast.data import open_source
 from eva_fast.data.sources import streams
 from eva_fast.data.sources.streams import StreamSource, read_shard
-from eva_fast.evaluate.students import load_student
+from eva_fast.evaluation.students import load_student
 from eva_fast.model import create_model
 from eva_fast.ops import kept
 from eva_fast.recipes.ablation.plan import planned

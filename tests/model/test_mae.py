@@ -9,8 +9,8 @@ from bench.objectives.mae import TimmMae
 from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD, normalise
 from eva_fast.model import DecoderSizes, MaskedAutoencoder, ModelSizes, sizes_of
 from eva_fast.model.mae import MaeEncoder
-from eva_fast.plan.counter import Recorder
-from eva_fast.plan.flash import FlashAttention
+from eva_fast.planning.counter import Recorder
+from eva_fast.planning.flash import FlashAttention
 from tests.golden import FOLDER, mae, read
 from tests.ops.helpers import masks
 

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 
 import eva_fast
 from eva_fast.config import Config
-from eva_fast.evaluate import evaluate
+from eva_fast.evaluation import evaluate
 from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD
 from eva_fast.model import create_model
 from eva_fast.objectives.picture import visible
-from eva_fast.plan import plan
-from eva_fast.plan.students import parameter_count
+from eva_fast.planning import plan
+from eva_fast.planning.students import parameter_count
 from eva_fast.recipes.export import export
 from eva_fast.recipes.pretrain import run
 from tests.objectives.test_vqkd import Killed

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import eva_fast
 from eva_fast.config import Config
-from eva_fast.evaluate.students import load_checkpoint, load_student
+from eva_fast.evaluation.students import load_checkpoint, load_student
 from eva_fast.model import BeitViT
 from eva_fast.objectives import open_objective
 from eva_fast.objectives.feature_distillation import FeatureDistillation

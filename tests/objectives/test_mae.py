@@ -14,8 +14,8 @@ from torch import nn
 
 import eva_fast
 from eva_fast.config import Config
-from eva_fast.evaluate import evaluate
-from eva_fast.evaluate.students import load_student
+from eva_fast.evaluation import evaluate
+from eva_fast.evaluation.students import load_student
 from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD, normalise
 from eva_fast.model import MaeEncoder
 from eva_fast.objectives import open_objective

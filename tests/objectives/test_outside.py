@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import eva_fast
-from eva_fast.evaluate.students import load_student
+from eva_fast.evaluation.students import load_student
 from eva_fast.recipes.export import export
 
 OPTIONS = dict(

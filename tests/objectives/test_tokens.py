@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 import eva_fast
 from eva_fast.config import Config
-from eva_fast.evaluate.evaluation import evaluate
-from eva_fast.evaluate.students import load_student
+from eva_fast.evaluation.evaluator import evaluate
+from eva_fast.evaluation.students import load_student
 from eva_fast.objectives.tokens import Tokens
 from eva_fast.recipes.export import export
 from eva_fast.recipes.pretrain import run

@@ -13,8 +13,8 @@ from eva_fast.inspect.doctor import diagnose
 from eva_fast.ops import Case, registry
 from eva_fast.ops.race import timed_by
 from eva_fast.ops.settle import settle
-from eva_fast.plan.counter import Recorder
-from eva_fast.plan.formulas import PARTS
+from eva_fast.planning.counter import Recorder
+from eva_fast.planning.formulas import PARTS
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

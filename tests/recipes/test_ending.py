@@ -31,8 +31,8 @@ def test_each_command_is_taken_by_the_command_line(finished, monkeypatch):
     """Nothing is run: what the commands would be called with."""
     seen = []
     monkeypatch.setattr("eva_fast.recipes.pretrain.run", lambda c: seen.append(c) or finished[1])
-    monkeypatch.setattr("eva_fast.evaluate.evaluate", lambda run, **_: seen.append(run) or {})
-    monkeypatch.setattr("eva_fast.evaluate.print_table", lambda result: None)
+    monkeypatch.setattr("eva_fast.evaluation.evaluate", lambda run, **_: seen.append(run) or {})
+    monkeypatch.setattr("eva_fast.evaluation.print_table", lambda result: None)
     commands = next_commands(*finished)
     assert len(commands) == 3
     for command in commands.values():

@@ -10,7 +10,7 @@ import eva_fast
 from eva_fast import cli, weights
 from eva_fast.baselines import OfficialViT
 from eva_fast.errors import UsageError
-from eva_fast.evaluate.students import load_student
+from eva_fast.evaluation.students import load_student
 from eva_fast.recipes.export import export
 
 TINY = dict(

@@ -46,7 +46,7 @@ def test_lines_and_figure(probed, labelled):
     assert [line["step"] for line in found] == [2, 4, 6]
     assert all(0 <= line[p] <= 100 for line in found for p in ("knn", "linear"))
     assert (probed.out / "probes.png").read_bytes()[:4] == b"\x89PNG"
-    last = eva_fast.evaluate.evaluate(probed.out, labelled, teacher="none")["results"][0]
+    last = eva_fast.evaluate(probed.out, labelled, teacher="none")["results"][0]
     assert (found[-1]["knn"], found[-1]["linear"]) == (last["knn"], last["linear"])
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from eva_fast.errors import UsageError
-from eva_fast.evaluate.students import load_student
+from eva_fast.evaluation.students import load_student
 from eva_fast.model import create_model
 from eva_fast.teachers import load_teacher
 from eva_fast.teachers.clip import ClipConfig, ClipTower

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from eva_fast import export, weights
 from eva_fast.errors import UsageError
-from eva_fast.evaluate.students import load_student
+from eva_fast.evaluation.students import load_student
 from eva_fast.model import create_model
 from eva_fast.weights import naming
 from tests.weights.networks import close, same, student

@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 import eva_fast
 from eva_fast.errors import UsageError
-from eva_fast.evaluate.features import student_features
-from eva_fast.evaluate.students import load_student, untrained
+from eva_fast.evaluation.features import student_features
+from eva_fast.evaluation.students import load_student, untrained
 from eva_fast.model import SwinSizes, SwinV2, create_model
 from eva_fast.weights import export, initialise_swin, naming, write_student
 

@@ -44,7 +44,7 @@ class Clock:
 
     def cost(self, config: Config) -> Cost:
         """Called after the run of `config` has ended."""
-        from eva_fast.plan.run import PlannedRun
+        from eva_fast.planning.run import PlannedRun
         from eva_fast.train.resolve import setting_of
 
         end, setting = time.perf_counter(), setting_of(config)

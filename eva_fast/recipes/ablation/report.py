@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from eva_fast.evaluate.figures import pyplot
+from eva_fast.evaluation.figures import pyplot
 from eva_fast.files import atomic_write
 from eva_fast.recipes.ablation.budget import POINTS, Budget
 from eva_fast.recipes.ablation.plan import Plan

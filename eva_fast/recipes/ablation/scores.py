@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from eva_fast.config import Config
-from eva_fast.evaluate.compare import compare
-from eva_fast.evaluate.features import PIXELS, Extractor, pixel_features, student_features
-from eva_fast.evaluate.splits import known_labels, open_labelled, split
+from eva_fast.evaluation.compare import compare
+from eva_fast.evaluation.features import PIXELS, Extractor, pixel_features, student_features
+from eva_fast.evaluation.splits import known_labels, open_labelled, split
 from eva_fast.objectives import open_objective
 from eva_fast.objectives.request import open_teacher
 from eva_fast.teachers import load_teacher

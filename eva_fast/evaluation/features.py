@@ -1,0 +1,103 @@
+"""Features of labelled images, in one pass over them."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eva_fast.data import BandsField, Field, ImageField, Source, Subset, TextField, build_loader
+from eva_fast.data.decode.limits import MAX_MEGAPIXELS
+from eva_fast.errors import UsageError
+from eva_fast.evaluation.splits import Split
+from eva_fast.files import cpu_count
+
+log = logging.getLogger(__name__)
+PIXELS = 8  # side of the pixel baseline
+
+Extractor = Callable[[Tensor], Tensor]
+"""uint8 images [B,3,S,S], or normalised floats of other channels, -> features [B,D]."""
+Bands = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def student_features(model: nn.Module) -> Extractor:
+    """The mean of the tokens that `model.forward_features` gives behind its CLS token, if it has one."""
+    first: int = getattr(model, "prefix_tokens", 1)
+    return lambda images: model.forward_features(images)[:, first:].float().mean(1)  # type: ignore
+
+
+def pixel_features(images: Tensor) -> Tensor:
+    """The image at 8x8 pixels."""
+    values = images if images.is_floating_point() else images.float() / 255
+    small = F.interpolate(
+        values, (PIXELS, PIXELS), mode="bicubic", antialias=True, align_corners=False
+    )
+    return small.flatten(1)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the extractors gave for the images of a source that could be read, in its order."""
+
+    numbers: list[int]
+    """The images' numbers in the source."""
+    labels: list[str]
+    """What the items say; "" where an item has no label."""
+    values: dict[str, Tensor]
+    """float32 [n,D] of each extractor, on the CPU."""
+
+    def of(self, split: Split) -> tuple[dict[str, Tensor], Tensor]:
+        """The features of a split's images, and their classes, int64 [n]."""
+        place = {number: row for row, number in enumerate(self.numbers)}
+        kept = [(place[n], label) for n, label in zip(split.numbers, split.labels) if n in place]
+        if not kept:
+            raise UsageError(f"none of the {len(split)} images could be read")
+        rows, labels = zip(*kept)
+        return {name: rest[list(rows)] for name, rest in self.values.items()}, torch.tensor(labels)
+
+
+@torch.inference_mode()
+def extract(
+    source: Source,
+    extractors: Mapping[str, Extractor],
+    size: int,
+    batch_size: int,
+    device: torch.device,
+    numbers: Sequence[int] | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    bands: Bands | None = None,
+) -> Features:
+    """Features of the images `numbers` of a source, by default of all: the largest centred square,
+    resized to `size` with an antialiased bicubic filter. Images that are unreadable, or of more
+    million pixels than `max_megapixels`, are left out and logged. bands: (mean, std) of images with
+    other than three channels."""
+    numbers = range(len(source)) if numbers is None else numbers
+    image: Field = (
+        ImageField.centred(size, max_megapixels=max_megapixels)
+        if bands is None
+        else BandsField.centred(*bands, size, max_megapixels=max_megapixels)
+    )
+    loader = build_loader(
+        Subset(source, numbers),
+        [image, TextField("label", missing="")],
+        batch_size=batch_size,
+        order="once",
+        workers=min(cpu_count(), len(numbers) // 16),
+        device=device,
+        max_bad_fraction=1.0,
+        on_bad=lambda bad: log.warning("left out %s: %s", bad.name, bad.reason),
+    )
+    found: dict[str, list[Tensor]] = {name: [] for name in extractors}
+    kept: list[int] = []
+    labels: list[str] = []
+    with loader:
+        for batch in loader:
+            kept += [numbers[position] for position in batch.ids.tolist()]
+            labels += batch.label.texts()
+            for name, extractor in extractors.items():
+                found[name].append(extractor(batch.images).float().cpu())
+    if not kept:
+        raise UsageError(f"none of the {len(numbers)} images could be read")
+    return Features(kept, labels, {name: torch.cat(rows) for name, rows in found.items()})
