@@ -237,6 +237,11 @@ def measured(
     return choice
 
 
+def raced() -> dict[str, Choice]:
+    """{op and shape: choice} of what this process has raced, or read of its races on disk."""
+    return {label: choice for (_, label), choice in _measured.items()}
+
+
 def forget_measured() -> None:
     """Reads measurements from disk again, as another process would."""
     _measured.clear()

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 SAMPLE_BYTES = 1 << 30
 """An op over lists of tensors, as the optimiser's over all parameters, is raced on a sample of them of
 about this size: the race copies its arguments."""
+_settled: Choices = {}
+_resumed = False
 
 
 def settle(
@@ -67,6 +69,7 @@ def settle(
         if any(choice.implementation == "triton" for choice in choices.values()):
             log.info("the first step compiles Triton kernels that Triton has not kept ...")
     choose.settle_on({op: choice.implementation for op, choice in choices.items()})
+    _remember(choices, resumed=False)
     return choices
 
 
@@ -79,10 +82,36 @@ def take_over(before: dict[str, str], device_type: str) -> None:
         if registry.known(op) and choose.can_run(op, name, device_type)
     }
     choose.settle_on(found)
+    _remember({op: Choice(name) for op, name in found.items()}, resumed=True)
     log.info("kernels as before the interruption: %s", found)
     lost = {op: name for op, name in before.items() if op not in found}
     if lost:
         log.warning("kernels of before that cannot run here, others round otherwise: %s", lost)
+
+
+def record() -> dict[str, dict[str, Any]]:
+    """What a run writes down of its kernels under `kernels="auto"`: {op, or op and shape:
+    {"implementation", "why", "milliseconds": {candidate: median}}}. "why" is measured, forced, alone
+    (nothing else can run it there) or resumed (as before an interruption)."""
+    found = {}
+    forced = choose.forced()
+    for op, choice in {**_settled, **choose.raced()}.items():
+        why = "measured" if len(choice.milliseconds) > 1 else "alone"
+        if op in forced or op.removesuffix("_backward") in forced:
+            why = "forced"
+        elif _resumed and op in _settled:
+            why = "resumed"
+        found[op] = {
+            "implementation": choice.implementation,
+            "why": why,
+            "milliseconds": {name: round(ms, 4) for name, ms in choice.milliseconds.items()},
+        }
+    return found
+
+
+def _remember(choices: Choices, resumed: bool) -> None:
+    global _settled, _resumed
+    _settled, _resumed = choices, resumed
 
 
 class _Call:

@@ -209,7 +209,7 @@ def _train(
             state.restore(resume_from, data_moved=config.data.data_moved)
             log.info("going on from %s, step %d of %d", resume_from, state.step, length.total)
             start.done("checkpoint")
-        write_header(out, config, module, device)
+        write_header(out, config, module, device, state.step)
 
         def whole() -> "nn.Module":
             return whole_module(setting, objective, state)

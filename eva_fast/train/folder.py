@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ import yaml
 from torch import nn
 
 from eva_fast import native
+from eva_fast.documents import read_object
 from eva_fast.errors import UsageError
 from eva_fast.files import (
     RUN_CONFIG,
@@ -28,6 +30,7 @@ from eva_fast.files import (
     locked,
     writing_to,
 )
+from eva_fast.ops.settle import record
 from eva_fast.train import checkpoint
 from eva_fast.version import __version__
 from eva_fast.world import from_first, of_all, world
@@ -153,8 +156,11 @@ def _has_lines(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def write_header(out: Path, config: "Config", model: nn.Module, device: torch.device) -> None:
-    """The record of what runs, before it runs: config.yaml and environment.json."""
+def write_header(
+    out: Path, config: "Config", model: nn.Module, device: torch.device, step: int
+) -> None:
+    """The record of what runs, before it runs: config.yaml and environment.json. step: at which it
+    begins or goes on."""
     if not world().first:
         return
     with atomic_write(out / RUN_CONFIG) as draft:
@@ -171,9 +177,37 @@ def write_header(out: Path, config: "Config", model: nn.Module, device: torch.de
         "cpp_kernels": native.available(),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
+    before = _environment_before(out) if step else {}
+    kernels = record() if config.run.kernels == "auto" else {}
+    _take_timings(kernels, before.get("kernels"))
+    starts = before.get("starts")
+    now = {"step": step, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    whole = {
+        **environment,
+        "kernels": kernels,
+        "starts": [*(starts if isinstance(starts, list) else []), now],
+    }
     with atomic_write(out / RUN_ENVIRONMENT) as draft:
-        draft.write_text(json.dumps(environment, indent=1) + "\n")
+        draft.write_text(json.dumps(whole, indent=1) + "\n")
     log.info("%s", "  ".join(f"{k} {v}" for k, v in environment.items()))
+
+
+def _environment_before(out: Path) -> dict[str, Any]:
+    """What a run that goes on wrote down when it began; {} where that is lost."""
+    try:
+        return read_object(out / RUN_ENVIRONMENT)
+    except UsageError:
+        return {}
+
+
+def _take_timings(kernels: dict[str, dict[str, Any]], before: Any) -> None:
+    """Gives kernels that were taken over from before an interruption the timings of then."""
+    for op, entry in kernels.items():
+        then = before.get(op) if isinstance(before, dict) else None
+        if not isinstance(then, dict) or entry["why"] != "resumed":
+            continue
+        if then.get("implementation") == entry["implementation"]:
+            entry["milliseconds"] = then.get("milliseconds", {})
 
 
 def say_what_is_missing() -> None:

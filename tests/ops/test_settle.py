@@ -6,7 +6,7 @@ import torch
 from eva_fast import native, ops
 from eva_fast.ops import choose, kept
 from eva_fast.ops.race import timed_by
-from eva_fast.ops.settle import settle, take_over
+from eva_fast.ops.settle import record, settle, take_over
 
 CPU = torch.device("cpu")
 pytestmark = [
@@ -138,3 +138,19 @@ def test_a_resumed_run_takes_over_what_this_machine_has_and_says_what_not(caplog
     assert choose.demanded("adamw") is None and choose.implementation("adamw", "cpu") == "native"
     (warning,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
     assert "{'adamw': 'triton', 'gone': 'x'}" in warning
+
+
+def test_the_record_says_what_runs_and_why():
+    ops.force("bias_gelu", "torch")
+    with timed_by(Clock("native")):
+        settle(step, CPU, {"record": 1})
+    assert record()["bias_gelu"] == {
+        "implementation": "torch", "why": "forced", "milliseconds": {"torch": 4e3},
+    }  # fmt: skip
+    ops.force("bias_gelu")
+    with timed_by(Clock("native")):
+        settle(step, CPU, {"record": 2})
+    assert record()["bias_gelu"]["why"] == "measured"
+    assert record()["bias_gelu"]["milliseconds"] == {"native": 2e3, "torch": 4e3}
+    take_over({"bias_gelu": "torch"}, "cpu")
+    assert record()["bias_gelu"]["why"] == "resumed"

@@ -376,3 +376,29 @@ def _edit_state(out, edit, part="loader"):
     path = folder / checkpoint.STATE
     manifest["files"][path.name] = [path.stat().st_size, checkpoint.crc32(path)]
     (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_the_record_keeps_when_it_began_and_the_timings_of_its_kernels(tmp_path):
+    data, out = _pictures(tmp_path / "pictures"), tmp_path / "run"
+
+    def environment():
+        return json.loads((out / "environment.json").read_text())
+
+    _train(data, out, kernels="auto")
+    begun = environment()
+    kernels = begun["kernels"]
+    assert kernels["bias_gelu"]["implementation"] in kernels["bias_gelu"]["milliseconds"] or (
+        kernels["bias_gelu"]["why"] == "alone"
+    )
+    _go_on(data, out, kernels="auto")
+    gone_on = environment()
+    assert [start["step"] for start in gone_on["starts"]] == [0, 2]
+    assert gone_on["starts"][0] == begun["starts"][0]
+    again = gone_on["kernels"]
+    assert {op: again[op]["milliseconds"] for op in again} == {
+        op: kernels[op]["milliseconds"] for op in again
+    }
+    assert {entry["why"] for entry in again.values()} <= {"resumed", "measured"}
+    (out / "environment.json").write_text("[")
+    _go_on(data, out, kernels="torch", steps=6)
+    assert environment()["kernels"] == {} and len(environment()["starts"]) == 1
