@@ -20,6 +20,7 @@ from eva_fast.kernels.launch import (
 )
 from eva_fast.kernels.partial_sums import partial_sums
 from eva_fast.kernels.quantise_fp8 import inverse_of
+from eva_fast.ops.bias_gelu import KINDS
 from eva_fast.ops.checks import contiguous_like, nothing
 
 COLUMNS = 512
@@ -28,7 +29,9 @@ PROGRAMS_PER_PROCESSOR = 4
 HALF_LOG2_E = tl.constexpr(0.7213475204444817)
 LOG2_SQRT_2PI = tl.constexpr(1.3257480647361595)
 QUICK_SLOPE = tl.constexpr(1.702)
-QUICK_SLOPE_LOG2_E = tl.constexpr(2.4554669595930157)
+TANH_SLOPE = tl.constexpr(1.5957691216057308)  # sqrt(8 / pi)
+TANH_CUBIC = tl.constexpr(0.07135481627260025)  # 0.044715 sqrt(8 / pi)
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -50,24 +53,36 @@ def upper_tail(b_x):
 
 
 @triton.jit
-def gate(b_z, QUICK: tl.constexpr, EXACT: tl.constexpr):
-    """gelu(z) / z in fp32: Phi(z), or the sigmoid of QuickGELU. EXACT: its division is rounded right,
-    for results in fp32; in 16 bits nobody sees the difference, but the instructions."""
-    if QUICK:
-        b_sum = 1.0 + tl.exp2(b_z * -QUICK_SLOPE_LOG2_E)
-        return tl.div_rn(1.0, b_sum) if EXACT else 1.0 / b_sum
+def odds(b_z, KIND: tl.constexpr):
+    """(1 - s) / s of the sigmoid s that is the gate by tanh or of QuickGELU, at most 2^126."""
+    if KIND == "tanh":
+        b_power = b_z * (b_z * b_z * (TANH_CUBIC * -LOG2_E) - TANH_SLOPE * LOG2_E)
     else:
-        b_tail = upper_tail(tl.abs(b_z))
-        return tl.where(b_z < 0, b_tail, 1.0 - b_tail)
+        b_power = b_z * (QUICK_SLOPE * -LOG2_E)
+    return tl.exp2(tl.minimum(b_power, 126.0))
 
 
 @triton.jit
-def gate_slope(b_z, b_gate, QUICK: tl.constexpr):
-    """gelu'(z) in fp32 from z and its gate."""
-    if QUICK:
-        return b_gate * (1.0 + b_z * QUICK_SLOPE * (1.0 - b_gate))
+def gate(b_z, KIND: tl.constexpr, EXACT: tl.constexpr):
+    """gelu(z) / z in fp32: Phi(z), or a sigmoid. EXACT: its division is rounded right, for results in
+    fp32; in 16 bits nobody sees the difference, but the instructions."""
+    if KIND == "erf":
+        b_tail = upper_tail(tl.abs(b_z))
+        return tl.where(b_z < 0, b_tail, 1.0 - b_tail)
     else:
+        b_sum = 1.0 + odds(b_z, KIND)
+        return tl.div_rn(1.0, b_sum) if EXACT else 1.0 / b_sum
+
+
+@triton.jit
+def gate_slope(b_z, b_gate, KIND: tl.constexpr):
+    """gelu'(z) in fp32 from z and its gate."""
+    if KIND == "erf":
         return b_gate + b_z * tl.exp2(b_z * b_z * -HALF_LOG2_E - LOG2_SQRT_2PI)
+    else:
+        b_steep = b_z * b_z * (3.0 * TANH_CUBIC) + TANH_SLOPE if KIND == "tanh" else QUICK_SLOPE
+        # 1 - gate, without the cancellation on the right
+        return b_gate * (1.0 + b_z * b_steep * (odds(b_z, KIND) * b_gate))
 
 
 @triton.jit
@@ -84,7 +99,7 @@ def bias_tile(p_bias, o_f, F: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.c
 @triton.jit
 def bias_gelu_forward_kernel(
     p_h, p_bias, p_g_scale, p_g, s_h, M,
-    F: tl.constexpr, QUICK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr,
+    F: tl.constexpr, KIND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile [BLOCK_M, BLOCK_F]. With a scale g is divided by it, for 8 bits."""
     blocks = tl.cdiv(F, BLOCK_F)
@@ -94,7 +109,7 @@ def bias_gelu_forward_kernel(
     b_z = tl.load(p_h + o_m[:, None] * s_h + o_f[None, :], mask=m_tile, other=0.0).to(tl.float32)
     if p_bias is not None:
         b_z += bias_tile(p_bias, o_f, F, BLOCK_M, BLOCK_F)
-    b_g = b_z * gate(b_z, QUICK, p_g.dtype.element_ty == tl.float32)
+    b_g = b_z * gate(b_z, KIND, p_g.dtype.element_ty == tl.float32)
     if p_g_scale is not None:
         b_g *= inverse_of(tl.load(p_g_scale))
     p_out = p_g + o_m[:, None] * F + o_f[None, :]
@@ -105,7 +120,7 @@ def bias_gelu_forward_kernel(
 @triton.jit
 def bias_gelu_backward_kernel(
     p_dg, p_h, p_bias, p_dh, p_g, p_partials, s_dg, s_h, M,
-    F: tl.constexpr, QUICK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr,
+    F: tl.constexpr, KIND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_F columns of every (num_programs / blocks)-th tile of rows."""
     blocks = tl.cdiv(F, BLOCK_F)
@@ -124,8 +139,8 @@ def bias_gelu_backward_kernel(
         b_z = b_z.to(tl.float32)
         if p_bias is not None:
             b_z += b_bias
-        b_gate = gate(b_z, QUICK, p_dh.dtype.element_ty == tl.float32)
-        b_dh = b_dg.to(tl.float32) * gate_slope(b_z, b_gate, QUICK)  # zero outside the mask
+        b_gate = gate(b_z, KIND, p_dh.dtype.element_ty == tl.float32)
+        b_dh = b_dg.to(tl.float32) * gate_slope(b_z, b_gate, KIND)  # zero outside the mask
         o_out = o_m[:, None] * F + o_f[None, :]
         tl.store(p_dh + o_out, b_dh.to(p_dh.dtype.element_ty), mask=m_tile)
         if p_g is not None:
@@ -146,7 +161,7 @@ def _forward_plan(rows, width, s_h, kind):
     block_m, block_f = tile(width)
     return plan(
         bias_gelu_forward_kernel, (cdiv(rows, block_m) * cdiv(width, block_f),), s_h, rows,
-        F=width, QUICK=kind == "quick", BLOCK_M=block_m, BLOCK_F=block_f, num_warps=4,
+        F=width, KIND=kind, BLOCK_M=block_m, BLOCK_F=block_f, num_warps=4,
     )  # fmt: skip
 
 
@@ -172,7 +187,7 @@ def _backward_plan(rows, width, s_dg, s_h, kind, device):
     groups = max(1, min(cdiv(rows, block_m), cdiv(resident, blocks)))
     return groups, plan(
         bias_gelu_backward_kernel, (groups * blocks,), s_dg, s_h, rows,
-        F=width, QUICK=kind == "quick", BLOCK_M=block_m, BLOCK_F=block_f, num_warps=4,
+        F=width, KIND=kind, BLOCK_M=block_m, BLOCK_F=block_f, num_warps=4,
     )  # fmt: skip
 
 
@@ -189,12 +204,12 @@ def _backward(dg, h, bias, kind, want_g, want_bias):
 
 
 def aot_cases(shape: AotShape) -> list[AotCase]:
-    """Both kinds; the backward with the recomputed activation and the bias gradient."""
+    """All kinds; the backward with the recomputed activation and the bias gradient."""
     width, element, rows = shape.mlp_hidden, f"*{shape.dtype}", shape.batch * shape.tokens
     block_m, block_f = tile(width)
     cases = []
-    for kind in ("erf", "quick"):
-        constants = {"F": width, "QUICK": kind == "quick", "BLOCK_M": block_m, "BLOCK_F": block_f}
+    for kind in KINDS:
+        constants = {"F": width, "KIND": kind, "BLOCK_M": block_m, "BLOCK_F": block_f}
         forward = {f"p_{name}": element for name in ("h", "bias", "g")}
         backward = {f"p_{name}": element for name in ("dg", "h", "bias", "dh", "g")}
         cases += [

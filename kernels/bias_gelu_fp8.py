@@ -14,6 +14,7 @@ from eva_fast.kernels.bias_gelu import bias_gelu_forward_kernel, forward, gate, 
 from eva_fast.kernels.launch import cdiv, kernel, resident_programs, triton_op
 from eva_fast.kernels.partial_sums import partial_sums
 from eva_fast.kernels.quantise_fp8 import LEAST_CAPABILITY, inverse_of, limits, scale_of
+from eva_fast.ops.bias_gelu import KINDS
 from eva_fast.ops.bias_gelu_fp8 import FORMAT, STEEPEST
 from eva_fast.ops.quantise_fp8 import LARGEST_EXPONENT, padded
 
@@ -27,7 +28,7 @@ WARPS = 8
 def bias_gelu_fp8_backward_kernel(
     p_dg, p_h, p_bias, p_g_scale, p_row_norm, p_column_norm, p_dh_scale,
     p_dh, p_dh_columns, p_g_columns, p_partials, s_dg, s_h, M, PADDED,
-    F: tl.constexpr, QUICK: tl.constexpr, STEEPEST: tl.constexpr, EXPONENT: tl.constexpr,
+    F: tl.constexpr, KIND: tl.constexpr, STEEPEST: tl.constexpr, EXPONENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_F columns of every (num_programs / blocks)-th tile of rows."""
@@ -48,8 +49,8 @@ def bias_gelu_fp8_backward_kernel(
         b_z = tl.load(p_h + o_m[:, None] * s_h + o_f[None, :], mask=m_tile, other=0.0)
         b_dg = tl.load(p_dg + o_m[:, None] * s_dg + o_f[None, :], mask=m_tile, other=0.0)
         b_z = b_z.to(tl.float32) + b_bias[None, :]
-        b_gate = gate(b_z, QUICK, False)
-        b_dh = b_dg.to(tl.float32) * gate_slope(b_z, b_gate, QUICK)  # zero outside the mask
+        b_gate = gate(b_z, KIND, False)
+        b_dh = b_dg.to(tl.float32) * gate_slope(b_z, b_gate, KIND)  # zero outside the mask
         b_sum += b_dh
         b_dh = (b_dh * inverse).to(element)
         tl.store(p_dh + o_m[:, None] * F + o_f[None, :], b_dh, mask=m_tile)
@@ -81,14 +82,14 @@ def _backward(dg, h, bias, kind, g_scale, row_norm, column_norm):
     bias_gelu_fp8_backward_kernel[(groups * blocks,)](
         dg, h, bias, g_scale, row_norm, column_norm, dh_scale, dh, dh_columns, g_columns, partials,
         dg.stride(0), h.stride(0), rows, length,
-        F=width, QUICK=kind == "quick", STEEPEST=STEEPEST, EXPONENT=LARGEST_EXPONENT[FORMAT],
+        F=width, KIND=kind, STEEPEST=STEEPEST, EXPONENT=LARGEST_EXPONENT[FORMAT],
         BLOCK_M=BLOCK_M, BLOCK_F=BLOCK_F, num_warps=WARPS,
     )  # fmt: skip
     return dh, dh_columns, dh_scale, g_columns, partial_sums(partials, bias.dtype)[0]
 
 
 def aot_cases(shape: AotShape) -> list[AotCase]:
-    """Both directions, both kinds."""
+    """Both directions, all kinds."""
     if shape.capability < LEAST_CAPABILITY:
         return []
     width, rows, element = shape.mlp_hidden, shape.batch * shape.tokens, f"*{shape.dtype}"
@@ -100,8 +101,8 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
     backward |= {"p_dg": element, "s_dg": width, "PADDED": padded(rows)}
     fixed = {"STEEPEST": STEEPEST, "EXPONENT": LARGEST_EXPONENT[FORMAT]}
     cases = []
-    for kind in ("erf", "quick"):
-        constants = {"F": width, "QUICK": kind == "quick"}
+    for kind in KINDS:
+        constants = {"F": width, "KIND": kind}
         cases += [
             AotCase(
                 bias_gelu_forward_kernel,

@@ -1,24 +1,32 @@
-// gelu(h + b) and its gradients: see eva_fast/ops/bias_gelu.py. quick: CLIP's z sigmoid(1.702 z).
+// gelu(h + b) and its gradients: see eva_fast/ops/bias_gelu.py.
 #pragma once
 #include "math.h"
 #include "rows.h"
 
 namespace EVA_ISA {
 
+enum class Gelu { ERF, TANH, QUICK };  // in the order of KINDS there
+
 // gelu(z) / z, and the derivative of gelu at z.
-template <bool QUICK>
+template <Gelu KIND>
 static inline __attribute__((always_inline)) vf gelu_gate(vf z, vf* slope) {
-  if (QUICK) {
-    vf gate = 1.0f / (1.0f + exponential(-1.702f * z));
-    *slope = gate * (1.0f + 1.702f * z * (1.0f - gate));
+  if (KIND == Gelu::ERF) {
+    vf density, gate = normal_cdf(z, &density);
+    *slope = gate + z * density;
     return gate;
   }
-  vf density, gate = normal_cdf(z, &density);
-  *slope = gate + z * density;
+  vf power = -1.702f * z, steep = splat(1.702f);
+  if (KIND == Gelu::TANH) {
+    const float linear = 1.5957691216f, cubic = 0.0713548163f;  // sqrt(8 / pi), 0.044715 of it
+    power = -z * (linear + cubic * z * z);
+    steep = linear + 3.0f * cubic * z * z;
+  }
+  vf odds = exponential(power), gate = 1.0f / (1.0f + odds);  // (1 - gate) / gate
+  *slope = gate * (1.0f + steep * z * (odds * gate));  // no 1 - gate, which cancels on the right
   return gate;
 }
 
-template <class T, bool QUICK>
+template <class T, Gelu KIND>
 static void bias_gelu_rows(int64_t rows, int64_t width, const typename T::type* h, int64_t h_stride,
                            const float* bias, typename T::type* out, int threads) {
   const T t{};
@@ -27,13 +35,13 @@ static void bias_gelu_rows(int64_t rows, int64_t width, const typename T::type* 
     auto step = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
       vf z = take(t, h + i * h_stride + j, n), slope;
       if (bias) z += take(F32{}, bias + j, n);
-      give(t, out + i * width + j, z * gelu_gate<QUICK>(z, &slope), n);
+      give(t, out + i * width + j, z * gelu_gate<KIND>(z, &slope), n);
     };
     EVA_ROW(width, j, step);
   }
 }
 
-template <class T, bool QUICK>
+template <class T, Gelu KIND>
 static void bias_gelu_backward_rows(int64_t rows, int64_t width, const typename T::type* dg,
                                     int64_t dg_stride, const typename T::type* h, int64_t h_stride,
                                     const float* bias, typename T::type* dh, typename T::type* g,
@@ -50,7 +58,7 @@ static void bias_gelu_backward_rows(int64_t rows, int64_t width, const typename 
       auto step = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
         vf z = take(t, h + i * h_stride + j, n), slope;
         if (bias) z += take(F32{}, bias + j, n);
-        vf gate = gelu_gate<QUICK>(z, &slope);
+        vf gate = gelu_gate<KIND>(z, &slope);
         vf d = take(t, dg + i * dg_stride + j, n) * slope;
         give(t, dh + i * width + j, d, n);
         if (g) give(t, g + i * width + j, z * gate, n);
@@ -63,25 +71,25 @@ static void bias_gelu_backward_rows(int64_t rows, int64_t width, const typename 
   if (dbias) add_partials(partials, chunks, width, dbias, threads);
 }
 
-static void bias_gelu(int type, int quick, int64_t rows, int64_t width, const void* h,
+#define EVA_BY_GELU(kind, NAME, ...)                                            \
+  switch (kind) {                                                               \
+    case 0: { constexpr Gelu NAME = Gelu::ERF; __VA_ARGS__; break; }            \
+    case 1: { constexpr Gelu NAME = Gelu::TANH; __VA_ARGS__; break; }           \
+    default: { constexpr Gelu NAME = Gelu::QUICK; __VA_ARGS__; }                \
+  }
+
+static void bias_gelu(int type, int kind, int64_t rows, int64_t width, const void* h,
                       int64_t h_stride, const float* bias, void* out, int threads) {
-  EVA_BY_TYPE(type, T,
-              if (quick) bias_gelu_rows<T, true>(rows, width, (const T::type*)h, h_stride, bias,
-                                                 (T::type*)out, threads);
-              else bias_gelu_rows<T, false>(rows, width, (const T::type*)h, h_stride, bias,
-                                            (T::type*)out, threads));
+  EVA_BY_TYPE(type, T, EVA_BY_GELU(kind, KIND, bias_gelu_rows<T, KIND>(
+      rows, width, (const T::type*)h, h_stride, bias, (T::type*)out, threads)));
 }
 
-static void bias_gelu_backward(int type, int quick, int64_t rows, int64_t width, const void* dg,
+static void bias_gelu_backward(int type, int kind, int64_t rows, int64_t width, const void* dg,
                                int64_t dg_stride, const void* h, int64_t h_stride,
                                const float* bias, void* dh, void* g, float* dbias, int threads) {
-  EVA_BY_TYPE(type, T,
-              if (quick) bias_gelu_backward_rows<T, true>(
-                  rows, width, (const T::type*)dg, dg_stride, (const T::type*)h, h_stride, bias,
-                  (T::type*)dh, (T::type*)g, dbias, threads);
-              else bias_gelu_backward_rows<T, false>(
-                  rows, width, (const T::type*)dg, dg_stride, (const T::type*)h, h_stride, bias,
-                  (T::type*)dh, (T::type*)g, dbias, threads));
+  EVA_BY_TYPE(type, T, EVA_BY_GELU(kind, KIND, bias_gelu_backward_rows<T, KIND>(
+      rows, width, (const T::type*)dg, dg_stride, (const T::type*)h, h_stride, bias, (T::type*)dh,
+      (T::type*)g, dbias, threads)));
 }
 
 }  // namespace EVA_ISA

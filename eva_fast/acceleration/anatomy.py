@@ -169,25 +169,27 @@ def gelu_kind(activation: Any) -> tuple[str | None, str | None]:
     found = unlike(activation, "the MLP's activation", *GELUS)
     if found is not None:
         return None, found
-    name = short_name(activation)
-    if getattr(activation, "approximate", "none") != "none":
-        return None, "the MLP's activation is GELU by tanh"
-    if (
-        name == "GELUActivation"
-        and getattr(activation, "act", None) is not torch.nn.functional.gelu
-    ):
+    # transformers' hold a function, which may be the formula written out in Python
+    act = getattr(activation, "act", torch.nn.functional.gelu)
+    if getattr(act, "func", act) is not torch.nn.functional.gelu:
         return None, "the MLP's activation is GELU written out in Python"
-    return ("quick" if name.startswith("QuickGELU") else "erf"), None
+    if getattr(activation, "approximate", "none") == "tanh":
+        return "tanh", None
+    return GELUS[class_name(activation)], None
 
 
-GELUS = (
-    "torch.nn.modules.activation.GELU",
-    "timm.layers.activations.GELU",
-    "timm.layers.activations.QuickGELU",
-    "transformers.activations.GELUActivation",
-    "transformers.activations.QuickGELUActivation",
-    "open_clip.transformer.QuickGELU",
-)
+GELUS = {
+    "torch.nn.modules.activation.GELU": "erf",  # or by tanh, as its `approximate` says
+    "timm.layers.activations.GELU": "erf",
+    "timm.layers.activations.GELUTanh": "tanh",
+    "timm.layers.activations.QuickGELU": "quick",
+    "transformers.activations.GELUActivation": "erf",
+    "transformers.activations.GELUTanh": "tanh",
+    "transformers.activations.PytorchGELUTanh": "tanh",  # the name before transformers 4.56
+    "transformers.activations.QuickGELUActivation": "quick",
+    "open_clip.transformer.QuickGELU": "quick",
+}
+"""The kind, as `eva_fast.ops.bias_gelu` names it, of the activations that it has."""
 
 
 def mlp_part(fc1: Any, activation: Any, fc2: Any, between: Any, *dropped: Any) -> MlpPart | str:

@@ -50,7 +50,7 @@ class MlpWeights(NamedTuple):
     fc2_bias: Tensor | None
     eps: float
     kind: str = "erf"
-    """The GELU: "erf" (exact) or "quick" (CLIP's)."""
+    """The GELU, as `bias_gelu` names it."""
 
 
 class _MlpBranch(torch.autograd.Function):

@@ -2,7 +2,9 @@
 
     erf:    gelu(z) = z Phi(z), Phi(z) = (1 + erf(z / sqrt 2)) / 2     Hendrycks & Gimpel 2016
             gelu'(z) = Phi(z) + z phi(z), phi(z) = exp(-z^2 / 2) / sqrt(2 pi)
-    quick:  z sigmoid(1.702 z), derivative s + 1.702 z s (1 - s)       QuickGELU of OpenAI's CLIP
+    tanh:   z s, s = sigmoid(u), u = sqrt(8 / pi) (z + 0.044715 z^3)    its approximation there: SigLIP's
+            derivative s + z s (1 - s) u'                               (0.5 (1 + tanh(u / 2)) = s)
+    quick:  the same with u = 1.702 z                                  QuickGELU of OpenAI's CLIP
 
 The backward writes dh = dg * gelu'(h + b), gelu(h + b) once more if wanted (fc2's weight gradient
 needs it, so the forward need not keep it), and db = sum dh: one pass over dg and h.
@@ -21,8 +23,10 @@ from eva_fast.ops.registry import define
 
 __all__ = ["bias_gelu", "bias_gelu_backward", "bias_gelu_forward"]
 _NAME = "bias_gelu"
-KINDS = ("erf", "quick")
+KINDS = ("erf", "tanh", "quick")
 QUICK_SLOPE = 1.702
+APPROXIMATE = {"erf": "none", "tanh": "tanh"}
+"""As PyTorch names them."""
 
 
 def reference(h: Tensor, bias: Tensor | None, kind: str = "erf") -> Tensor:
@@ -30,8 +34,8 @@ def reference(h: Tensor, bias: Tensor | None, kind: str = "erf") -> Tensor:
     z = h.to(statistics_dtype(h))
     if bias is not None:
         z = z + bias.to(z.dtype)
-    if kind == "erf":
-        return torch.nn.functional.gelu(z).to(h.dtype)
+    if kind != "quick":
+        return torch.nn.functional.gelu(z, approximate=APPROXIMATE[kind]).to(h.dtype)
     return (z * torch.sigmoid(QUICK_SLOPE * z)).to(h.dtype)
 
 
@@ -94,7 +98,8 @@ def bias_gelu(h: Tensor, bias: Tensor | None, kind: str = "erf") -> Tensor:
     """gelu(h + bias).
 
     h: [..., F] float32, bfloat16 or float16, last stride 1. bias: [F], float32 or h's dtype, or
-    None. kind: "erf" (exact) or "quick" (CLIP's). Raises ValueError naming what does not fit.
+    None. kind: "erf" (exact), "tanh" (SigLIP's) or "quick" (CLIP's). Raises ValueError naming what
+    does not fit.
     """
     if kind not in KINDS:
         raise ValueError(f"{_NAME}: unknown kind {kind!r}, choose from {KINDS}")
@@ -116,8 +121,8 @@ def _backward_torch(dg, h, bias, kind, want_g, want_bias):
     if bias is not None:
         z = z + bias.to(z.dtype)
     wide = dg.to(z.dtype)
-    if kind == "erf":
-        dh = torch.ops.aten.gelu_backward(wide, z)
+    if kind != "quick":
+        dh = torch.ops.aten.gelu_backward(wide, z, approximate=APPROXIMATE[kind])
     else:
         gate = torch.sigmoid(QUICK_SLOPE * z)
         dh = wide * (gate * (1 + QUICK_SLOPE * z * (1 - gate)))

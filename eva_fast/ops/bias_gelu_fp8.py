@@ -33,7 +33,7 @@ __all__ = ["bias_gelu_fp8", "bias_gelu_fp8_backward"]
 _NAME = "bias_gelu_fp8"
 FORMAT = torch.float8_e4m3fn
 STEEPEST = 1.14
-"""The largest slope of both GELUs is 1.129 (erf) and 1.100 (quick); dg is rounded to bfloat16."""
+"""The largest slope of the GELUs is 1.129 (erf, tanh) and 1.100 (quick); dg is rounded to bfloat16."""
 
 
 class GeluGradients(NamedTuple):
@@ -105,7 +105,7 @@ def _(dg, h, bias, kind, g_scale, row_norm, column_norm):
 def bias_gelu_fp8(h: Tensor, bias: Tensor, kind: str, g_scale: Tensor) -> Tensor:
     """gelu(h + bias) / g_scale as float8_e4m3fn, of h [..., F], float32, bfloat16 or float16.
 
-    bias: [F]; kind: "erf" or "quick"; g_scale: float32 [], a power of two; what lies beyond it becomes
+    bias: [F]; kind: as of `bias_gelu`; g_scale: float32 [], a power of two; what lies beyond it becomes
     the largest value. Not differentiable. ValueError naming what does not fit.
     """
     _check(h, bias, kind, g_scale)

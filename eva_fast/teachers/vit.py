@@ -31,19 +31,9 @@ from eva_fast.weights.resize import resize_positions
 
 PREFIX = ("cls_token", "reg_token")
 """Tokens in front of the patches, in this order; [1,n,D]."""
-ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "swiglu")
-
-
-def _swiglu(x: Tensor) -> Tensor:
-    gate, value = x.chunk(2, -1)
-    return F.silu(gate) * value
-
-
-PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "swiglu": _swiglu,
-}
-"""Activations that no op has."""
+GELUS = {"gelu": "erf", "gelu_tanh": "tanh", "quick_gelu": "quick"}
+"""What `bias_gelu` calls them."""
+ACTIVATIONS = (*GELUS, "swiglu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +133,10 @@ class Block(nn.Module):
     def feed_forward(self, stream: Stream) -> Stream:
         """The MLP branch."""
         fc1, fc2, norm = self.mlp.fc1, self.mlp.fc2, self.norm2
-        if self.activation in PLAIN:
+        if self.activation == "swiglu":
             x, y = add_layer_norm(*stream, norm.weight, norm.bias, norm.eps)[:2]
-            hidden = PLAIN[self.activation](linear(y, fc1.weight, fc1.bias))
-            return Stream(x, linear(hidden, fc2.weight), fc2.bias)
+            gate, value = linear(y, fc1.weight, fc1.bias).chunk(2, -1)
+            return Stream(x, linear(F.silu(gate) * value, fc2.weight), fc2.bias)
         weights = MlpWeights(
             norm_weight=norm.weight,
             norm_bias=norm.bias,
@@ -155,7 +145,7 @@ class Block(nn.Module):
             fc2=Matrix(fc2.weight),
             fc2_bias=fc2.bias,
             eps=norm.eps,
-            kind="quick" if self.activation == "quick_gelu" else "erf",
+            kind=GELUS[self.activation],
         )
         return mlp_branch(stream, weights)
 

@@ -14,7 +14,6 @@ SMALL = {"depth": 2, "embed_dim": 64, "num_heads": 2, "num_classes": 7}
 ALL = "attention and MLP fused"
 ROTARY = "MLP fused; attention left: rotary positions"
 BETWEEN = "the norm between fused; attention left: rotary positions"
-TANH = "attention fused; MLP left: the MLP's activation is a GELUTanh"
 
 TAKEN = {
     # augreg, MAE, in21k, OpenAI, DINO and their like share an architecture
@@ -29,7 +28,7 @@ TAKEN = {
     "vit_base_patch16_clip_224": ALL,
     "vit_base_patch16_clip_quickgelu_224": ALL,
     "vit_base_patch16_siglip_224": ALL,
-    "vit_so400m_patch16_siglip_256": TANH,
+    "vit_so400m_patch16_siglip_256": ALL,
     "vit_base_patch14_dinov2": ALL,
     "vit_base_patch14_reg4_dinov2": ALL,
     "vit_giant_patch14_dinov2": "attention fused; MLP left: the MLP is a GluMlp",

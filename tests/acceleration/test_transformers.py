@@ -24,12 +24,7 @@ MODELS = {
     "vit, no biases": (transformers.ViTModel, transformers.ViTConfig, {"qkv_bias": False}, ALL),
     "deit": (transformers.DeiTModel, transformers.DeiTConfig, {}, ALL),
     "clip": (transformers.CLIPVisionModel, transformers.CLIPVisionConfig, {}, ALL),
-    "siglip": (
-        transformers.SiglipVisionModel,
-        transformers.SiglipVisionConfig,
-        {},
-        "attention fused; MLP left: the MLP's activation is a GELUTanh",
-    ),
+    "siglip": (transformers.SiglipVisionModel, transformers.SiglipVisionConfig, {}, ALL),
     "dinov2": (
         transformers.Dinov2Model,
         transformers.Dinov2Config,

@@ -18,7 +18,9 @@ from tests.ops.helpers import (
 
 def plain(h, bias, kind):
     z = h if bias is None else h + bias.to(h.dtype)
-    return F.gelu(z) if kind == "erf" else z * torch.sigmoid(1.702 * z)
+    if kind == "quick":
+        return z * torch.sigmoid(1.702 * z)
+    return F.gelu(z, approximate="tanh" if kind == "tanh" else "none")
 
 
 CASES = {
@@ -27,6 +29,7 @@ CASES = {
     "no bias, 2 x 9 rows of 88": ((2, 9, 88), False, "erf"),
     "quick": ((7, 176), True, "quick"),
     "quick, no bias": ((3, 60), False, "quick"),
+    "tanh": ((7, 279), True, "tanh"),
     "several tiles of rows and columns": ((37, 1408), True, "erf"),
     "3360 rows of 20": ((3360, 20), True, "erf"),
 }
@@ -43,20 +46,21 @@ def test_against_float64(kernels, case, dtype):
     check_against_float64(ops.bias_gelu, plain, make, draws=3 if shape[0] < 30 else 1)
 
 
-def test_on_the_whole_line(kernels):
+@pytest.mark.parametrize("kind", ["erf", "tanh"])
+def test_on_the_whole_line(kernels, kind):
     """A polynomial that suits normal inputs could still be wrong between or beyond them."""
     z = torch.linspace(-14, 14, 20_001).view(1, -1).requires_grad_()
     accuracy = Accuracy()
-    found = outputs_and_gradients(ops.bias_gelu, (z, None, "erf"), [torch.ones_like(z)])
-    usual = outputs_and_gradients(plain, (z, None, "erf"), [torch.ones_like(z)])
-    exact = outputs_and_gradients(plain, (double(z), None, "erf"), [torch.ones_like(z)])
+    found = outputs_and_gradients(ops.bias_gelu, (z, None, kind), [torch.ones_like(z)])
+    usual = outputs_and_gradients(plain, (z, None, kind), [torch.ones_like(z)])
+    exact = outputs_and_gradients(plain, (double(z), None, kind), [torch.ones_like(z)])
     for name, values in zip(("g", "dh"), zip(found, usual, exact)):
         accuracy.add(name, *values)
     accuracy.check()
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")  # to inf, as meant
-@pytest.mark.parametrize("kind", ["erf", "quick"])
+@pytest.mark.parametrize("kind", ["erf", "tanh", "quick"])
 def test_tails(kernels, kind):
     """Far from zero: no overflow, no NaN, the value itself on the right and 0 on the left."""
     z = torch.tensor([[-1e4, -90.0, -10.0, 0.0, 10.0, 90.0, 1e4]]).requires_grad_()
@@ -82,7 +86,7 @@ def test_strided_rows(kernels):
     check_against_float64(ops.bias_gelu, plain, make)
 
 
-@pytest.mark.parametrize(("kind", "dtype"), with_dtypes(("erf", "quick"), in_all=1))
+@pytest.mark.parametrize(("kind", "dtype"), with_dtypes(("erf", "tanh", "quick"), in_all=1))
 def test_backward_rebuilds_the_activation(kernels, kind, dtype):
     """What the MLP's backward calls: dh, gelu(h + b) again and the bias gradient in one pass."""
     accuracy = Accuracy()
@@ -118,7 +122,7 @@ def test_no_rows(kernels):
 
 
 def test_reference_in_float64():
-    for kind in ("erf", "quick"):
+    for kind in ("erf", "tanh", "quick"):
         h, bias = torch.randn(5, 60).double(), torch.randn(60).double()
         expected = plain(h, bias, kind)
         torch.testing.assert_close(
@@ -140,7 +144,7 @@ def test_compiled():
 
 
 BAD = {
-    "unknown kind 'tanh'": lambda h, b: (h, b, "tanh"),
+    "unknown kind 'relu'": lambda h, b: (h, b, "relu"),
     "bias has shape": lambda h, b: (h, b[:-1], "erf"),
     "bias has dtype": lambda h, b: (h, b.half(), "erf"),
     "h has dtype": lambda h, b: (h.int(), b, "erf"),

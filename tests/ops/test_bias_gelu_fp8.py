@@ -95,8 +95,8 @@ def test_bad_use():
     h, bias, scale = torch.ones(2, 16), torch.ones(16), torch.tensor(1.0)
     with pytest.raises(ValueError, match="h has dtype torch.float64"):
         ops.bias_gelu_fp8(h.double(), bias, "erf", scale)
-    with pytest.raises(ValueError, match="kind is 'tanh', expected one of erf, quick"):
-        ops.bias_gelu_fp8(h, bias, "tanh", scale)
+    with pytest.raises(ValueError, match="kind is 'relu', expected one of erf, tanh, quick"):
+        ops.bias_gelu_fp8(h, bias, "relu", scale)
     with pytest.raises(ValueError, match="row_norm has shape"):
         ops.bias_gelu_fp8_backward(h, h, bias, "erf", scale, torch.ones(2), scale)
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from eva_fast.ops.bias_gelu import KINDS
 from eva_fast.ops.checks import nothing
 from eva_fast.ops.native.calls import (
     CODES,
@@ -20,7 +21,7 @@ def _forward(h, bias, kind):
     out = empty(h, rows, width)
     bias = vector(bias)
     KERNELS["bias_gelu"](
-        CODES[h.dtype], int(kind == "quick"), rows, width, at(h), row_stride(h), at(bias),
+        CODES[h.dtype], KINDS.index(kind), rows, width, at(h), row_stride(h), at(bias),
         at(out), torch.get_num_threads(),
     )  # fmt: skip
     return out
@@ -35,7 +36,7 @@ def _backward(dg, h, bias, kind, want_g, want_bias):
     dtype = h.dtype if bias is None else bias.dtype
     bias = vector(bias)
     KERNELS["bias_gelu_backward"](
-        CODES[h.dtype], int(kind == "quick"), rows, width, at(dg), row_stride(dg), at(h),
+        CODES[h.dtype], KINDS.index(kind), rows, width, at(dg), row_stride(dg), at(h),
         row_stride(h), at(bias), at(dh), at(g), at(dbias), torch.get_num_threads(),
     )  # fmt: skip
     return (
