@@ -22,8 +22,9 @@ from eva_fast.kernels.launch import (
     triton_op,
 )
 from eva_fast.kernels.partial_sums import partial_sums
-from eva_fast.kernels.quantise_fp8 import inverse_of
+from eva_fast.kernels.quantise_fp8 import as_stored, inverse_of, magnitude_bits
 from eva_fast.ops.checks import contiguous_like, nothing, row_stride
+from eva_fast.ops.largest import PARTS
 
 FORWARD_PER_THREAD = 16
 # The backward: three rows and two or three sums are in registers, and few warps keep enough rows
@@ -104,11 +105,12 @@ def backward_piece(
 @triton.jit
 def add_layer_norm_backward_kernel(
     p_dy, p_dresidual, p_total, p_mean, p_rstd, p_weight, p_bias, p_scale,
-    p_dx, p_dbranch, p_y, p_partials, s_dy, s_dresidual, s_total, M, rows_per_sample,
+    p_dx, p_dbranch, p_y, p_partials, p_largest, s_dy, s_dresidual, s_total, M, rows_per_sample,
     D: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, SUMS: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """One program: every num_programs-th row, and its partial sums [SUMS, D].
+    """One program: every num_programs-th row, its partial sums [SUMS, D], and the largest magnitude of
+    dbranch (dx without it) in its rows.
 
     A row is two pieces, HEAD and TAIL wide (TAIL may be 0). The next STAGES - 1 rows are under way
     to shared memory meanwhile.
@@ -121,6 +123,7 @@ def add_layer_norm_backward_kernel(
     b_dweight = tl.zeros([HEAD], tl.float32)
     b_dbias = tl.zeros([HEAD], tl.float32)
     b_dbranch_bias = tl.zeros([HEAD], tl.float32)
+    b_most = tl.zeros([TAIL if TAIL else HEAD], tl.int32)
     if TAIL:
         o_tail = HEAD + tl.arange(0, TAIL)
         m_tail = o_tail < D
@@ -159,6 +162,11 @@ def add_layer_norm_backward_kernel(
         b_dbias += b_dy
         if SUMS > 2:
             b_dbranch_bias += b_dx
+        if p_largest is not None:
+            b_bits = tl.where(m_head, magnitude_bits(b_dx), 0)
+            if TAIL:
+                b_bits = tl.max(tl.reshape(b_bits, [TAIL, 2]), 1)
+            b_most = tl.maximum(b_most, b_bits)
         if TAIL:
             b_dx_t = backward_piece(
                 b_dy_t, b_normed_t, b_weight_t, b_bias_t, mean_g, along, rstd, scale, p_dresidual,
@@ -168,6 +176,15 @@ def add_layer_norm_backward_kernel(
             b_dbias_t += b_dy_t
             if SUMS > 2:
                 b_dbranch_bias_t += b_dx_t
+            if p_largest is not None:
+                b_most = tl.maximum(b_most, tl.where(m_tail, magnitude_bits(b_dx_t), 0))
+    if p_largest is not None:
+        element = p_dx.dtype.element_ty if p_scale is None else p_dbranch.dtype.element_ty
+        # how many parts there are must not depend on the device: each program fills several
+        o_p = tl.arange(0, PARTS)
+        m_p = (o_p % tl.num_programs(0) == pid) & (o_p < M)
+        most = as_stored(tl.max(b_most, 0), element)
+        tl.store(p_largest + o_p, tl.broadcast_to(most, [PARTS]), mask=m_p)
     p_out = p_partials + pid.to(tl.int64) * (SUMS * D)
     store_sums(p_out, b_dweight, b_dbias, b_dbranch_bias, o_head, m_head, D, SUMS)
     if TAIL:
@@ -222,19 +239,28 @@ def forward(x, branch, branch_bias, scale, weight, bias, eps, y_scale, y):
 
 
 @planned
-def _backward_plan(rows, width, s_dy, s_dresidual, s_total, samples, sums, device):
-    """(programs, the launch)."""
+def _backward_plan(rows, width, s_dy, s_dresidual, s_total, samples, sums, device, most):
+    """(programs, `most` at most; the launch)."""
     pieces, warps = backward_launch(width)
-    programs = max(1, min(rows, resident_programs(device, BACKWARD_RESIDENT_WARPS // warps)))
+    resident = resident_programs(device, BACKWARD_RESIDENT_WARPS // warps)
+    programs = max(1, min(rows, resident, most))
     return programs, plan(
         add_layer_norm_backward_kernel, (programs,), s_dy, s_dresidual, s_total,
         rows, max(rows // samples, 1),
-        D=width, SUMS=sums, STAGES=BACKWARD_STAGES, **pieces, num_warps=warps,
+        D=width, SUMS=sums, STAGES=BACKWARD_STAGES, PARTS=PARTS, **pieces,
+        num_warps=warps,
     )  # fmt: skip
 
 
 @triton_op("add_layer_norm_backward")
-def _backward(dy, dresidual, total, mean, rstd, weight, bias, scale, want_y, want_branch_bias):
+def _backward(*given):
+    return backward(*given, False)[:-1]
+
+
+def backward(
+    dy, dresidual, total, mean, rstd, weight, bias, scale, want_y, want_branch_bias, want_largest
+):
+    """What the op returns, and parts of the largest magnitude of dbranch, or None."""
     rows, width = mean.shape[0], dy.shape[-1]
     dx = contiguous_like(dy)
     dbranch = torch.empty_like(dx) if scale is not None else nothing(dy)
@@ -243,14 +269,17 @@ def _backward(dy, dresidual, total, mean, rstd, weight, bias, scale, want_y, wan
     programs, launch = _backward_plan(
         rows, width, row_stride(dy), row_stride(dresidual), row_stride(total),
         scale.shape[0] if scale is not None else max(rows, 1), sums, dy.device,
+        PARTS if want_largest else rows,
     )  # fmt: skip
     partials = mean.new_empty(programs, sums, width)
+    largest = mean.new_empty(min(rows, PARTS)) if want_largest else None
     launch(
         dy, dresidual, total, mean, rstd, weight, bias, scale,
         dx, dbranch if scale is not None else None, y if want_y else None, partials,
+        largest,
     )  # fmt: skip
     dweight, dbias, *rest = partial_sums(partials, weight.dtype)
-    return dx, dbranch, y, dweight, dbias, rest[0] if rest else nothing(weight)
+    return dx, dbranch, y, dweight, dbias, rest[0] if rest else nothing(weight), largest
 
 
 def forward_aot_case(
@@ -272,19 +301,25 @@ def forward_aot_case(
 
 def aot_cases(shape: AotShape) -> list[AotCase]:
     """Both kernels with everything they can do: drop-path, branch bias, recomputed y."""
-    width, element, rows = shape.width, f"*{shape.dtype}", shape.batch * shape.tokens
-    pointers = ("dy", "dresidual", "total", "weight", "bias", "dx", "dbranch", "y")
-    backward = {f"p_{name}": element for name in pointers}
-    backward |= {f"p_{name}": "*fp32" for name in ("scale", "mean", "rstd", "partials")}
-    pieces, warps = backward_launch(width)
-    strides = {"s_dy": width, "s_dresidual": width, "s_total": width}
+    element = f"*{shape.dtype}"
     return [
         forward_aot_case(shape, {"p_y": element}, {"p_y_scale": None}),
-        AotCase(
-            add_layer_norm_backward_kernel,
-            {**backward, **strides, "M": rows, "rows_per_sample": shape.tokens},
-            {"D": width, "SUMS": 3, "STAGES": BACKWARD_STAGES, **pieces},
-            num_warps=warps,
-            small_tiles=bool(pieces["TAIL"]),
-        ),
+        backward_aot_case(shape, {"p_y": element}, {"p_largest": None}),
     ]
+
+
+def backward_aot_case(shape: AotShape, args: dict[str, str], constants: dict[str, None]) -> AotCase:
+    """The backward kernel with drop-path and branch bias; p_y and p_largest are the caller's."""
+    width, element, rows = shape.width, f"*{shape.dtype}", shape.batch * shape.tokens
+    pointers = ("dy", "dresidual", "total", "weight", "bias", "dx", "dbranch")
+    given = {f"p_{name}": element for name in pointers}
+    given |= {f"p_{name}": "*fp32" for name in ("scale", "mean", "rstd", "partials")}
+    pieces, warps = backward_launch(width)
+    strides = {"s_dy": width, "s_dresidual": width, "s_total": width}
+    return AotCase(
+        add_layer_norm_backward_kernel,
+        {**given, **args, **strides, "M": rows, "rows_per_sample": shape.tokens},
+        {"D": width, "SUMS": 3, "STAGES": BACKWARD_STAGES, "PARTS": PARTS, **pieces, **constants},
+        num_warps=warps,
+        small_tiles=bool(pieces["TAIL"]),
+    )

@@ -1,18 +1,25 @@
 """Triton kernels of `add_layer_norm_fp8`: see eva_fast/ops/add_layer_norm_fp8.py for the maths.
 
-The forward is the kernel of `add_layer_norm`, which divides by the scale and rounds to 8 bits. The
-columns are formed from tiles, so that what is read lies along rows and what is written along columns.
+The forward is the kernel of `add_layer_norm`, which divides by the scale and rounds to 8 bits; the
+backward is its kernel too, which leaves the largest magnitudes. The columns are formed from tiles, so that
+what is read lies along rows and what is written along columns.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from eva_fast.kernels.add_layer_norm import forward, forward_aot_case
+from eva_fast.kernels.add_layer_norm import (
+    backward,
+    backward_aot_case,
+    forward,
+    forward_aot_case,
+)
 from eva_fast.kernels.aot_case import AotCase, AotShape
 from eva_fast.kernels.launch import cdiv, kernel, triton_op
 from eva_fast.kernels.quantise_fp8 import BLOCK_K, BLOCK_M, LEAST_CAPABILITY, inverse_of, limits
 from eva_fast.ops.add_layer_norm_fp8 import FORMAT
+from eva_fast.ops.checks import rows as rows_of
 from eva_fast.ops.quantise_fp8 import padded
 
 
@@ -47,6 +54,14 @@ def _forward(x, branch, branch_bias, scale, weight, bias, eps, y_scale):
 
 
 @triton_op("add_layer_norm_fp8_backward", limits=limits)
+def _backward(dy, dresidual, total, mean, rstd, weight, bias, scale, y_scale, want_branch_bias):
+    dx, dbranch, _, *sums, largest = backward(
+        dy, dresidual, total, mean, rstd, weight, bias, scale, False, want_branch_bias, True
+    )
+    columns = _columns(rows_of(total), mean, rstd, weight, bias, y_scale)
+    return dx, dbranch, columns, *sums, largest
+
+
 def _columns(total, mean, rstd, weight, bias, y_scale):
     rows, width = total.shape
     length = padded(rows)
@@ -61,13 +76,14 @@ def _columns(total, mean, rstd, weight, bias, y_scale):
 
 
 def aot_cases(shape: AotShape) -> list[AotCase]:
-    """Both, with everything they can do."""
+    """All, with everything they can do."""
     if shape.capability < LEAST_CAPABILITY:
         return []
     rows, element = shape.batch * shape.tokens, f"*{shape.dtype}"
     columns = {f"p_{name}": "*fp32" for name in ("mean", "rstd", "weight", "bias", "scale")}
     return [
         forward_aot_case(shape, {"p_y": "*fp8e4nv", "p_y_scale": "*fp32"}, {}),
+        backward_aot_case(shape, {"p_largest": "*fp32"}, {"p_y": None}),
         AotCase(
             normed_columns_kernel,
             {"p_x": element, **columns, "p_columns": "*fp8e4nv", "s_x": shape.width, "M": rows}

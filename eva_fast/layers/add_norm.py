@@ -17,8 +17,9 @@ from eva_fast.ops.add_layer_norm import (
 )
 from eva_fast.ops.add_layer_norm_fp8 import (
     add_layer_norm_fp8_unchecked,
-    normed_columns_unchecked,
+    norm_backward_unchecked,
 )
+from eva_fast.ops.largest import leave
 
 
 class LayerNorm(nn.LayerNorm):
@@ -52,16 +53,17 @@ def add_norm_backward(
     ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale, y_scale=None
 ):
     """((gradients of x, branch, bias, scale, norm weight, norm bias), y). With the scale that `add_norm`
-    had y is 8 bits, by columns."""
+    had y is 8 bits, by columns, and the branch's gradient is left with its largest magnitude."""
     has_bias = ctx.pending_bias_dtype is not None
-    dx, dbranch, y, dweight, dbias, dpending = add_layer_norm_backward(
-        dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale, y_scale is None, has_bias
-    )
-    if y_scale is not None:
-        rows = rows_of(total)
-        y = in_columns(
-            normed_columns_unchecked(rows, mean, rstd, norm_weight, norm_bias, y_scale), y_scale
+    given = dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale
+    if y_scale is None:
+        dx, dbranch, y, dweight, dbias, dpending = add_layer_norm_backward(*given, True, has_bias)
+    else:
+        dx, dbranch, columns, dweight, dbias, dpending, largest = norm_backward_unchecked(
+            *given, y_scale, has_bias
         )
+        y = in_columns(columns, y_scale)
+        leave(dbranch, largest)
     pending = (
         dx,
         dbranch if ctx.has_branch else None,

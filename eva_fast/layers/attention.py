@@ -111,7 +111,7 @@ class _AttentionBranch(torch.autograd.Function):
         batch, tokens, _, heads, head_dim = packed.shape
         width = heads * head_dim
         wants_qkv, *wants_biases, wants_proj = ctx.needs_input_grad[6:10]
-        dresult = prepared(rows_of(dresult), wproj)
+        dresult = prepared(dresult, wproj)
         dout = back(dresult, wproj, packed.dtype)
         if mask is not None:
             dout = masked_gather_backward(dout, mask, tokens)

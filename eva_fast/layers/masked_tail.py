@@ -60,7 +60,7 @@ class MaskedAttentionBranch(torch.autograd.Function):
         wqkv, wproj = held(ctx, *weights)
         tokens, dim = total.shape[1:]
         head_dim = q.shape[3]
-        dresult = prepared(rows_of(dresult), wproj)
+        dresult = prepared(dresult, wproj)
         dout = back(dresult, wproj, q.dtype).view(q.shape)
         has_bias = ctx.bias_dtype is not None
         dq, dkv, out, bias_sums = packed_attention_backward(

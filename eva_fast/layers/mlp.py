@@ -93,7 +93,7 @@ class _MlpBranch(torch.autograd.Function):
             *weights,
         ) = ctx.saved_tensors
         w1, w2 = held(ctx, *weights)
-        dresult = prepared(rows_of(dresult), w2)
+        dresult = prepared(dresult, w2)
         wants_fc1, wants_bias, wants_fc2 = ctx.needs_input_grad[6:9]
         dh, g, dfc1_bias = _gelu_backward(
             dresult, h, fc1_bias, ctx.kind, g_scale, w1, w2, wants_fc2, wants_bias

@@ -13,7 +13,7 @@ activations and gradients rounded to its dtype where the residual stream has a w
 each, products are summed in float32 and rounded to the compute dtype. What a kernel of ours writes
 comes in 8 bits already, with a scale that was known before (`eva_fast.ops.branch_scales`,
 `eva_fast.ops.bias_gelu_fp8`); what else comes is quantised here, with the scale of the tensor itself
-(`eva_fast.ops.quantise_fp8`). The backward pass forms activations again, with the scale they had.
+(`eva_fast.ops.quantise_fp8`), from the largest magnitude that its kernel left with it, if one did. The backward pass forms activations again, with the scale they had.
 """
 
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from torch import Tensor
 from eva_fast.ops.branch_scales import scales_unchecked
 from eva_fast.ops.checks import nothing
 from eva_fast.ops.fp8_gemm import gemm_unchecked
+from eva_fast.ops.largest import left
 from eva_fast.ops.linear import matmul, product
 from eva_fast.ops.linear import weight_gradient as plain_weight_gradient
 from eva_fast.ops.quantise_fp8 import Quantised, quantise_unchecked
@@ -87,12 +88,13 @@ def times(
 
 
 def prepared(g: Rows, weight: Weight) -> Rows:
-    """A gradient [M, N] as `back` and `weight_gradient` read it."""
+    """A gradient [..., N] as `back` and `weight_gradient` read it, [M, N]."""
     if not isinstance(g, Tensor):
         return g
+    rows = g if g.dim() == 2 else g.reshape(-1, g.shape[-1])
     if isinstance(weight, Tensor):
-        return in_dtype(g, weight.dtype)
-    return quantise_unchecked(g, None, FORMAT, True, True)
+        return in_dtype(rows, weight.dtype)
+    return quantise_unchecked(rows, None, FORMAT, True, True, left(g))
 
 
 def back(g: Rows, weight: Weight, dtype: torch.dtype) -> Tensor:

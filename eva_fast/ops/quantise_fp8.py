@@ -7,13 +7,14 @@ Formats and the per-tensor scheme: Micikevicius et al. 2022, "FP8 Formats for De
 scale is that of the tensor itself and not of an earlier step: nothing has to be kept, so a resumed
 or recomputed step has the same numbers, and no value overflows. A power of two costs no accuracy in
 a floating format, and dividing by it is exact: every device gets the same q. Where a value is not
-finite the scale is NaN, and so is every product.
+finite the scale is NaN, and so is every product. `largest` is what finding the scale takes: parts of the
+largest magnitude, left by whoever wrote x (`eva_fast.ops.largest`), which saves the pass over x.
 
 `columns` is the transpose, for products that contract over the rows; its rows are padded with zeros
 to a multiple of 16, as 8-bit products ask for. Nothing waits for the device: the scale stays there.
 
-An implementation gets x [M, K], contiguous, and the scale or None; it returns (rows or empty, columns
-or empty, scale found or empty).
+An implementation gets x [M, K], contiguous, the scale or None, and the parts or None; it returns (rows or
+empty, columns or empty, scale found or empty).
 """
 
 from typing import NamedTuple
@@ -63,12 +64,13 @@ def reference(
     dtype: torch.dtype = torch.float8_e4m3fn,
     want_rows: bool = True,
     want_columns: bool = True,
+    largest: Tensor | None = None,
 ) -> Quantised:
     """`quantise_fp8` in plain PyTorch."""
     wide = x.float()
     if scale is None:
-        largest = wide.abs().amax() if x.numel() else wide.new_zeros(())
-        scale = scale_of(largest, dtype)
+        parts = wide.abs() if largest is None else largest
+        scale = scale_of(parts.amax() if parts.numel() else wide.new_zeros(()), dtype)
     q = (wide / scale).clamp(*(s * torch.finfo(dtype).max for s in (-1, 1))).to(dtype)
     columns = q.new_zeros((x.shape[1], padded(x.shape[0]))) if want_columns else nothing(q)
     if want_columns:
@@ -76,22 +78,23 @@ def reference(
     return Quantised(q if want_rows else nothing(q), columns, scale)
 
 
-def _torch(x, scale, dtype, want_rows, want_columns):
-    rows, columns, found = reference(x, scale, dtype, want_rows, want_columns)
+def _torch(x, scale, dtype, want_rows, want_columns, largest):
+    rows, columns, found = reference(x, scale, dtype, want_rows, want_columns, largest)
     return rows, columns, found if scale is None else nothing(found)
 
 
 def _quantise(
-    x: Tensor, scale: Tensor | None, dtype: torch.dtype, want_rows: bool, want_columns: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return chosen(OP, x)(x, scale, dtype, want_rows, want_columns)
+    x: Tensor, scale: Tensor | None, dtype: torch.dtype, want_rows: bool, want_columns: bool,
+    largest: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return chosen(OP, x)(x, scale, dtype, want_rows, want_columns, largest)
 
 
 _quantise_op = torch.library.custom_op(f"eva_fast::{_NAME}", mutates_args=())(_quantise)
 
 
 @_quantise_op.register_fake
-def _(x, scale, dtype, want_rows, want_columns):
+def _(x, scale, dtype, want_rows, want_columns, largest=None):
     m, k = x.shape
     rows = x.new_empty((m, k) if want_rows else (0,), dtype=dtype)
     columns = x.new_empty((k, padded(m)) if want_columns else (0,), dtype=dtype)
@@ -104,11 +107,13 @@ def quantise_fp8(
     dtype: torch.dtype = torch.float8_e4m3fn,
     want_rows: bool = True,
     want_columns: bool = True,
+    largest: Tensor | None = None,
 ) -> Quantised:
     """x [M, K], float32, bfloat16 or float16, as a scale times `dtype` (float8_e4m3fn, float8_e5m2).
 
     scale: float32 [], a power of two that was found for the same values, which saves a pass over x;
-    what lies beyond it becomes the largest value. Not differentiable. ValueError naming what does
+    what lies beyond it becomes the largest value. largest: float32 [P], parts of the largest |x|,
+    which saves that pass too where there is no scale. Not differentiable. ValueError naming what does
     not fit.
     """
     if x.dim() != 2:
@@ -116,19 +121,21 @@ def quantise_fp8(
     check(_NAME, "x", x, dtypes=(torch.float32, torch.bfloat16, torch.float16))
     if dtype not in LARGEST_EXPONENT:
         raise ValueError(f"{_NAME}: dtype is {dtype}, expected float8_e4m3fn or float8_e5m2")
-    return quantise_unchecked(x.detach(), scale, dtype, want_rows, want_columns)
+    if largest is not None:
+        check(_NAME, "largest", largest, shape=(None,), dtypes=(torch.float32,), like=x)
+    return quantise_unchecked(x.detach(), scale, dtype, want_rows, want_columns, largest)
 
 
-def quantise_unchecked(x, scale, dtype, want_rows, want_columns) -> Quantised:
+def quantise_unchecked(x, scale, dtype, want_rows, want_columns, largest=None) -> Quantised:
     """`quantise_fp8` without the checks, for functions that bring their own backward."""
     run = _quantise if direct(x) else _quantise_op
-    rows, columns, found = run(x.contiguous(), scale, dtype, want_rows, want_columns)
+    rows, columns, found = run(x.contiguous(), scale, dtype, want_rows, want_columns, largest)
     return Quantised(rows, columns, found if scale is None else scale)
 
 
-def _again(x, scale, *_, **__) -> int:
+def _again(x, scale, dtype, want_rows, want_columns, largest=None) -> int:
     """x is read for its scale first."""
-    return x.numel() * x.element_size() if scale is None else 0
+    return x.numel() * x.element_size() if scale is None and largest is None else 0
 
 
 OP = define(_NAME, part="quantise", reference=reference, plain=_torch, again=_again, kernels=2)

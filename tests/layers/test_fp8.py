@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import eva_fast
+from eva_fast.layers import products
 from eva_fast.layers import Block, drop_copies, keep_copies, use_fp8
 from eva_fast.ops import quantise_fp8
 from eva_fast.train import make_optimizer
@@ -168,6 +169,27 @@ def test_recomputed_blocks_have_the_same_numbers(batch):
     again, found = gradients(model, batch)
     assert torch.equal(loss, again)
     assert all(torch.equal(found[name], g) for name, g in expected.items())
+
+
+def test_largest_magnitudes_left_with_gradients_change_no_number(batch, monkeypatch):
+    """Of the branches' gradients that come from another branch's norm: all but the last block's."""
+    seen, found = [], products.left
+
+    def noted(g):
+        seen.append(found(g))
+        if seen[-1] is not None:
+            assert seen[-1].max() == g.float().abs().max()
+        return seen[-1]
+
+    monkeypatch.setattr(products, "left", noted)
+    loss, expected = gradients(student(), batch)
+    # 2 MLPs and 2 attentions; what comes to fc2 of the last block is the head's, the masked
+    # attention's own norm is not in 8 bits
+    assert sum(parts is not None for parts in seen) == 2
+    monkeypatch.setattr(products, "left", lambda g: None)
+    again, plain = gradients(student(), batch)
+    assert torch.equal(loss, again)
+    assert all(torch.equal(plain[name], g) for name, g in expected.items())
 
 
 def test_a_gradient_that_is_not_finite_shows(batch):

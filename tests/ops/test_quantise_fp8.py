@@ -38,6 +38,20 @@ def test_each_layout_alone_and_a_known_scale(kernels, dtype):
     assert torch.equal(columns.columns.float(), both.columns.float())
 
 
+@pytest.mark.parametrize("count", [1, 7, 5000], ids="{} parts".format)
+def test_parts_of_the_largest(kernels, count):
+    """The scale comes from them alone."""
+    x, parts = torch.randn(37, 48), torch.rand(count)
+    parts[count // 2] = 8.0
+    found = ops.quantise_fp8(x, largest=parts)
+    expected = ops.quantise_fp8(x, torch.tensor(2.0**-5))  # 8 = 256 / 2^5, below 448
+    assert found.scale == expected.scale
+    assert torch.equal(found.rows.float(), expected.rows.float())
+    assert torch.equal(found.columns.float(), expected.columns.float())
+    parts[-1] = torch.nan
+    assert ops.quantise_fp8(x, largest=parts).scale.isnan()
+
+
 @FORMATS
 def test_beyond_a_known_scale_it_saturates(kernels, dtype):
     x = torch.tensor([[1e6, -1e6, 1.0, 0.0]])
@@ -87,10 +101,11 @@ def test_bad_use():
         ops.quantise_fp8(torch.ones(2, 3).double())
     with pytest.raises(ValueError, match="expected float8_e4m3fn or float8_e5m2"):
         ops.quantise_fp8(torch.ones(2, 3), None, torch.bfloat16)
+    with pytest.raises(ValueError, match="largest has dtype torch.bfloat16"):
+        ops.quantise_fp8(torch.ones(2, 3), largest=torch.ones(2).bfloat16())
 
 
 def test_opcheck(kernels):
-    for known in (None, torch.tensor(0.25)):
-        opcheck(
-            torch.ops.eva_fast.quantise_fp8.default, (torch.randn(5, 16), known, E4M3, True, False)
-        )
+    for known, largest in ((None, None), (torch.tensor(0.25), None), (None, torch.ones(3))):
+        given = torch.randn(5, 16), known, E4M3, True, False, largest
+        opcheck(torch.ops.eva_fast.quantise_fp8.default, given)
