@@ -1,8 +1,8 @@
 """Triton kernels of `add_layer_norm_fp8`: see eva_fast/ops/add_layer_norm_fp8.py for the maths.
 
 The forward is the kernel of `add_layer_norm`, which divides by the scale and rounds to 8 bits; the
-backward is its kernel too, which leaves the largest magnitudes. The columns are formed from tiles, so that
-what is read lies along rows and what is written along columns.
+backward is its kernel too, which leaves the largest magnitudes. The columns are formed from tiles, so
+that what is read lies along rows and what is written along columns.
 """
 
 import torch

@@ -13,7 +13,8 @@ activations and gradients rounded to its dtype where the residual stream has a w
 each, products are summed in float32 and rounded to the compute dtype. What a kernel of ours writes
 comes in 8 bits already, with a scale that was known before (`eva_fast.ops.branch_scales`,
 `eva_fast.ops.bias_gelu_fp8`); what else comes is quantised here, with the scale of the tensor itself
-(`eva_fast.ops.quantise_fp8`), from the largest magnitude that its kernel left with it, if one did. The backward pass forms activations again, with the scale they had.
+(`eva_fast.ops.quantise_fp8`), from the largest magnitude that its kernel left with it, if one did. The
+backward pass forms activations again, with the scale they had.
 """
 
 from typing import NamedTuple

@@ -13,7 +13,7 @@ largest magnitude, left by whoever wrote x (`eva_fast.ops.largest`), which saves
 `columns` is the transpose, for products that contract over the rows; its rows are padded with zeros
 to a multiple of 16, as 8-bit products ask for. Nothing waits for the device: the scale stays there.
 
-An implementation gets x [M, K], contiguous, the scale or None, and the parts or None; it returns (rows or
+An implementation gets x [M, K], contiguous, the scale or None, the parts or None; it returns (rows or
 empty, columns or empty, scale found or empty).
 """
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 import eva_fast
-from eva_fast.layers import products
-from eva_fast.layers import Block, drop_copies, keep_copies, use_fp8
+from eva_fast.layers import Block, drop_copies, keep_copies, products, use_fp8
 from eva_fast.ops import quantise_fp8
 from eva_fast.train import make_optimizer
 
