@@ -1,8 +1,6 @@
 """The source and the field that docs/extend/source.md adds from outside, through the public seam."""
 
 import json
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,18 +9,16 @@ from PIL import Image
 import eva_fast
 from eva_fast.data import Item, LabelField, Source, build_loader, open_source
 from tests.data.pictures import encoded
-
-PAGE = Path(__file__).parents[2] / "docs" / "extend" / "source.md"
+from tests.pages.blocks import python_of
 
 
 @pytest.fixture(scope="module")
 def page():
     """What the page's blocks of code define, but for the run it shows."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
-    code = [block for block in blocks if "eva_fast.pretrain" not in block]
-    assert len(code) == 3 and sum(bool(line.strip()) for line in "".join(code).splitlines()) <= 60
+    code = python_of("extend/source.md", 0, 2, 3)
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 60
     names = {"__name__": "page"}
-    exec("".join(code), names)
+    exec(code, names)
     return names
 
 

@@ -1,8 +1,6 @@
 """Runs on images with other than three channels."""
 
 import json
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +21,6 @@ from eva_fast.recipes.pretrain import run
 from tests.objectives.test_vqkd import Killed
 
 timm = pytest.importorskip("timm")
-PAGE = Path(__file__).parents[2] / "docs" / "channels.md"
 TINY = dict(
     device="cpu", workers=0, progress=False, kernels="torch", teacher="hog", batch_size=8,
     log_every=1, lr=3e-3, steps=4, checkpoint_every=2,
@@ -201,27 +198,3 @@ def test_what_cannot_be_is_said_before_training(options, message, scenes, tmp_pa
     with pytest.raises(ValueError, match=message):
         eva_fast.pretrain(**given)
     assert not (out / "metrics.jsonl").exists()
-
-
-def test_the_page_runs(scenes, tmp_path, monkeypatch):
-    """docs/channels.md's Python and its command line, with a small student and teacher."""
-    from eva_fast.cli.main import read
-
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    (typed,) = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    small = {**VIT, **TINY, "steps": 1}
-    del small["teacher"]
-    words = ", ".join(f"{name}={value!r}" for name, value in small.items())
-    code, count = re.subn(r'out="runs/scenes"', f'out="runs/scenes", {words}', code)
-    assert count == 1
-    (tmp_path / "scenes").symlink_to(scenes)
-    monkeypatch.chdir(tmp_path)
-    space: dict = {}
-    exec(code.replace("ViT-L-14.pt", "hog"), space)
-    config = read(typed.replace("\\\n", " ").split()[1:]).arguments()["config"]
-    wanted = ("channels", "mean", "std", "teacher_channels")
-    assert {n: config.options()[n] for n in wanted} == {
-        "channels": 5, "mean": [0.1, 0.1, 0.12, 0.3, 0.2], "std": [0.05, 0.05, 0.06, 0.1, 0.1],
-        "teacher_channels": [2, 1, 0],
-    }  # fmt: skip
-    assert space["run"].model.sizes.channels == 5

@@ -3,11 +3,9 @@
 import importlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,13 +15,13 @@ from safetensors.torch import load_file
 import eva_fast
 from eva_fast.evaluation.students import load_student
 from eva_fast.recipes.export import export
+from tests.pages.blocks import python_of
 
 OPTIONS = dict(
     data="builtin", model="eva_ti_patch8_32", embed_dim=32, depth=2, num_heads=2, mlp_hidden=48,
     batch_size=8, accumulate=2, workers=0, device="cpu", kernels="torch", progress=False, ema=0.9,
     steps=20, log_every=1, checkpoint_every=6, lr=3e-3,
 )  # fmt: skip
-PAGE = Path(__file__).parents[2] / "docs" / "extend" / "objective.md"
 KILLED = f"""
 import os, signal, sys
 import eva_fast, pixels
@@ -44,7 +42,7 @@ eva_fast.pretrain(objective=Dying, out=sys.argv[1], **{OPTIONS!r})
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where the page's first block of code lies as pixels.py."""
-    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)[0]
+    code = python_of("extend/objective.md", 0)
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 60
     folder = tmp_path_factory.mktemp("outside")
     (folder / "pixels.py").write_text(code)

@@ -15,6 +15,7 @@ from eva_fast.ops.race import timed_by
 from eva_fast.ops.settle import settle
 from eva_fast.planning.counter import Recorder
 from eva_fast.planning.formulas import PARTS
+from tests.pages.blocks import python_of
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -27,8 +28,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 @pytest.fixture(scope="module")
 def example():
     """The op that docs/extend/op.md adds from outside: all of it, through the public seam."""
-    text = (ROOT / "docs" / "extend" / "op.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    code = python_of("extend/op.md")
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 60
     assert all("eva_fast import ops" in line for line in re.findall(".*eva_fast.*", code))
     found = {}

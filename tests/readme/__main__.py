@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.readme.commands import README, blocks, made_small
+from tests.readme.commands import README, made_small, readme
 
 FIRST_RUN_SECONDS, FIRST_GAIN = 300, 0.12
 
@@ -46,13 +46,13 @@ class Typist:
 
     def type_all(self) -> list[str]:
         """Everything in order. Returns what went wrong."""
-        first, *others = blocks()
+        first, *others = readme()
         for command in first.commands():
             seconds, output = self.type(command)
         self.check_first_run(seconds, output)
         for number, block in enumerate(others):
             if number == 1:  # behind the two that install
-                self.type("python -m tests.readme.materials")
+                self.type("python -m tests.pages.materials")
             for command in block.commands():
                 if self.without_tests and "-m pytest" in command:
                     command += " --collect-only -q"

@@ -1,39 +1,20 @@
-"""The code blocks of README.md as commands. Standard library alone: it runs before the install.
+"""README.md's commands, and sizes cut so that each runs in a minute. Standard library alone: it runs
+before the install.
 
 `python3 -m tests.readme.commands 2` prints the commands of the second block, one a line.
 """
 
 import re
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
-README = Path(__file__).parents[2] / "README.md"
-_BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+from tests.pages.blocks import ROOT, Block, blocks
 
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A code block."""
-
-    language: str
-    text: str
-
-    def commands(self) -> list[str]:
-        """A shell block's commands, each line at its `&&`, without comments; a Python block is one."""
-        if self.language == "python":
-            return [self.text]
-        found = []
-        for line in self.text.replace("\\\n", " ").splitlines():
-            words = re.sub(r"(^|\s)#.*", "", line).strip()
-            found += [part.strip() for part in words.split(" && ") if part.strip()]
-        return found
+README = ROOT / "README.md"
 
 
-def blocks(text: str | None = None) -> list[Block]:
-    """Every bash and python block of a Markdown text, README.md by default, in order."""
-    text = README.read_text() if text is None else text
-    return [Block(language, inner) for language, inner in _BLOCK.findall(text)]
+def readme() -> list[Block]:
+    """The bash and python blocks of README.md, in order."""
+    return [block for block in blocks(README.read_text()) if block.language in ("bash", "python")]
 
 
 # What stands for a person's own files, and sizes that take hours, made small. (pattern, instead)
@@ -49,11 +30,11 @@ SMALL: tuple[tuple[str, str], ...] = (
 
 
 def made_small(command: str) -> str:
-    """A command as it can run here in a minute: on files that `materials` makes, a few steps."""
+    """A command as it can run here in a minute: on files of `tests.pages.materials`, a few steps."""
     for pattern, instead in SMALL:
         command = re.sub(pattern, instead, command)
     return command
 
 
 if __name__ == "__main__":
-    print("\n".join(blocks()[int(sys.argv[1]) - 1].commands()))
+    print("\n".join(readme()[int(sys.argv[1]) - 1].commands()))

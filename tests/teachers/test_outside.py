@@ -1,28 +1,24 @@
 """The teachers that docs/extend/teacher.md adds from outside, through the public seam alone."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 
 import eva_fast
+from tests.pages.blocks import python_of
 
 OPTIONS = dict(
     data="builtin", model="eva_ti_patch8_32", embed_dim=32, depth=1, num_heads=4, mlp_hidden=48,
     batch_size=8, steps=2, workers=0, device="cpu", kernels="torch", progress=False,
 )  # fmt: skip
-PAGE = Path(__file__).parents[2] / "docs" / "extend" / "teacher.md"
 
 
 @pytest.fixture(scope="module")
 def page():
     """What the page's blocks of code define, but for the run it shows."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
-    code = [block for block in blocks if "eva_fast.pretrain" not in block]
-    assert len(code) == 2 and sum(bool(line.strip()) for line in "".join(code).splitlines()) <= 60
+    code = python_of("extend/teacher.md", 0, 2)
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 60
     names = {"__name__": "page"}
-    exec("".join(code), names)
+    exec(code, names)
     return names
 
 
