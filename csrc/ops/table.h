@@ -17,6 +17,7 @@
 #include "negative_cosine.h"
 #include "packed_attention.h"
 #include "patchify.h"
+#include "rotary.h"
 #include "smooth_l1.h"
 #include "unshuffle_tokens.h"
 
@@ -37,6 +38,7 @@ static const Kernel kernels[] = {
     EVA_KERNEL(negative_cosine), EVA_KERNEL(negative_cosine_backward),
     EVA_KERNEL(packed_attention), EVA_KERNEL(packed_attention_backward),
     EVA_KERNEL(patchify),
+    EVA_KERNEL(rotary),
     EVA_KERNEL(smooth_l1), EVA_KERNEL(smooth_l1_backward),
     EVA_KERNEL(unshuffle_tokens), EVA_KERNEL(unshuffle_tokens_backward),
     {nullptr, nullptr, nullptr},

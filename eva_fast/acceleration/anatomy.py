@@ -47,6 +47,11 @@ class AttentionPart(NamedTuple):
     dropping: bool
     """Whether it does now: then the library's own runs."""
 
+    @property
+    def keys_biased(self) -> bool:
+        """Whether k has a bias. Rotary positions turn it, and it has a gradient then."""
+        return self.biases[len(self.biases) // 2] is not None
+
 
 class MlpPart(NamedTuple):
     """An MLP that the fused branch computes."""
@@ -59,6 +64,9 @@ class MlpPart(NamedTuple):
     """The GELU, as `eva_fast.ops.bias_gelu` names it."""
     dropout: float
     dropping: bool
+
+
+TURNED_BIAS = "rotary positions turn a bias of k"
 
 
 class Anatomy(NamedTuple):

@@ -13,6 +13,10 @@ def _nothing(given: Any) -> None:
     return None
 
 
+def _never(block: Any, owners: Sequence[nn.Module]) -> None:
+    return None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
     """How blocks of a class are read and called."""
@@ -25,8 +29,8 @@ class Family:
     """What becomes the forward of the accelerated class."""
     own: Callable[[Any, Tensor], Tensor]
     """The library's forward of a block of its own class, on tokens alone."""
-    called_with: Callable[[Sequence[nn.Module]], str | None] = _nothing
-    """Why attention is left at every call, from the networks around a block, the innermost first; None:
-    it is not."""
+    called_with: Callable[[Any, Sequence[nn.Module]], str | None] = _never
+    """Why attention is left at every call, from a block and the networks around it, the innermost first;
+    None: it is not."""
     prepare: Callable[[Any], Any] = _nothing
     """Makes a copy of a block, which is given, one that runs on a CPU in float64."""

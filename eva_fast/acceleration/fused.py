@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from eva_fast.acceleration.anatomy import (
     IDENTITY,
+    TURNED_BIAS,
     Anatomy,
     AttentionPart,
     class_name,
@@ -28,6 +29,7 @@ from eva_fast.layers.precision import Precision, autocast_on
 from eva_fast.layers.stream import Stream
 from eva_fast.ops.add_layer_norm import add_layer_norm
 from eva_fast.ops.checks import dense_last, statistics_dtype
+from eva_fast.ops.rotary import Angles
 
 FOLD_ROWS = 2
 """LayerScale is folded into a weight [N, K] where the branch has at least this many times N rows: below,
@@ -56,12 +58,21 @@ def unfit(x: Any) -> bool:
     )
 
 
-def run(a: Anatomy, x: Tensor, attend: Own, feed: Own, bias: Tensor | None = None) -> Tensor | None:
+def run(
+    a: Anatomy,
+    x: Tensor,
+    attend: Own,
+    feed: Own,
+    bias: Tensor | None = None,
+    angles: Angles | None = None,
+) -> Tensor | None:
     """The block's output [B, T, D] of x, or None where dtypes are mixed as only the library knows.
 
     attend, feed: its own attention and MLP, for the part that is not fused. bias: [H, T, T], added to
-    the fused attention's scores.
+    the fused attention's scores. angles: rotary positions.
     """
+    if angles is not None and isinstance(a.attention, AttentionPart) and a.attention.keys_biased:
+        a = a._replace(attention=TURNED_BIAS)
     compute = x.dtype
     if autocast_on(x.device.type):
         compute = torch.get_autocast_dtype(x.device.type)
@@ -70,7 +81,7 @@ def run(a: Anatomy, x: Tensor, attend: Own, feed: Own, bias: Tensor | None = Non
     # adding gamma times a branch brings the stream into gamma's dtype, where that is the wider one
     for gamma in (a.gamma1, a.gamma2):
         x = x if gamma is None else x.to(torch.promote_types(x.dtype, gamma.dtype))
-    stream = _attention(a, dense_last(x), compute, attend, bias)
+    stream = _attention(a, dense_last(x), compute, attend, bias, angles)
     return _mlp(a, stream, compute, feed)
 
 
@@ -89,7 +100,12 @@ def _dtypes_fit(a: Anatomy, x: Tensor, compute: torch.dtype) -> bool:
 
 
 def _attention(
-    a: Anatomy, x: Tensor, compute: torch.dtype, attend: Own, bias: Tensor | None
+    a: Anatomy,
+    x: Tensor,
+    compute: torch.dtype,
+    attend: Own,
+    bias: Tensor | None,
+    angles: Angles | None,
 ) -> Stream:
     """The stream after attention, which is yet to be added."""
     part = a.attention
@@ -112,8 +128,11 @@ def _attention(
             num_heads=part.heads,
             eps=a.norm1.eps,
         )
+        wide = statistics_dtype(x)
+        if angles is not None:
+            angles = angles._replace(sin=angles.sin.to(wide), cos=angles.cos.to(wide))
         stream = attention_branch(
-            Stream(x), weights, bias=None if bias is None else bias.to(statistics_dtype(x))
+            Stream(x), weights, bias=None if bias is None else bias.to(wide), angles=angles
         )
         scale = _factor(a.drop1, x, compute, a.gamma1)
         return _scaled(stream, None if fold else a.gamma1)._replace(scale=scale)

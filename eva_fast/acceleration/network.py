@@ -136,7 +136,7 @@ def _report(model: nn.Module, name: str, block: nn.Module, family: Family) -> Bl
     rates = [p.dropout for p in parts if isinstance(p, (AttentionPart, MlpPart)) and p.dropout]
     return BlockReport(
         _kind(block),
-        family.called_with(_owners(model, name)) or attention,
+        family.called_with(block, _owners(model, name)) or attention,
         mlp,
         f"dropout of {max(rates)}" if rates else None,
     )

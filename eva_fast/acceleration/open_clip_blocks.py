@@ -88,7 +88,7 @@ def forward(self: Any, q_x: Any, k_x: Any = None, v_x: Any = None, attn_mask: An
     return found
 
 
-def _masked(owners: Sequence[nn.Module]) -> str | None:
+def _masked(block: nn.Module, owners: Sequence[nn.Module]) -> str | None:
     """A transformer of words is in a network with a mask, and in no tower of images."""
     if any(short_name(owner) == "VisionTransformer" for owner in owners):
         return None

@@ -53,11 +53,11 @@ def _twin(block: nn.Module) -> Any:
 
 
 def _tokens(block: nn.Module) -> int:
-    """As many as a bias by relative positions has rows."""
+    """As many as a bias by relative positions has rows; some that have a place."""
     for name, buffer in block.named_buffers():
         if name.endswith("relative_position_index"):
             return int(buffer.shape[0])
-    return TOKENS
+    return TOKENS + max(getattr(m, "num_prefix_tokens", 0) for m in block.modules())
 
 
 def _width(block: Any) -> int:

@@ -1,17 +1,19 @@
 """timm's pre-norm blocks: `VisionTransformer`'s (ViT, DeiT, DeiT III, DINOv2, SigLIP, CLIP, FlexiViT),
 `Eva`'s (EVA, EVA-02, DINOv3, ViTs with rotary positions) and `Beit`'s.
 
-Attention with rotary positions, normalised q and k, a gate or a norm behind it is timm's own, and so is
-an MLP that is no Linear, GELU, Linear.
+Attention with normalised q and k, a gate or a norm behind it is timm's own, and so are rotary positions
+that heads or images have of their own, and an MLP that is no Linear, GELU, Linear.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from eva_fast.acceleration.anatomy import (
     IDENTITY,
+    TURNED_BIAS,
     Anatomy,
     AttentionPart,
     MlpPart,
@@ -26,6 +28,7 @@ from eva_fast.acceleration.anatomy import (
 from eva_fast.acceleration.classes import original_class
 from eva_fast.acceleration.family import Family
 from eva_fast.acceleration.fused import run, unfit
+from eva_fast.ops.rotary import Angles
 
 ATTENTION = (
     "timm.layers.attention.Attention",
@@ -144,7 +147,12 @@ def read(block: Any) -> Anatomy | str:
 
 
 def _run(
-    block: Any, x: Any, attention: str | None, bias: Any, call: dict[str, Any]
+    block: Any,
+    x: Any,
+    attention: str | None,
+    bias: Any,
+    call: dict[str, Any],
+    angles: Angles | None = None,
 ) -> Tensor | None:
     """The block on `x`; `attention`: why its attention is timm's own in this call, whose arguments are
     `call`. None: all is timm's."""
@@ -155,7 +163,7 @@ def _run(
         return None
     if attention is not None:
         anatomy = anatomy._replace(attention=attention)
-    return run(anatomy, x, lambda y: block.attn(y, **call), block.mlp, bias)
+    return run(anatomy, x, lambda y: block.attn(y, **call), block.mlp, bias, angles)
 
 
 def vit_forward(self: Any, x: Any, attn_mask: Any = None, is_causal: bool = False) -> Any:
@@ -174,12 +182,9 @@ def eva_forward(
 ) -> Any:
     """`timm.models.eva.EvaBlock.forward`."""
     call = {"rope": rope, "attn_mask": attn_mask} | ({"is_causal": True} if is_causal else {})
-    left = (
-        "rotary positions or a mask"
-        if rope is not None or attn_mask is not None or is_causal
-        else None
-    )
-    found = _run(self, x, left, None, call)
+    angles = None if rope is None or unfit(x) else _angles(self.attn, rope, x.shape[1])
+    other = (rope is not None and angles is None) or attn_mask is not None or is_causal
+    found = _run(self, x, "other positions or a mask" if other else None, None, call, angles)
     return original_class(self).forward(self, x, **call) if found is None else found
 
 
@@ -212,9 +217,39 @@ def _score_bias(attn: Any, shared: Any, tokens: int) -> Tensor | str | None:
     return bias
 
 
-def _rotary(owners: Sequence[nn.Module]) -> str | None:
+def _angles(attn: Any, rope: Any, tokens: int) -> Angles | None:
+    """Rotary positions that all heads of all images share: sines and cosines side by side, of the
+    tokens behind the prefix. None where they are others."""
+    width = attn.proj.weight.shape[1] // attn.num_heads
+    placed = (tokens - attn.num_prefix_tokens, 2 * width)
+    if not isinstance(rope, Tensor) or tuple(rope.shape) != placed or rope.requires_grad:
+        return None
+    sin, cos = rope.chunk(2, -1)
+    return Angles(sin, cos, bool(getattr(attn, "rotate_half", False)))
+
+
+def _rotary(block: Any, owners: Sequence[nn.Module]) -> str | None:
+    """Why a network's rotary positions leave attention to timm."""
     rope = getattr(owners[0], "rope", None) if owners else None
-    return None if rope is None else f"rotary positions ({short_name(rope)})"
+    if rope is None:
+        return None
+    if getattr(owners[0], "rope_mixed", False):
+        return f"rotary positions of each head ({short_name(rope)})"
+    anatomy = read(block)
+    attention = anatomy if isinstance(anatomy, str) else anatomy.attention
+    return None if isinstance(attention, str) or not attention.keys_biased else TURNED_BIAS
+
+
+def _placed(block: Any, x: Tensor) -> Tensor:
+    """A block whose tokens stand somewhere, where that is computed here."""
+    attn = block.attn
+    width = attn.proj.weight.shape[1] // attn.num_heads
+    pairs = torch.linspace(0, 3, (x.shape[1] - attn.num_prefix_tokens) * (width // 2)).to(x)
+    angle = pairs.view(-1, width // 2)
+    turned = (
+        angle.repeat(1, 2) if getattr(attn, "rotate_half", False) else angle.repeat_interleave(2, 1)
+    )
+    return block(x, rope=torch.cat((turned.sin(), turned.cos()), 1))
 
 
 FAMILIES = (
@@ -228,7 +263,7 @@ FAMILIES = (
         names=("timm.models.eva.EvaBlock",),
         read=read,
         forward=eva_forward,
-        own=lambda block, x: block(x),
+        own=_placed,
         called_with=_rotary,
     ),
     Family(

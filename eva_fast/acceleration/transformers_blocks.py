@@ -5,12 +5,15 @@ is transformers': it wraps the forward of every subclass of its layers. Where at
 asked for, its own attention runs, by the hook that records them.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from eva_fast.acceleration.anatomy import (
     IDENTITY,
+    TURNED_BIAS,
     Anatomy,
     AttentionPart,
     MlpPart,
@@ -26,6 +29,7 @@ from eva_fast.acceleration.anatomy import (
 from eva_fast.acceleration.classes import original_class
 from eva_fast.acceleration.family import Family
 from eva_fast.acceleration.fused import run, unfit
+from eva_fast.ops.rotary import Angles
 
 ATTENTIONS = ("eager", "sdpa", "flex_attention")
 """Implementations of its attention that compute softmax(q k^T) v, beside the flash ones."""
@@ -62,7 +66,7 @@ LAYERS = {
 }
 
 ROTARY = "DINOv3ViTLayer"
-"""The layer that is given rotary positions."""
+"""The layer that is given rotary positions: cosines and sines of all tokens but the first few."""
 
 
 def _names_of(layer: nn.Module) -> _Names:
@@ -82,8 +86,6 @@ def _beside(module: Any, layer: nn.Module, ending: str, what: str) -> str | None
 
 def _attention(layer: Any, names: _Names, width: int) -> AttentionPart | str:
     attn = getattr(layer, names.attention)
-    if original_class(layer).__qualname__ == ROTARY:
-        return "rotary positions"
     if type(attn.config).__name__.endswith("TextConfig"):
         return "words have a mask"
     obstacle = _beside(attn, layer, "Attention", "attention")
@@ -188,7 +190,9 @@ def forward(
     anatomy: Any = "more arguments" if rest or unfit(hidden_states) else read(self)
     found = None
     if not isinstance(anatomy, str):
-        given = [v for k, v in options.items() if k not in HARMLESS]
+        angles = _angles(self, options.get("position_embeddings"), hidden_states.shape[1])
+        harmless = HARMLESS if angles is None else (*HARMLESS, "position_embeddings")
+        given = [v for k, v in options.items() if k not in harmless]
         if attention_mask is not None or any(v is not None and v is not False for v in given):
             anatomy = anatomy._replace(attention="a mask or positions")
         names = _names_of(self)
@@ -199,6 +203,7 @@ def forward(
             hidden_states,
             lambda y: dropout(attn(y, attention_mask=attention_mask, **options)[0]),
             lambda y: dropout(self.mlp(y)),
+            angles=angles,
         )
     if found is None:
         return original_class(self).forward(self, hidden_states, attention_mask, *rest, **options)
@@ -206,11 +211,31 @@ def forward(
 
 
 def _own(layer: Any, x: Tensor) -> Tensor:
-    """Without a mask, and all at position 0."""
+    """Without a mask; all but the first token somewhere."""
     if original_class(layer).__qualname__ != ROTARY:
         return layer(x, attention_mask=None)
-    angles = x.new_zeros((x.shape[1], x.shape[2] // layer.attention.num_heads))
+    pairs = x.shape[2] // layer.attention.num_heads // 2
+    angles = torch.linspace(0, 3, (x.shape[1] - 1) * pairs).to(x).view(-1, pairs).repeat(1, 2)
     return layer(x, position_embeddings=(angles.cos(), angles.sin()))
+
+
+def _angles(layer: Any, given: Any, tokens: int) -> Angles | None:
+    """Rotary positions that all heads of all images share; None where they are others or none."""
+    if original_class(layer).__qualname__ != ROTARY or not isinstance(given, tuple):
+        return None
+    cos, sin = given
+    width = layer.attention.q_proj.weight.shape[0] // layer.attention.num_heads
+    fit = cos.shape == sin.shape and cos.dim() == 2 and cos.shape[1] == width
+    if not fit or len(cos) > tokens or cos.requires_grad or sin.requires_grad:
+        return None
+    return Angles(sin, cos, True)
+
+
+def _turns_a_bias(layer: Any, owners: Sequence[nn.Module]) -> str | None:
+    biased = (
+        original_class(layer).__qualname__ == ROTARY and layer.attention.k_proj.bias is not None
+    )
+    return TURNED_BIAS if biased else None
 
 
 def _for_the_cpu(layer: Any) -> None:
@@ -224,6 +249,7 @@ FAMILIES = (
         read=read,
         forward=forward,
         own=_own,
+        called_with=_turns_a_bias,
         prepare=_for_the_cpu,
     ),
 )

@@ -11,7 +11,8 @@ in the same pass. Only q and v have biases whose gradients are summed: the softm
 added to all keys, so that a k bias has none. Products run in the weights' dtype, or that of their
 copies, whatever the stream's is; all heads together need not be as wide as the stream.
 
-With an additive bias of the scores, [H, T, T], shared by all images, the op is `biased_attention`.
+With an additive bias of the scores, [H, T, T], shared by all images, the op is `biased_attention`. With
+rotary positions q and k are turned where the product wrote them (`rotary`), and dq and dk turned back.
 """
 
 from typing import Literal, NamedTuple
@@ -36,6 +37,7 @@ from eva_fast.layers.products import (
 )
 from eva_fast.layers.stream import Stream, leaving
 from eva_fast.ops import copies
+from eva_fast.ops.attention_parts import column_sums
 from eva_fast.ops.biased_attention import biased_attention_backward, biased_attention_forward
 from eva_fast.ops.checks import as_shaped, own_view
 from eva_fast.ops.masked_gather import masked_gather_backward, masked_gather_forward
@@ -44,6 +46,7 @@ from eva_fast.ops.packed_attention import (
     packed_attention_forward,
     recomputes_output,
 )
+from eva_fast.ops.rotary import Angles, turned
 
 QkvBias = Literal["qv", "full"]
 
@@ -72,6 +75,7 @@ class _AttentionBranch(torch.autograd.Function):
     def forward(
         ctx, x, branch, branch_bias, scale, norm_weight, norm_bias, qkv_weight, q_bias, v_bias,
         proj_weight, qkv_copy, packed_bias, proj_copy, num_heads, eps, bias=None, mask=None,
+        angles=None,
     ):  # fmt: skip
         qkv_used = qkv_weight if qkv_copy is None else qkv_copy
         proj_used = proj_weight if proj_copy is None else proj_copy
@@ -82,6 +86,8 @@ class _AttentionBranch(torch.autograd.Function):
         batch, tokens, dim = total.shape
         qkv, _ = times(y, qkv_used, packed_bias)
         packed = qkv.view(batch, tokens, 3, num_heads, -1)
+        if angles is not None:
+            packed = turned(packed, angles)
         attend_scale = packed.shape[-1] ** -0.5
         if bias is None:
             out, lse = packed_attention_forward(None, packed, attend_scale)
@@ -95,7 +101,7 @@ class _AttentionBranch(torch.autograd.Function):
             total, mean, rstd, packed, kept, lse, scale, norm_weight, norm_bias, y_scale, out_scale,
             bias, mask, *hold(ctx, qkv_used, proj_used),
         )  # fmt: skip
-        ctx.weight_dtypes = qkv_weight.dtype, proj_weight.dtype
+        ctx.weight_dtypes, ctx.angles = (qkv_weight.dtype, proj_weight.dtype), angles
         ctx.bias_dtype = None if q_bias is None else q_bias.dtype
         if mask is not None:
             total = own_view(masked_gather_forward(total, mask), batch, -1, dim)
@@ -117,15 +123,26 @@ class _AttentionBranch(torch.autograd.Function):
             dout = masked_gather_backward(dout, mask, tokens)
             dtotal = masked_gather_backward(rows_of(dtotal), mask, tokens)
         dout = dout.view(batch, tokens, heads, head_dim)
-        has_bias, dbias = any(wants_biases), None
+        has_bias, dbias, turn = any(wants_biases), None, ctx.angles is not None
         if bias is None:
             _, dpacked, out, bias_sums = packed_attention_backward(
-                dout, None, packed, out, lse, head_dim**-0.5, want_sums=has_bias
+                dout, None, packed, out, lse, head_dim**-0.5, want_sums=has_bias and not turn
             )
         else:
             _, dpacked, out, bias_sums, dbias = biased_attention_backward(
-                dout, None, packed, bias, None, out, lse, head_dim**-0.5, want_sums=has_bias
+                dout,
+                None,
+                packed,
+                bias,
+                None,
+                out,
+                lse,
+                head_dim**-0.5,
+                want_sums=has_bias and not turn,
             )
+        if turn:
+            dpacked = turned(dpacked, ctx.angles, backward=True)
+            bias_sums = column_sums(None, dpacked, lse.dtype) if has_bias else None
         dqkv_weight = dproj = None
         if wants_proj:
             asking = out if mask is None else masked_gather_forward(out.flatten(2), mask)
@@ -141,7 +158,7 @@ class _AttentionBranch(torch.autograd.Function):
             rows = y if y_scale is not None else rows_of(y)
             dqkv_weight = weight_gradient(dqkv, rows, ctx.weight_dtypes[0], y_scale)
         biases = bias_sums.to(ctx.bias_dtype).unbind() if has_bias else (None, None)
-        return *pending, dqkv_weight, *biases, dproj, None, None, None, None, None, dbias, None
+        return *pending, dqkv_weight, *biases, dproj, *[None] * 5, dbias, None, None
 
 
 def attention_branch(
@@ -149,12 +166,14 @@ def attention_branch(
     weights: AttentionWeights,
     tokens: Tensor | None = None,
     bias: Tensor | None = None,
+    angles: Angles | None = None,
 ) -> Stream:
     """Adds what is pending in `stream` and runs norm, qkv, attention and projection.
 
     Returns (x', projection without bias, its bias). The caller sets the drop-path scale.
     tokens: int32 [B, K], rows of x; then only these ask and come out, with the values the full
     branch gives them: x' and branch are [B, K, D]. bias: [H, T, T], added to the scaled scores.
+    angles: rotary positions; a bias of k, which has a gradient then, must be 0.
     """
     w = weights
     arguments = (
@@ -162,8 +181,8 @@ def attention_branch(
         w.qkv.copy, w.packed_bias, w.proj.copy, w.num_heads, w.eps,
     )  # fmt: skip
     mask = None if tokens is None else tokens - 1  # the gather counts from the row after CLS
-    if mask is None or bias is not None:
-        x, branch = _AttentionBranch.apply(*arguments, bias, mask)
+    if mask is None or bias is not None or angles is not None:
+        x, branch = _AttentionBranch.apply(*arguments, bias, mask, angles)
     else:
         x, branch = MaskedAttentionBranch.apply(*arguments, mask)
     return Stream(x, branch, w.proj_bias)

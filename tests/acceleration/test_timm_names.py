@@ -12,8 +12,10 @@ from tests.acceleration.comparing import assert_same, pair
 
 SMALL = {"depth": 2, "embed_dim": 64, "num_heads": 2, "num_classes": 7}
 ALL = "attention and MLP fused"
-ROTARY = "MLP fused; attention left: rotary positions"
-BETWEEN = "the norm between fused; attention left: rotary positions"
+GATED = "attention fused; MLP left: the MLP is a SwiGLU"
+TURNED = "MLP fused; attention left: rotary positions turn a bias of k"
+MIXED = "MLP fused; attention left: rotary positions of each head (RotaryEmbeddingMixed)"
+NORMED = "the norm between fused; attention left: attention with a norm behind it; MLP left: "
 
 TAKEN = {
     # augreg, MAE, in21k, OpenAI, DINO and their like share an architecture
@@ -32,10 +34,11 @@ TAKEN = {
     "vit_base_patch14_dinov2": ALL,
     "vit_base_patch14_reg4_dinov2": ALL,
     "vit_giant_patch14_dinov2": "attention fused; MLP left: the MLP is a GluMlp",
-    "vit_small_patch16_dinov3": ROTARY,
-    "vit_huge_plus_patch16_dinov3": BETWEEN,
-    "vit_base_patch16_rope_reg1_gap_256": ROTARY,
-    "vit_pe_core_base_patch16_224": ROTARY,
+    "vit_small_patch16_dinov3": ALL,
+    "vit_huge_plus_patch16_dinov3": GATED,
+    "vit_base_patch16_rope_reg1_gap_256": ALL,
+    "vit_base_patch16_rope_mixed_224": MIXED,
+    "vit_pe_core_base_patch16_224": TURNED,
     "deit_base_patch16_224": ALL,
     "deit_base_distilled_patch16_224": ALL,
     "deit3_base_patch16_224": ALL,
@@ -43,9 +46,9 @@ TAKEN = {
     "beitv2_base_patch16_224": ALL,
     "eva_large_patch14_196": ALL,
     "eva_giant_patch14_224": ALL,
-    "eva02_base_patch14_224": BETWEEN,
-    "eva02_large_patch14_448": BETWEEN,
-    "eva02_base_patch16_clip_224": BETWEEN,
+    "eva02_base_patch14_224": GATED,
+    "eva02_large_patch14_448": GATED,
+    "eva02_base_patch16_clip_224": NORMED,
     "flexivit_base": ALL,
 }
 """{name: what its report says}."""

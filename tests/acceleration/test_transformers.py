@@ -43,11 +43,12 @@ MODELS = {
         {"drop_path_rate": 0.4},
         ALL,
     ),
-    "dinov3": (
+    "dinov3": (transformers.DINOv3ViTModel, transformers.DINOv3ViTConfig, {}, ALL),
+    "dinov3, a bias of k": (
         transformers.DINOv3ViTModel,
         transformers.DINOv3ViTConfig,
-        {},
-        "MLP fused; attention left: rotary positions",
+        {"key_bias": True},
+        "MLP fused; attention left: rotary positions turn a bias of k",
     ),
 }
 

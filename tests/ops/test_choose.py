@@ -17,7 +17,7 @@ def automatic():
     "name",
     ["patchify", "embed_tokens", "embed_kept", "unshuffle_tokens", "add_layer_norm", "bias_gelu",
      "masked_gather", "layer_norm_project", "negative_cosine", "masked_cosine_head",
-     "smooth_l1", "packed_attention", "adamw"],
+     "smooth_l1", "packed_attention", "rotary", "adamw"],
 )  # fmt: skip
 def test_every_op_has_its_name_and_its_reference(name):
     assert callable(getattr(ops, name)) and callable(getattr(ops, name).reference)

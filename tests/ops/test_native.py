@@ -1,6 +1,7 @@
 """The C++ kernels at every instruction set this CPU has, and for any number of threads."""
 
 import ctypes
+import functools
 
 import pytest
 import torch
@@ -88,6 +89,10 @@ def unshuffle_inputs(dtype):
     )  # fmt: skip
 
 
+def rotary_inputs(dtype, halves=False):
+    return leaf(3, 7, 3, 2, 38, dtype=dtype), torch.randn(6, 38), torch.randn(6, 38), halves
+
+
 CASES = {
     "add_layer_norm": (ops.add_layer_norm, norm_inputs, 2),
     "bias_gelu": (ops.bias_gelu, gelu_inputs, 1),
@@ -96,10 +101,12 @@ CASES = {
     "embed_kept": (ops.embed_kept, embed_kept_inputs, 1),
     "unshuffle_tokens": (ops.unshuffle_tokens, unshuffle_inputs, 1),
     "negative_cosine": (ops.negative_cosine, cosine_inputs, 1),
+    "rotary": (ops.rotary, rotary_inputs, 1),
+    "rotary, halves": (ops.rotary, functools.partial(rotary_inputs, halves=True), 1),
 }
 
 
-POSITIONED = ("embed_tokens", "embed_kept", "unshuffle_tokens")
+POSITIONED = ("embed_tokens", "embed_kept", "unshuffle_tokens", "rotary", "rotary, halves")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=SHORT.get)
