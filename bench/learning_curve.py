@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from eva_fast.evaluation import evaluate
+from eva_fast.evaluation import Evaluation, evaluate
 from eva_fast.evaluation.figures import pyplot
 from eva_fast.evaluation.students import load_checkpoint
 from eva_fast.train.checkpoint import steps_in
@@ -48,8 +48,7 @@ def measure(run: Path, data: str = "builtin") -> dict[str, Any]:
         raise ValueError(f"{run}: no checkpoint of a step that metrics.jsonl has a line for")
     points = []
     for step in steps:
-        found = _probe(folders[step], data)
-        student = found["results"][0]
+        student = _probe(folders[step], data).student.accuracy
         points.append(
             {
                 "step": step,
@@ -61,10 +60,10 @@ def measure(run: Path, data: str = "builtin") -> dict[str, Any]:
         )
         log.info("step %d: %s", step, {probe: round(student[probe], 1) for probe in PROBES})
     whole = evaluate(run, data)
-    return {"points": points, "beside": whole["results"][1:], "val": whole["val"]}
+    return {"points": points, "beside": [row.to_dict() for row in whole.rows[1:]], "val": whole.val}
 
 
-def _probe(checkpoint: Path, data: str) -> dict[str, Any]:
+def _probe(checkpoint: Path, data: str) -> Evaluation:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "student.safetensors"
         write_student(load_checkpoint(checkpoint, torch.device("cpu")), file)

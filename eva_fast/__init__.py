@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from eva_fast.acceleration import accelerate
     from eva_fast.data import BlockMasker
     from eva_fast.evaluation.evaluator import evaluate
+    from eva_fast.evaluation.result import Evaluation
     from eva_fast.model import create_model
     from eva_fast.planning.planner import plan
     from eva_fast.planning.result import Plan
+    from eva_fast.planning.simulate import Simulation
     from eva_fast.recipes.ablate import AblationResult, ablate
     from eva_fast.recipes.export import export
     from eva_fast.recipes.pretrain import PretrainResult, pretrain
@@ -45,9 +47,11 @@ _HOME = {
     "PretrainResult": "eva_fast.recipes.pretrain",
     "create_model": "eva_fast.model",
     "evaluate": "eva_fast.evaluation.evaluator",
+    "Evaluation": "eva_fast.evaluation.result",
     "export": "eva_fast.recipes.export",
     "plan": "eva_fast.planning.planner",
     "Plan": "eva_fast.planning.result",
+    "Simulation": "eva_fast.planning.simulate",
     "accelerate": "eva_fast.acceleration",
     "load_teacher": "eva_fast.teachers",
     "BlockMasker": "eva_fast.data",
@@ -59,8 +63,10 @@ __all__ = [
     "AblationResult",
     "BlockMasker",
     "Callback",
+    "Evaluation",
     "Plan",
     "PretrainResult",
+    "Simulation",
     "Trainer",
     "Training",
     "__version__",

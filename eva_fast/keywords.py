@@ -10,13 +10,14 @@ import dataclasses
 import inspect
 import os
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 from typing_extensions import TypedDict, Unpack
 
 AnyPath = str | os.PathLike[str]
 Pair = tuple[float, float] | list[float]
+Names = str | Sequence[str]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -89,11 +90,11 @@ class PretrainOptions(TypedDict, total=False):
     teacher_sharding: Literal["replicate", "shard"]
     process_minutes: float
     rewinds: int
-    track: str
+    track: Names
     progress: bool
     probe_data: AnyPath | None
     probe_every: int | None
-    probe_with: Literal["knn", "linear", "knn,linear"]
+    probe_with: Names
 
 
 class RunOptions(PretrainOptions, total=False):
@@ -125,8 +126,8 @@ def option_help(group: type) -> dict[str, str]:
 
 
 def documented(groups: Any) -> Callable[[F], F]:
-    """Gives a function that takes **options: Unpack[PretrainOptions] a signature with each of them
-    and its default, and their help at the end of its docstring.
+    """Gives a function that takes **options: Unpack[PretrainOptions] (or RunOptions) a signature with
+    each of them and its default, and their help at the end of its docstring.
 
     groups: a dataclass whose fields are dataclasses of options."""
 
@@ -150,7 +151,7 @@ def documented(groups: Any) -> Callable[[F], F]:
                         field.name,
                         inspect.Parameter.KEYWORD_ONLY,
                         default=field.default,
-                        annotation=PretrainOptions.__annotations__[field.name],
+                        annotation=RunOptions.__annotations__[field.name],
                     )
                 )
         signature = inspect.signature(function).replace(parameters=[*own, *options])

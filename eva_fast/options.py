@@ -18,6 +18,9 @@ NUMBERS, WHOLE_NUMBERS = tuple[float, ...] | None, tuple[int, ...] | None
 TextOrObject = Annotated[Any, "text on the command line"]
 
 
+NAMES = Annotated[str, "names with commas; from Python also a list of them"]
+
+
 def option(default: T, *, resume: bool) -> T:
     """A dataclass field. resume: whether a run that goes on may have another value than it began
     with; a field with a plain default may not."""
@@ -105,6 +108,10 @@ def fit(name: str, kind: Any, value: Any) -> Any:
         one = float if kind == NUMBERS else int
         if isinstance(value, list | tuple) and value:
             return tuple(fit(name, one, v) for v in value)
+    elif kind is NAMES:
+        if isinstance(value, str | list | tuple) and all(isinstance(v, str) for v in value):
+            return str(value) if isinstance(value, str) else ",".join(value)
+        raise UsageError(f"{name} must be names, a list or with commas, got {shown(value)}")
     elif kind in (str, str | None):
         if isinstance(value, str):
             return str(value)  # NumPy's is one too, and no YAML

@@ -7,6 +7,7 @@
     timm_blocks, transformers_blocks, open_clip_blocks, official_blocks
                  how each library's block is read, and how it is called
     probe        a block against its library's own forward, in float64
+    wrapped      what was done to a network already and is in the way
     report       what was taken and what was left, and why
 
 No library is imported here: blocks are known by the names of their classes.

@@ -18,6 +18,7 @@ from eva_fast.acceleration.anatomy import AttentionPart, MlpPart, short_name, un
 from eva_fast.acceleration.classes import accelerated_class, is_accelerated, original_class
 from eva_fast.acceleration.family import Family
 from eva_fast.acceleration.report import BlockReport, Report
+from eva_fast.acceleration.wrapped import obstacle
 from eva_fast.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -67,11 +68,16 @@ def accelerate(model: Model) -> Model:
     as for eva_fast's own networks (`eva_fast.ops.set_kernels`): C++ on CPUs, Triton on NVIDIA GPUs.
     A second call changes nothing. There is no second derivative through a fused block.
 
-    Raises UsageError, with the model as it was, for a network without blocks that are known, and for
-    one whose blocks are not built as they usually are; it names the block and what differs.
+    Raises UsageError, with the model as it was, for a network that is compiled, scripted, sharded or
+    quantised already (`DistributedDataParallel` may be around it), for one without blocks that are
+    known, and for one whose blocks are not built as they usually are; it names the block and what
+    differs.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"accelerate takes a network (torch.nn.Module), not a {short_name(model)}")
+    done = obstacle(model)
+    if done is not None:
+        raise UsageError(done)
     own = [(name, m) for name, m in model.named_modules() if isinstance(m, layers.Block)]
     found = _checked(model)
     if not found and not own:
@@ -126,8 +132,6 @@ def _kind(module: nn.Module) -> str:
 
 def _report(model: nn.Module, name: str, block: nn.Module, family: Family) -> BlockReport:
     """What of a block is taken; UsageError where it is not built as known."""
-    if block._compiled_call_impl is not None:
-        raise UsageError(f"{_place(name, block)} is compiled: call accelerate before torch.compile")
     anatomy = family.read(block)
     if isinstance(anatomy, str):
         raise UsageError(f"{_place(name, block)} is not built as accelerate knows it: {anatomy}")
@@ -190,8 +194,6 @@ def _differs(name: str, module: nn.Module) -> str:
 
 def _unknown(model: nn.Module) -> str:
     """Names the first module that looks like a block of the network."""
-    if type(model).__name__ == "OptimizedModule":
-        return "the network is compiled: call accelerate before torch.compile"
     for name, module in model.named_modules():
         if re.search("Block|Layer$", short_name(module)) and len(list(module.children())) > 1:
             return _differs(name, module)

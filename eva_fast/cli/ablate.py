@@ -34,7 +34,6 @@ def ablate(
 
     result = run_ablation(
         config.run.out, said_of(config), budget=budget, seeds=seeds,
-        rows=tuple(rows.split(",")) if rows else (), flops=flops, probes=tuple(probe.split(",")),
-        labelled=labelled,
+        rows=rows or (), flops=flops, probe=probe, labelled=labelled,
     )  # fmt: skip
     print((result.out / "ablation.md").read_text())

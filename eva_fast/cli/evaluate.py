@@ -5,16 +5,15 @@ from pathlib import Path
 from eva_fast.cli.words import Name
 from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 
-OWN = "own"
-
 
 def evaluate(
     run: Name,
     data: str = "builtin",
     probe: str = "knn,linear",
-    teacher: str = OWN,
+    teacher: str = "own",
     out: Path | None = None,
     device: str = "auto",
+    batch_size: int = 64,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> None:
     """Judge a run's weights by k-NN and a linear probe, beside random init, pixels and the teacher.
@@ -26,13 +25,16 @@ def evaluate(
         teacher: teacher to compare with; own: the run's, none: none.
         out: JSON file; by default eval.json in the run's folder, NAME.eval.json beside a file.
         device: cpu, cuda or auto.
+        batch_size: images at a time.
         max_megapixels: images of more million pixels are left out.
     """
-    from eva_fast.evaluation import evaluate as judge
-    from eva_fast.evaluation import print_table
+    from rich.console import Console
 
-    result = judge(
-        run, data=data, probes=tuple(probe.split(",")), teacher=None if teacher == OWN else teacher,
-        out=out, device=device, max_megapixels=max_megapixels,
+    from eva_fast.evaluation import evaluator
+    from eva_fast.evaluation.table import render
+
+    found = evaluator.evaluate(
+        run, data, probe, teacher,
+        out=out, device=device, batch_size=batch_size, max_megapixels=max_megapixels,
     )  # fmt: skip
-    print_table(result)
+    Console().print(render(found))

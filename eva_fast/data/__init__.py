@@ -12,6 +12,24 @@ Names are loaded on first use.
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eva_fast.data.decode.pillow import BadImage
+    from eva_fast.data.loader.batch import Batch, Ragged
+    from eva_fast.data.loader.loader import Loader, build_loader
+    from eva_fast.data.samples.bands import BandsField
+    from eva_fast.data.samples.caption import CaptionField, TextField
+    from eva_fast.data.samples.crop import Cropper
+    from eva_fast.data.samples.fields import Field, ItemField
+    from eva_fast.data.samples.image import ImageField
+    from eva_fast.data.samples.label import LabelField
+    from eva_fast.data.samples.mask import BlockMasker, BlockMaskField
+    from eva_fast.data.samples.masked_image import masked_image_fields, sample_from_bytes
+    from eva_fast.data.samples.seeds import mix64, sample_seed
+    from eva_fast.data.samples.uniform_mask import UniformMaskField, uniform_mask_fields
+    from eva_fast.data.sources.base import Item, Source, Subset
+    from eva_fast.data.sources.open import open_source
 
 _HOME = {
     "open_source": "eva_fast.data.sources.open",
@@ -41,10 +59,36 @@ _HOME = {
     "BadImage": "eva_fast.data.decode.pillow",
 }
 
-__all__ = list(_HOME)
+__all__ = [
+    "BadImage",
+    "BandsField",
+    "Batch",
+    "BlockMaskField",
+    "BlockMasker",
+    "CaptionField",
+    "Cropper",
+    "Field",
+    "ImageField",
+    "Item",
+    "ItemField",
+    "LabelField",
+    "Loader",
+    "Ragged",
+    "Source",
+    "Subset",
+    "TextField",
+    "UniformMaskField",
+    "build_loader",
+    "masked_image_fields",
+    "mix64",
+    "open_source",
+    "sample_from_bytes",
+    "sample_seed",
+    "uniform_mask_fields",
+]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'eva_fast.data' has no attribute {name!r}")

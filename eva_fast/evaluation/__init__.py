@@ -2,6 +2,6 @@
 
 from eva_fast.evaluation.evaluator import evaluate
 from eva_fast.evaluation.probes import PROBES, knn_accuracy, linear_accuracy
-from eva_fast.evaluation.table import print_table
+from eva_fast.evaluation.result import Evaluation, Scores
 
-__all__ = ["PROBES", "evaluate", "knn_accuracy", "linear_accuracy", "print_table"]
+__all__ = ["PROBES", "Evaluation", "Scores", "evaluate", "knn_accuracy", "linear_accuracy"]

@@ -10,6 +10,7 @@ from eva_fast.data import Source
 from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.evaluation.features import Bands, Extractor, extract
 from eva_fast.evaluation.probes import PROBES
+from eva_fast.evaluation.result import Comparison, Scores
 from eva_fast.evaluation.splits import Labels, labelled, split
 from eva_fast.evaluation.verdict import binomial_error
 
@@ -26,9 +27,8 @@ def compare(
     batch_size: int = 64,
     max_megapixels: float = MAX_MEGAPIXELS,
     bands: Bands | None = None,
-) -> dict[str, Any]:
-    """{"results": a row {"features", "dim", PROBE: percent, PROBE_error: its binomial standard error} of
-    each extractor, in order; "classes", "train", "val": names and counts; "majority": percent}.
+) -> Comparison:
+    """A row of scores for each extractor, in order.
 
     Args:
         sources, labels: of `open_labelled` and `known_labels`.
@@ -46,21 +46,17 @@ def compare(
     train, val = split(labels, data)
     fit, fit_labels = found[0].of(train)
     ask, ask_labels = found[-1].of(val)
-    results: list[dict[str, Any]] = [
-        {
-            "features": name,
-            "dim": fit[name].shape[1],
-            **{p: PROBES[p](fit[name], fit_labels, ask[name], ask_labels) for p in probes},
-        }
-        for name in extractors
-    ]
-    for row in results:
-        row |= {f"{p}_error": binomial_error(row[p], len(ask_labels)) for p in probes}
+    rows = []
+    for name in extractors:
+        accuracy = {p: PROBES[p](fit[name], fit_labels, ask[name], ask_labels) for p in probes}
+        error = {p: binomial_error(value, len(ask_labels)) for p, value in accuracy.items()}
+        dim = fit[name].shape[1]
+        rows.append(Scores(features=name, dim=dim, accuracy=accuracy, error=error))
     largest = Counter(fit_labels.tolist()).most_common(1)[0][0]
-    return {
-        "classes": list(train.classes),
-        "train": len(fit_labels),
-        "val": len(ask_labels),
-        "majority": 100 * float((ask_labels == largest).float().mean()),
-        "results": results,
-    }
+    return Comparison(
+        classes=tuple(train.classes),
+        train=len(fit_labels),
+        val=len(ask_labels),
+        majority=100 * float((ask_labels == largest).float().mean()),
+        rows=tuple(rows),
+    )

@@ -18,8 +18,15 @@ from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.device import choose_device
 from eva_fast.errors import UsageError
 from eva_fast.evaluation.compare import compare
-from eva_fast.evaluation.features import PIXELS, Extractor, pixel_features, student_features
+from eva_fast.evaluation.features import (
+    PIXELS,
+    Extractor,
+    check_readable,
+    pixel_features,
+    student_features,
+)
 from eva_fast.evaluation.probes import PROBES, require_sklearn
+from eva_fast.evaluation.result import Evaluation
 from eva_fast.evaluation.splits import known_labels, open_labelled, split
 from eva_fast.evaluation.students import (
     Student,
@@ -30,23 +37,26 @@ from eva_fast.evaluation.students import (
 )
 from eva_fast.evaluation.verdict import RANDOM, verdicts
 from eva_fast.files import atomic_write, writing_to
+from eva_fast.keywords import AnyPath
 from eva_fast.objectives.request import see_channels
+from eva_fast.options import user_path
 from eva_fast.teachers import load_teacher
 
 log = logging.getLogger(__name__)
+OWN = "own"
 
 
 def evaluate(
-    run_or_weights: str | Path,
+    run_or_weights: AnyPath,
     data: Any = "builtin",
-    probes: Sequence[str] = ("knn", "linear"),
-    teacher: Any = None,
+    probe: str | Sequence[str] = ("knn", "linear"),
+    teacher: Any = OWN,
     *,
-    out: str | Path | None = None,
+    out: AnyPath | None = None,
     device: str = "auto",
     batch_size: int = 64,
     max_megapixels: float = MAX_MEGAPIXELS,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Probes a student's mean patch features, beside random init, 8x8 pixels and the teacher.
 
     The images are the largest centred square, resized to the student's input; no mask. A student's
@@ -57,9 +67,10 @@ def evaluate(
         run_or_weights: folder of a run, or a weight file in official or timm naming.
         data: "builtin", a folder with a folder a class (a fixed quarter is for validation), or one
             with train/ and val/ of such; or any source whose items have labels.
-        probes: of "knn" (cosine, k=5, T=0.07) and "linear" (logistic regression).
-        teacher: teacher to compare with, as for `load_teacher`, or a teacher module; by default
-            the run's own; "none" for none.
+        probe: of "knn" (cosine, k=5, T=0.07) and "linear" (logistic regression), a list or with a
+            comma between.
+        teacher: teacher to compare with, as for `load_teacher`, or a teacher module; "own" for the
+            run's, "none" for none.
         out: JSON file for the result; by default eval.json in the run's folder, or
             NAME.eval.json beside a file NAME.
         device: "cpu", "cuda" or "auto".
@@ -67,46 +78,48 @@ def evaluate(
         max_megapixels: images of more million pixels are left out.
 
     Returns:
-        dict with `results`: a list of {"features", "dim", and for each probe the accuracy in
-        percent, `PROBE`, and its binomial standard error, `PROBE_error`}, the student first;
-        `verdicts`: sentences on what the student is below; and what was measured on: `data`,
-        `classes`, `train`, `val`, `majority` (percent of the largest class), `sizes`, `weights`,
-        `seconds`.
+        Evaluation: a row of scores for each kind of features, the student's first, the sentences
+        that come of them, and what was measured on. Written as JSON too.
 
     Raises:
         ValueError, FileNotFoundError: unknown probe, no run, no labels, one class only, a teacher
             that cannot be loaded, scikit-learn missing.
     """
     start = time.perf_counter()
-    probes = check_probes(probes)
+    probes = check_probes(probe)
     weights = find_weights(run_or_weights)
     where = choose_device(device)
     prepared = _preparation(run_config(weights))
-    with reading_arrays(prepared.channels != 3):
+    bands = None if prepared.channels == 3 else prepared.statistics
+    with reading_arrays(bands is not None):
         sources = open_labelled(data)
         labels = known_labels(sources)
         if labels is not None:
             split(labels, data)  # what is wrong with them is told before any work
+        if bands is not None:
+            check_readable(sources, str(data), max_megapixels, bands)
         student = load_student(weights, where)
         found = compare(
             _extractors(student, teacher, weights, prepared, where), sources, labels, data, probes,
             size=student.sizes.img_size, device=where, batch_size=batch_size,
             max_megapixels=max_megapixels,
-            bands=None if prepared.channels == 3 else prepared.statistics,
+            bands=bands,
         )  # fmt: skip
-    results = found.pop("results")
-    result = {
-        "weights": str(weights),
-        "data": str(data),
-        **found,
-        "sizes": asdict(student.sizes),
-        "probes": list(probes),
-        "results": results,
-        "error": "binomial standard error over the validation images, in points",
-        "verdicts": verdicts(results, probes),
-        "seconds": round(time.perf_counter() - start, 1),
-    }
-    _write(Path(out) if out is not None else _beside(run_or_weights, weights), result)
+    result = Evaluation(
+        classes=found.classes,
+        train=found.train,
+        val=found.val,
+        majority=found.majority,
+        rows=found.rows,
+        weights=weights,
+        data=str(data),
+        sizes=asdict(student.sizes),
+        probes=probes,
+        verdicts=tuple(verdicts(found.rows, probes)),
+        seconds=round(time.perf_counter() - start, 1),
+    )
+    file = _beside(run_or_weights, weights) if out is None else user_path(out)
+    _write(file, result.to_dict())
     return result
 
 
@@ -140,13 +153,13 @@ def _extractors(
     return extractors
 
 
-def _beside(asked: str | Path, weights: Path) -> Path:
+def _beside(asked: AnyPath, weights: Path) -> Path:
     """Files that were named themselves may lie beside others, and each has a result of its own."""
     bare = Path(asked).name == weights.name
     return weights.with_name(f"{weights.name}.eval.json" if bare else "eval.json")
 
 
-def check_probes(probes: Sequence[str]) -> tuple[str, ...]:
+def check_probes(probes: str | Sequence[str]) -> tuple[str, ...]:
     """The probes of those names. UsageError for an unknown one, or one that needs what is not here."""
     names = tuple(p.strip() for p in ([probes] if isinstance(probes, str) else probes))
     names = tuple(dict.fromkeys(part for name in names for part in name.split(",") if part))
@@ -171,7 +184,8 @@ def _open_teacher(
     """The teacher to compare with. One that was asked for must load; the run's own may be gone."""
     if isinstance(teacher, nn.Module) or teacher == "none":
         return teacher if isinstance(teacher, nn.Module) else None
-    name = teacher or config.get("teacher")
+    own = teacher in (None, OWN)
+    name = config.get("teacher") if own else teacher
     if name is None:
         return None
     try:
@@ -180,7 +194,7 @@ def _open_teacher(
             raise UsageError(f"teacher {name} is a tokenizer: codes are no features to probe")
         return found
     except (UsageError, OSError) as error:
-        if teacher is not None:
+        if not own:
             raise
         log.warning("without the run's teacher %s: %s", name, error)
         return None

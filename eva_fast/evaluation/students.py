@@ -9,6 +9,7 @@ import torch
 
 from eva_fast.documents import read_yaml
 from eva_fast.errors import MissingFileError, UsageError
+from eva_fast.keywords import AnyPath
 from eva_fast.model import (
     Backbone,
     BackboneSizes,
@@ -56,7 +57,7 @@ BACKBONE_PREFIX = "model.encoder.network."
 Student = EvaViT | MaeEncoder | SwinV2 | BeitViT | Backbone | VqKd | TokenViT
 
 
-def find_weights(run_or_weights: str | Path) -> Path:
+def find_weights(run_or_weights: AnyPath) -> Path:
     """The weight file of a run or of another library's folder, or the file itself.
     FileNotFoundError says what was looked for."""
     path = user_path(run_or_weights)

@@ -1,36 +1,45 @@
-"""The result of `evaluate` as a table for a person."""
+"""An `Evaluation` as a table for a person."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from eva_fast.evaluation.result import Evaluation
 
 COLUMNS = {"knn": "k-NN %", "linear": "linear %"}
 
 
-def print_table(result: dict[str, Any], console: Console | None = None) -> None:
-    """Prints accuracies and their errors, the best of the rows before the teacher in bold, and
-    what the student is below."""
+def render(found: "Evaluation") -> Group:
+    """Accuracies and their errors, the best of the rows before the teacher in bold, and what the
+    student is below, as something rich can print."""
     table = Table(
-        title=f"{result['data']}: {len(result['classes'])} classes, {result['train']} training and "
-        f"{result['val']} validation images",
+        title=f"{found.data}: {len(found.classes)} classes, {found.train} training and "
+        f"{found.val} validation images",
         caption="\u00b1 one binomial standard error   "
-        f"always the largest class: {result['majority']:.1f} %   "
-        f"weights: {result['weights']}",
+        f"always the largest class: {found.majority:.1f} %   "
+        f"weights: {found.weights}",
     )
     table.add_column("features")
     table.add_column("width", justify="right")
-    for probe in result["probes"]:
+    for probe in found.probes:
         table.add_column(COLUMNS[probe], justify="right")
-    own = [row for row in result["results"] if not row["features"].startswith("teacher ")]
-    best = {probe: max(row[probe] for row in own) for probe in result["probes"]}
-    for row in result["results"]:
+    own = [row for row in found.rows if not row.features.startswith("teacher ")]
+    best = {probe: max(row.accuracy[probe] for row in own) for probe in found.probes}
+    for row in found.rows:
         cells = []
-        for p in result["probes"]:
-            cell = f"{row[p]:.1f} \u00b1 {row[p + '_error']:.1f}"
-            cells.append(f"[bold]{cell}[/bold]" if row in own and row[p] == best[p] else cell)
-        table.add_row(row["features"], str(row["dim"]), *cells)
-    console = console or Console()
-    console.print(table)
-    for sentence in result["verdicts"]:
-        console.print(sentence)
+        for p in found.probes:
+            cell = f"{row.accuracy[p]:.1f} \u00b1 {row.error[p]:.1f}"
+            bold = row in own and row.accuracy[p] == best[p]
+            cells.append(f"[bold]{cell}[/bold]" if bold else cell)
+        table.add_row(row.features, str(row.dim), *cells)
+    return Group(table, *found.verdicts)
+
+
+def to_text(found: "Evaluation", width: int = 100) -> str:
+    """The same as plain text."""
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(render(found))
+    return capture.get()

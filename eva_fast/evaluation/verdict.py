@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+
+from eva_fast.evaluation.result import Scores
 
 RANDOM = "random init"
 NAMES = {"knn": "k-NN", "linear": "the linear probe"}
@@ -15,26 +16,26 @@ def binomial_error(accuracy: float, count: int) -> float:
     return 100 * math.sqrt(share * (1 - share) / count)
 
 
-def verdicts(results: Sequence[dict[str, Any]], probes: Sequence[str]) -> list[str]:
+def verdicts(rows: Sequence[Scores], probes: Sequence[str]) -> list[str]:
     """A sentence for every row before the teacher's that the student, the first row, is below.
 
     The error of a difference is that of independent samples; the images are the same, which makes it
     smaller than this.
     """
-    student, *others = results
+    student, *others = rows
     found = []
     for other in others:
-        if other["features"].startswith("teacher "):
+        if other.features.startswith("teacher "):
             continue
         for probe in probes:
-            lack = other[probe] - student[probe]
+            lack = other.accuracy[probe] - student.accuracy[probe]
             if lack <= 0:
                 continue
-            error = math.hypot(other[f"{probe}_error"], student[f"{probe}_error"])
+            error = math.hypot(other.error[probe], student.error[probe])
             chance = "" if lack > SURE * error else ", which may be chance"
             found.append(
-                f"the student is below {_named(other['features'])} on {NAMES[probe]}: "
-                f"{student[probe]:.1f} against {other[probe]:.1f} %, "
+                f"the student is below {_named(other.features)} on {NAMES[probe]}: "
+                f"{student.accuracy[probe]:.1f} against {other.accuracy[probe]:.1f} %, "
                 f"{lack:.1f} \u00b1 {error:.1f} points{chance}"
             )
     return found

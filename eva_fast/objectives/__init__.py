@@ -12,6 +12,8 @@ from eva_fast.errors import UsageError
 
 if TYPE_CHECKING:
     from eva_fast.objectives.base import Objective
+    from eva_fast.objectives.request import Request
+    from eva_fast.objectives.setting import Setting
 
 OBJECTIVES = {
     "eva": "eva_fast.objectives.eva:Eva",
@@ -27,7 +29,7 @@ _HOME = {
     "Request": "eva_fast.objectives.request",
 }
 
-__all__ = ["OBJECTIVES", "open_objective", *_HOME]
+__all__ = ["OBJECTIVES", "Objective", "Request", "Setting", "open_objective"]
 
 
 def open_objective(given: "str | Objective | type[Objective]") -> "Objective":

@@ -2,13 +2,13 @@
 is predicted; memory and arithmetic are counted; what is assumed is listed with them."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
 from eva_fast.config import Config, DataConfig
 from eva_fast.errors import UsageError
-from eva_fast.keywords import RunOptions, Unpack
+from eva_fast.keywords import RunOptions, Unpack, documented
 from eva_fast.planning.costs import Costs
 from eva_fast.planning.devices import device as find_device
 from eva_fast.planning.rates import FP8, Device
@@ -24,16 +24,41 @@ if TYPE_CHECKING:
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": FP8}
 
 
+@overload
 def plan(
     hardware: str | None = None,
     gpus: int = 1,
     *,
     images: float | None = None,
-    formulation: str = "eva_fast",
+    formulation: str = OURS,
     require_fit: bool = True,
+    simulate: Literal[False] = False,
     **options: Unpack[RunOptions],
-) -> Plan:
-    """Plans what `eva_fast.pretrain(**options)` would do.
+) -> Plan: ...
+
+
+@overload
+def plan(
+    hardware: str | None = None,
+    gpus: int = 1,
+    *,
+    simulate: Literal[True],
+    **options: Unpack[RunOptions],
+) -> "Simulation": ...
+
+
+@documented(Config)
+def plan(
+    hardware: str | None = None,
+    gpus: int = 1,
+    *,
+    images: float | None = None,
+    formulation: str = OURS,
+    require_fit: bool = True,
+    simulate: bool = False,
+    **options: Unpack[RunOptions],
+) -> "Plan | Simulation":
+    """Plans what `eva_fast.pretrain(**options)` would do: memory, speed and days.
 
     Args:
         hardware: a100-40, a100-80, h100, h100-pcie, h200, b200, or cpu (measured here, fp32); by
@@ -42,6 +67,8 @@ def plan(
         images: images a pass; by default as many as `data` has.
         formulation: eva_fast, tuned (well-written PyTorch) or official.
         require_fit: ValueError when no cut of the batch fits; otherwise `best` is None.
+        simulate: run a real step on fake tensors instead, and count what each of the GPUs holds and
+            sends: returns a Simulation.
         options: those of `pretrain`, with its defaults. The teacher by any name whose sizes are
             known without weights (`eva_fast.planning.teachers`).
 
@@ -49,10 +76,12 @@ def plan(
     with and without activation checkpointing.
     ValueError for bad use, naming what is possible.
     """
+    config = Config.from_options(dict(options))
+    if simulate:
+        return plan_simulation(config, gpus, hardware)
     return plan_run(
-        Config.from_options(dict(options)), hardware, gpus, images=images, formulation=formulation,
-        require_fit=require_fit,
-    )  # fmt: skip
+        config, hardware, gpus, images=images, formulation=formulation, require_fit=require_fit
+    )
 
 
 def plan_run(
@@ -61,7 +90,7 @@ def plan_run(
     gpus: int = 1,
     *,
     images: float | None = None,
-    formulation: str = "eva_fast",
+    formulation: str = OURS,
     require_fit: bool = True,
 ) -> Plan:
     """`plan` for a ready configuration."""

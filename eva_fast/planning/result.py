@@ -1,6 +1,7 @@
 """What a plan found, and the same as plain values."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from eva_fast.model import Sizes
 from eva_fast.planning.count import StepCount
@@ -39,7 +40,7 @@ class Option:
                 words.append(f"--grad-checkpointing-share {self.share:g}")
         return " ".join(words)
 
-    def to_dict(self, gpus: int) -> dict:
+    def to_dict(self, gpus: int) -> dict[str, Any]:
         """Plain values."""
         return {
             "flags": self.flags,
@@ -58,8 +59,8 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What `plan` found. `asked` is the run as its options have it, `best` the quickest option that
-    fits, None when none does."""
+    """What `plan` found; printed it is tables. `asked` is the run as its options have it, `best` the
+    quickest option that fits, None when none does."""
 
     model: str
     objective: str
@@ -87,7 +88,12 @@ class Plan:
         """Predicted days for all epochs."""
         return self.epochs * self.images / option.images_per_second(self.gpus) / 86400
 
-    def to_dict(self) -> dict:
+    def __str__(self) -> str:
+        from eva_fast.planning.tables import to_text
+
+        return to_text(self)
+
+    def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, grouped as counted, predicted and assumed."""
         best = self.best
         return {

@@ -1,12 +1,15 @@
 """A plan as text for the terminal: rich tables, every figure labelled counted or predicted."""
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console, Group
 from rich.table import Table
 
-from eva_fast.planning.result import Option, Plan
+if TYPE_CHECKING:
+    from eva_fast.planning.result import Option, Plan
 
 
-def _memory_table(plan: Plan, option: Option) -> Table:
+def _memory_table(plan: "Plan", option: "Option") -> Table:
     table = Table(title="memory of one GPU (activations counted, the rest arithmetic)")
     table.add_column("kind")
     table.add_column("GB", justify="right")
@@ -19,7 +22,7 @@ def _memory_table(plan: Plan, option: Option) -> Table:
     return table
 
 
-def _options_table(plan: Plan) -> Table:
+def _options_table(plan: "Plan") -> Table:
     table = Table(title="ways to cut the batch (time predicted)")
     table.add_column("eva-fast pretrain ...")
     for name in ("images a pass", "GB", "fits", "images/s", "MFU"):
@@ -37,7 +40,7 @@ def _options_table(plan: Plan) -> Table:
     return table
 
 
-def _share_table(option: Option) -> Table:
+def _share_table(option: "Option") -> Table:
     table = Table(title="one step on one GPU (predicted)")
     table.add_column("part")
     table.add_column("ms", justify="right")
@@ -51,7 +54,7 @@ def _share_table(option: Option) -> Table:
     return table
 
 
-def _line(plan: Plan, what: str, option: Option) -> str:
+def _line(plan: "Plan", what: str, option: "Option") -> str:
     return (
         f"{what} ({option.flags}): {option.memory.total / 1e9:.1f} GB, "
         f"{'fits' if option.fits else 'does not fit'}; predicted "
@@ -68,7 +71,7 @@ def _time(days: float) -> str:
     return f"{days * 86400:.3g} seconds"
 
 
-def render(plan: Plan) -> Group:
+def render(plan: "Plan") -> Group:
     """The plan as something rich can print."""
     count = plan.count.summary()
     lines = [
@@ -90,7 +93,7 @@ def render(plan: Plan) -> Group:
     return Group(*lines, _memory_table(plan, best), _share_table(best), _options_table(plan))
 
 
-def to_text(plan: Plan, width: int = 100) -> str:
+def to_text(plan: "Plan", width: int = 100) -> str:
     """The plan as plain text."""
     console = Console(width=width, color_system=None)
     with console.capture() as capture:

@@ -38,9 +38,9 @@ def ablate(
     budget: float = 120.0,
     seeds: int = 3,
     *,
-    rows: Sequence[str] = (),
+    rows: str | Sequence[str] = (),
     flops: float | None = None,
-    probes: Sequence[str] = ("knn", "linear"),
+    probe: str | Sequence[str] = ("knn", "linear"),
     labelled: Any = None,
     **options: Unpack[PretrainOptions],
 ) -> AblationResult:
@@ -50,9 +50,9 @@ def ablate(
         out: folder of the ablation; one that was begun goes on.
         budget: minutes that all runs and probes together are to take here.
         seeds: runs of each row.
-        rows: names of `eva_fast.recipes.ablation.rows.ROWS`; by default all.
+        rows: names of `eva_fast.recipes.ablation.rows.ROWS`, a list or with commas; by default all.
         flops: arithmetic of a row and seed, in place of minutes.
-        probes: of "knn" and "linear".
+        probe: of "knn" and "linear", a list or with a comma.
         labelled: images with classes to probe on, as `eva_fast.evaluate` takes them; by default
             those that are trained on.
         options: of `eva_fast.pretrain`, the same for all rows, `data`, `model` and `teacher` too.
@@ -64,7 +64,7 @@ def ablate(
     said = {name: value for name, value in options.items() if value is not None}
     return run_ablation(
         Path(user_path(out)), said, budget=budget, seeds=seeds, rows=rows, flops=flops,
-        probes=probes, labelled=labelled,
+        probe=probe, labelled=labelled,
     )  # fmt: skip
 
 
@@ -74,9 +74,9 @@ def run_ablation(
     *,
     budget: float,
     seeds: int,
-    rows: Sequence[str] = (),
+    rows: str | Sequence[str] = (),
     flops: float | None = None,
-    probes: Sequence[str] = ("knn", "linear"),
+    probe: str | Sequence[str] = ("knn", "linear"),
     labelled: Any = None,
 ) -> AblationResult:
     """`ablate` for options in a dict."""
@@ -84,7 +84,7 @@ def run_ablation(
     require(seeds >= 1, f"seeds must be at least 1, got {seeds}")
     require(budget > 0, f"budget must be above 0 minutes, got {budget:g}")
     require(flops is None or flops > 0, f"flops must be above 0, got {flops}")
-    chosen = chosen_rows(rows)
+    chosen = chosen_rows(rows.split(",") if isinstance(rows, str) and rows else rows)
     from eva_fast.evaluation.evaluator import check_probes
     from eva_fast.evaluation.figures import pyplot
     from eva_fast.recipes.ablation.scores import Probes
@@ -92,7 +92,7 @@ def run_ablation(
 
     pyplot()  # what is missing is told before hours of work
     judge = Probes(
-        said.get("data", "builtin") if labelled is None else labelled, check_probes(probes)
+        said.get("data", "builtin") if labelled is None else labelled, check_probes(probe)
     )
     with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainResult:
-    """What a run leaves behind."""
+    """What a run leaves behind. Printed it says how it went and where things are."""
 
     out: Path
     """The run's folder."""
@@ -37,11 +37,41 @@ class PretrainResult:
     picture: Path
     """PNG of what the objective shows: images, masks, teacher features and predictions, say."""
     metrics: dict[str, Any]
-    """The last line of `metrics.jsonl`; `first_loss` is the loss of the first line."""
+    """The last line of `metrics.jsonl`; `first_loss` is the loss of the first line. Empty where the run
+    was stopped before that (`log_every`)."""
     model: "nn.Module" = field(repr=False)
     """What was written to `weights`, in evaluation mode."""
+    step: int
+    """Steps that are finished, of this call and those before it."""
+    total: int
+    """Steps of the whole run."""
     stopped_by: str | None = None
-    """Name of the signal that ended the run early, "callback", or None."""
+    """Name of the signal that ended the run early, "callback", or None: the run is complete."""
+    signal: str | None = None
+    """Name of the signal that came, also where all steps were done by then, or None."""
+    probes: tuple[dict[str, Any], ...] = ()
+    """The lines of `probes.jsonl`; a probe that failed has `error` in place of scores."""
+
+    @property
+    def loss(self) -> float | None:
+        """The loss of the last line of metrics; None where there is none."""
+        return self.metrics.get("loss")
+
+    @property
+    def first_loss(self) -> float | None:
+        """The loss of the first line of metrics; None where there is none."""
+        return self.metrics.get("first_loss")
+
+    @property
+    def gain(self) -> float | None:
+        """Over the best constant prediction, as of the last line of metrics; None where it is not
+        known."""
+        return self.metrics.get("gain")
+
+    def __str__(self) -> str:
+        from eva_fast.recipes.ending import outcome
+
+        return "\n".join(outcome(self))
 
 
 @documented(Config)
@@ -148,6 +178,7 @@ def _train(
     from eva_fast.device import seed
     from eva_fast.layers import drop_copies
     from eva_fast.objectives.request import answer, open_teacher
+    from eva_fast.recipes.probing import lines_of
     from eva_fast.train import RunLength, TrainStep, checkpoint, train
     from eva_fast.train.baseline import verdict
     from eva_fast.train.callbacks import EachStep
@@ -162,6 +193,7 @@ def _train(
     from eva_fast.train.resolve import loader_options
     from eva_fast.train.same_data import as_before
     from eva_fast.train.same_teacher import check_teacher
+    from eva_fast.train.stop import CALLBACK
     from eva_fast.train.teacher_sharding import gathered
     from eva_fast.train.telemetry import open_telemetry
     from eva_fast.train.together import begin, save, whole_module
@@ -220,7 +252,7 @@ def _train(
                 return examples.draw(path, objective, shown, teacher) if world().first else path
 
         with open_telemetry(out, config, state.step, length.total) as telemetry:
-            stopped_by = yield from train(
+            asked = yield from train(
                 CapturedStep(step, config.run.graph), length, config, out, telemetry,
                 picture=draw, callbacks=(EachStep(start.first_step), *callbacks),
                 student=lambda: objective.exported(whole()),
@@ -228,7 +260,8 @@ def _train(
         loader.close()
 
         metrics = from_first(last_metrics(out) if world().first else {})
-        poor = None if stopped_by else verdict(metrics, taught=request is not None)
+        complete = state.step >= length.total
+        poor = verdict(metrics, taught=request is not None) if complete else None
         if poor is not None:
             log.warning("%s", poor)
         drop_copies(module.eval())
@@ -241,5 +274,9 @@ def _train(
             picture=draw(out / "picture.png"),
             metrics=metrics,
             model=student,
-            stopped_by=stopped_by,
+            step=state.step,
+            total=length.total,
+            stopped_by=None if complete else asked,
+            signal=None if asked == CALLBACK else asked,
+            probes=tuple(from_first(lines_of(out) if world().first else [])),
         )

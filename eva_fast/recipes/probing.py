@@ -11,11 +11,13 @@ import torch
 from eva_fast.config import Config
 from eva_fast.data.decode.formats import reading_arrays
 from eva_fast.device import undisturbed
-from eva_fast.errors import UsageError
+from eva_fast.errors import RunError, UsageError, first_line
 from eva_fast.evaluation.compare import compare
 from eva_fast.evaluation.evaluator import check_probes
-from eva_fast.evaluation.features import extract, student_features
+from eva_fast.evaluation.features import check_readable, student_features
 from eva_fast.evaluation.figures import pyplot
+from eva_fast.evaluation.probes import PROBES
+from eva_fast.evaluation.result import Scores
 from eva_fast.evaluation.splits import known_labels, open_labelled, split
 from eva_fast.files import atomic_write
 from eva_fast.train.callbacks import Callback, Training
@@ -25,8 +27,6 @@ log = logging.getLogger(__name__)
 FILE, FIGURE = "probes.jsonl", "probes.png"
 TIMES = 10
 """Probes of a run that does not say how often."""
-FIRST = 8
-"""Images of each source that are read before the run, to see whether any can be."""
 
 
 class Probing(Callback):
@@ -34,13 +34,14 @@ class Probing(Callback):
     a figure of all of them at the end.
 
     The run waits meanwhile; its numbers are the same with and without. UsageError where the images have
-    no classes.
+    no classes. Images that cannot be read later end no run: the line of that probe has `error` in place
+    of scores, and the next probe tries again.
     """
 
     def __init__(self, config: Config):
         asked = config.probes
         self.data = str(asked.probe_data)
-        self.probes = check_probes(asked.probe_with.split(","))
+        self.probes = check_probes(asked.probe_with)
         self.every = asked.probe_every
         self.megapixels = config.data.max_megapixels
         self.bands = None if config.data.channels == 3 else config.data.statistics
@@ -49,19 +50,9 @@ class Probing(Callback):
         self.labels = known_labels(self.sources)
         if self.labels is not None:
             split(self.labels, self.data)  # what is wrong with them is told before any work
-        self._check_images()
-
-    def _check_images(self) -> None:
-        """UsageError where none of the first images of a source can be read: before hours of work."""
-        pixels = {"pixels": lambda images: images.flatten(1)}
-        cpu = torch.device("cpu")
-        for source in self.sources:
-            first = range(min(FIRST, len(source)))
-            try:
-                with undisturbed(cpu):
-                    extract(source, pixels, 8, FIRST, cpu, first, self.megapixels, self.bands)
-            except UsageError as error:
-                raise UsageError(f"probe_data {self.data}: of the first images {error}") from None
+        self._failed = False
+        with undisturbed(torch.device("cpu")):
+            check_readable(self.sources, f"probe_data {self.data}", self.megapixels, self.bands)
 
     def on_start(self, training: Training) -> None:
         if training.first:
@@ -76,32 +67,50 @@ class Probing(Callback):
             self._probe(training, student)
 
     def _probe(self, training: Training, student: Any) -> None:
-        start, was_training = time.monotonic(), student.training
+        start = time.monotonic()
+        try:
+            scores = self._scores(student)
+        except (UsageError, RunError, OSError) as error:
+            found: dict[str, Any] = {"error": first_line(error)}
+            if not self._failed:
+                log.warning(
+                    "the probe at step %d failed: %s. The run goes on, and so do its next probes; %s "
+                    "says which failed", training.step, found["error"], FILE,
+                )  # fmt: skip
+        else:
+            found = scores.to_dict()
+            del found["features"]
+            log.info("probe at step %d: %s", training.step, scores.sentence())
+        self._failed = "error" in found
+        seconds = round(time.monotonic() - start, 1)
+        with (training.out / FILE).open("a") as file:
+            file.write(json.dumps({"step": training.step, **found, "seconds": seconds}) + "\n")
+
+    def _scores(self, student: Any) -> Scores:
+        was_training = student.training
         device = next(student.parameters()).device
         try:
             with undisturbed(device):
-                found = compare(
+                return compare(
                     {"student": student_features(student.eval())}, self.sources, self.labels,
                     self.data, self.probes, size=student.sizes.img_size, device=device,
                     max_megapixels=self.megapixels, bands=self.bands,
-                )  # fmt: skip
+                ).rows[0]  # fmt: skip
         finally:
             student.train(was_training)
-        scores = {name: value for name, value in found["results"][0].items() if name != "features"}
-        seconds = round(time.monotonic() - start, 1)
-        with (training.out / FILE).open("a") as file:
-            file.write(json.dumps({"step": training.step, **scores, "seconds": seconds}) + "\n")
-        shown = "  ".join(
-            f"{p} {scores[p]:.1f} ± {scores[f'{p}_error']:.1f} %" for p in self.probes
-        )
-        log.info("probe at step %d: %s", training.step, shown)
 
     def on_end(self, training: Training, stopped_by: str | None) -> None:
-        if training.first and (training.out / FILE).is_file():
+        if training.first and any("error" not in line for line in lines_of(training.out)):
             try:
                 draw(training.out)
             except UsageError as error:  # the scores are there without
                 log.warning("no %s: %s", FIGURE, error)
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    """The lines of `probes.jsonl` of a run; [] where it has none."""
+    file = run / FILE
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def probing(config: Config) -> tuple[Callback, ...]:
@@ -113,9 +122,9 @@ def draw(run: Path) -> None:
     """`probes.png` of a run: its scores over steps, with their standard errors. UsageError where
     matplotlib is not installed."""
     plt = pyplot()
-    lines = [json.loads(line) for line in (run / FILE).read_text().splitlines()]
+    lines = lines_of(run)
     figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
-    for probe in check_probes(("knn", "linear")):
+    for probe in PROBES:
         points = [line for line in lines if probe in line]
         if points:
             axes.errorbar(
@@ -130,4 +139,4 @@ def draw(run: Path) -> None:
     plt.close(figure)
 
 
-__all__ = ["Probing", "draw", "probing"]
+__all__ = ["Probing", "draw", "lines_of", "probing"]

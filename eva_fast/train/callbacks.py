@@ -1,5 +1,7 @@
 """What a run tells while it trains, to classes of one's own."""
 
+import difflib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,12 +58,15 @@ class Training:
         return self._student()
 
     def stop(self) -> None:
-        """Ends the run after the step at hand, with a checkpoint: `stopped_by` is then "callback"."""
-        self._stop.ask()
+        """Ends the run after the step at hand, with a checkpoint: `stopped_by` is then "callback". After
+        the last step there is nothing to end: the run is complete."""
+        if self.step < self.total:
+            self._stop.ask()
 
 
 class Callback:
-    """Derive from it, say what is to be done when, and give instances as `callbacks=`.
+    """Derive from it, say what is to be done when, and give instances as `callbacks=`. Other methods of
+    a class of yours may have any name that does not begin with `on_`.
 
     All are called between two steps, in the order given, on every process of a run, and what they take
     the run waits for. An exception of one ends the run with it; of one process, after a checkpoint.
@@ -85,6 +90,14 @@ class Callback:
         early, "callback", or None."""
 
 
+TOLD = {
+    name: tuple(inspect.signature(method).parameters)[1:]
+    for name, method in vars(Callback).items()
+    if name.startswith("on_")
+}
+"""{what is called: the names of what it is given}."""
+
+
 class EachStep(Callback):
     """Calls a function with the number of finished steps after each."""
 
@@ -96,7 +109,8 @@ class EachStep(Callback):
 
 
 def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
-    """UsageError for what is no callback, and for one that is not in a list."""
+    """UsageError for what is no callback, for one that is not in a list, and for a method that would
+    never be called, or not as it is written."""
     if not isinstance(callbacks, Iterable):
         raise UsageError(f"callbacks takes a list of callbacks, got {callbacks!r}")
     found = tuple(callbacks)
@@ -106,4 +120,28 @@ def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
             raise UsageError(
                 f"callbacks are derived from eva_fast.Callback{hint}, and {callback!r} is not"
             )
+        for name in dir(callback):
+            if name.startswith("on_") and callable(inspect.getattr_static(callback, name)):
+                _check_method(callback, name)
     return found
+
+
+def _check_method(callback: Callback, name: str) -> None:
+    """UsageError for a method that no run calls, or that takes other values than it is given."""
+    title, method = f"{type(callback).__name__}.{name}", getattr(callback, name)
+    if name not in TOLD:
+        near = difflib.get_close_matches(name, TOLD, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TOLD)}"
+        raise UsageError(f"{title} is never called; {hint}")
+    if inspect.iscoroutinefunction(method):
+        raise UsageError(
+            f"{title} is async, and nothing would wait for it: write it with def alone"
+        )
+    try:
+        signature = inspect.signature(method)
+        signature.bind(*TOLD[name])
+    except ValueError:  # of C, which does not say what it takes
+        return
+    except TypeError as error:
+        given = ", ".join(("self", *TOLD[name]))
+        raise UsageError(f"{title} must take ({given}), and has {signature}: {error}") from None

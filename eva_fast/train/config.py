@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from eva_fast.options import option, require, user_path
+from eva_fast.options import NAMES, option, require, user_path
 from eva_fast.train.loggers import names_of
 
 # Length of a run that says neither steps nor epochs.
 EVA_EPOCHS = 150
 BUILTIN_EPOCHS = 5
+PROBES = ("knn", "linear")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +121,7 @@ class RunConfig:
     rewinds: int = option(2, resume=True)
     """How often a run whose steps are not finite, or spikes, ten times in a row goes back to its last
     checkpoint, and on with fresh data, before it stops."""
-    track: str = option("none", resume=True)
+    track: NAMES = option("none", resume=True)
     """Where metrics go beside metrics.jsonl: tensorboard, wandb or mlflow, or several with commas."""
     progress: bool = option(True, resume=True)
     """Show a progress bar."""
@@ -166,11 +167,16 @@ class ProbeConfig:
     and probes.png. By default no probes."""
     probe_every: int | None = option(None, resume=True)
     """Steps between probes; by default ten a run."""
-    probe_with: Literal["knn", "linear", "knn,linear"] = option("knn", resume=True)
-    """Which: k nearest neighbours, logistic regression, or both."""
+    probe_with: NAMES = option("knn", resume=True)
+    """Which: knn (k nearest neighbours), linear (logistic regression), or both with a comma."""
 
     def __post_init__(self):
         object.__setattr__(self, "probe_data", user_path(self.probe_data))
+        named = [name.strip() for name in self.probe_with.split(",")]
+        require(
+            set(named) <= set(PROBES),
+            f"probe_with is of {', '.join(PROBES)} with commas, got {self.probe_with!r}",
+        )
         require(
             self.probe_every is None or self.probe_every >= 1,
             f"probe_every must be at least 1, got {self.probe_every}",

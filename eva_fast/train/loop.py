@@ -47,9 +47,10 @@ def train(
         callbacks: told what happens.
         student: what `Training.student` gives; the module where it is not said.
 
-    Returns None, or what stopped it early, `StopRequest.reason`; either way the last step is in a
-    checkpoint. An Exception of the data, a callback or the caller, and SkippedError (also where every
-    step was skipped) leave a checkpoint too. A loss that is the same in every step is warned of.
+    Returns None, or what asked it to stop, `StopRequest.reason`, which may have come after the last
+    step; either way the last step is in a checkpoint. An Exception of the data, a callback or the
+    caller, and SkippedError (also where every step was skipped) leave a checkpoint too. A loss that is
+    the same in every step is warned of.
     """
     state, run = step.state, config.run
     state.module.train()
@@ -106,7 +107,7 @@ def train(
         for folder in saver.writer.written():
             tell("on_checkpoint", folder)
         _check_outcome(state, state.step - first_step)
-        tell("on_end", stop.reason)
+        tell("on_end", stop.reason if state.step < length.total else None)
     return stop.reason
 
 

@@ -15,6 +15,7 @@ from eva_fast.device import choose_device
 from eva_fast.errors import UsageError
 from eva_fast.files import RUN_PICTURES, cpu_count
 from eva_fast.model import BackboneSizes, SwinSizes, named_sizes
+from eva_fast.model.networks.sizes import trains_on_one_image
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.request import check_sample
 from eva_fast.objectives.setting import Setting, chosen_sizes
@@ -150,7 +151,10 @@ def _check_student(setting: Setting, objective: Objective) -> None:
         )
     if isinstance(sizes, SwinSizes) and not objective.swin:
         raise UsageError(f"the objective {objective.name!r} trains a ViT, and {name} is a Swin")
-    if not isinstance(sizes, BackboneSizes) or objective.backbones == "all":
+    if not isinstance(sizes, BackboneSizes):
+        return
+    _check_batch_norms(setting.config, sizes)
+    if objective.backbones == "all":
         return
     if objective.backbones == "none":
         raise UsageError(
@@ -162,6 +166,19 @@ def _check_student(setting: Setting, objective: Objective) -> None:
             f"the objective {objective.name!r} masks patches, and {name} has none from its first block "
             "to its last: take a ViT, or objective='fd'"
         )
+
+
+def _check_batch_norms(config: "Config", sizes: BackboneSizes) -> None:
+    """ValueError where a pass of one image would leave a batch norm of the student a single value."""
+    optim, processes = config.optim, asked_for().size
+    if optim.batch_size > optim.accumulate * processes or trains_on_one_image(sizes):
+        return
+    raise UsageError(
+        f"{sizes.name} has batch norms that see one value a channel of one image, and need two: "
+        f"batch_size {optim.batch_size} gives one image a pass (accumulate {optim.accumulate}, "
+        f"{processes} processes). Give batch_size of at least {2 * optim.accumulate * processes}, or a "
+        "smaller accumulate"
+    )
 
 
 def loader_workers(config: "Config", device: torch.device) -> int:

@@ -1,15 +1,18 @@
 """What `accelerate` changes, what it leaves, and what it refuses."""
 
+import copy
+
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from timm.models.vision_transformer import Block
 from torch import nn
 
 import eva_fast
 from eva_fast.errors import UsageError
 from eva_fast.ops import choose
-from tests.acceleration.comparing import assert_same, pair
+from tests.acceleration.comparing import assert_same, pair, randomised
 
 SMALL = {"depth": 2, "embed_dim": 64, "num_heads": 2, "img_size": 32, "num_classes": 5}
 
@@ -209,8 +212,54 @@ def test_refuses_parameters_that_are_computed():
     refused(model, "'blocks.0' .* cannot be tried out on a copy")
 
 
+@pytest.fixture
+def alone(tmp_path):
+    """A process group of this process."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_refuses_what_was_scripted_or_quantised():
+    traced = torch.jit.trace(network().eval(), images())
+    refused(traced, "is TorchScript, whose code is fixed")
+    quantised = torch.ao.quantization.quantize_dynamic(network(), {nn.Linear}, dtype=torch.qint8)
+    refused(
+        quantised, r"'blocks\.0\.attn\.qkv' of the network is quantised \(torch\.ao\.nn\.quantized"
+    )
+    packed = network()
+    packed.blocks[1].mlp.fc1.weight = nn.Parameter(
+        torch.zeros(256, 64, dtype=torch.int8), requires_grad=False
+    )
+    refused(packed, "'blocks.1.mlp.fc1' of the network is quantised: its 'weight' is torch.int8")
+
+
+def test_refuses_shards(alone):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = network()
+    fully_shard(model.blocks[1], mesh=init_device_mesh("cpu", (1,)))
+    refused(model, "'blocks.1' of the network is sharded: call accelerate before FSDP")
+
+
+def test_what_is_around_a_network_to_share_gradients_stays(alone):
+    plain = randomised(network())
+    fused = copy.deepcopy(plain)
+    around = nn.parallel.DistributedDataParallel(fused)
+    assert eva_fast.accelerate(around) is around and "fused" in str(around.eva_fast_report)
+    losses = [model(images()).square().mean() for model in (plain, around)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+    for loss in losses:
+        loss.backward()
+    for (name, one), other in zip(plain.named_parameters(), fused.parameters()):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
 def test_refuses_compiled_networks():
     refused(torch.compile(nn.Linear(2, 2)), "call accelerate before torch.compile")
+    refused(torch.compile(network()), "the network is compiled: call accelerate before")
+    refused(nn.Sequential(torch.compile(network())), "'0' of the network is compiled")
     model = network()
     model.blocks[0].compile(backend="eager")
     refused(model, "'blocks.0' .* is compiled: call accelerate before")

@@ -110,11 +110,14 @@ def test_what_torch_notes_for_itself_stays_out():
 
 
 @pytest.mark.parametrize(
-    "words, teacher", [([], None), (["--teacher", "none"], "none"), (["--teacher", "hog"], "hog")]
+    "words, teacher", [([], "own"), (["--teacher", "none"], "none"), (["--teacher", "hog"], "hog")]
 )
 def test_eval_with_its_runs_teacher_none_or_another(monkeypatch, words, teacher):
     asked = []
-    monkeypatch.setattr("eva_fast.evaluation.evaluate", lambda run, **o: asked.append(o["teacher"]))
-    monkeypatch.setattr("eva_fast.evaluation.print_table", lambda result: None)
+    monkeypatch.setattr(
+        "eva_fast.evaluation.evaluator.evaluate",
+        lambda run, data, probe, teacher, **_: asked.append(teacher),
+    )
+    monkeypatch.setattr("eva_fast.evaluation.table.render", lambda found: "")
     cli.main(["eval", "runs/x", *words])
     assert asked == [teacher]

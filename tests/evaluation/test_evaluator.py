@@ -1,6 +1,5 @@
 """`evaluate`: from a run's folder or a weight file to accuracies, JSON and table."""
 
-import io
 import json
 import multiprocessing
 import sys
@@ -9,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 
 from eva_fast.data import ImageField, LabelField, build_loader
-from eva_fast.evaluation import evaluate, knn_accuracy, print_table
+from eva_fast.evaluation import evaluate, knn_accuracy
 from eva_fast.evaluation.splits import known_labels, open_labelled, split
 from eva_fast.evaluation.students import load_student, random_student
 from eva_fast.model import create_model
@@ -57,23 +55,24 @@ class Colour(nn.Module):
 
 def test_figures_json_and_table(run, pictures):
     result = evaluate(run, pictures, teacher=Colour())
-    names = [row["features"] for row in result["results"]]
+    names = [row.features for row in result.rows]
     assert names == ["student", "random init", "8x8 pixels", "teacher colour"]
-    by_name = dict(zip(names, result["results"]))
-    assert by_name["teacher colour"]["knn"] == 100 and by_name["8x8 pixels"]["linear"] > 90
-    assert by_name["student"]["dim"] == 48 and by_name["8x8 pixels"]["dim"] == 192
-    assert (result["train"], result["val"]) == (54, 18)
-    assert result["majority"] == pytest.approx(100 / 3)
-    assert json.loads((run / "eval.json").read_text()) == result
-    p = by_name["student"]["knn"] / 100
-    assert by_name["student"]["knn_error"] == pytest.approx(100 * (p * (1 - p) / 18) ** 0.5)
-    assert "binomial" in result["error"] and "linear_error" in by_name["teacher colour"]
-    if p < by_name["random init"]["knn"] / 100:
-        assert any("below its own random" in sentence for sentence in result["verdicts"])
+    by_name = dict(zip(names, result.rows))
+    assert by_name["teacher colour"].accuracy["knn"] == 100
+    assert by_name["8x8 pixels"].accuracy["linear"] > 90
+    assert result.student.dim == 48 and by_name["8x8 pixels"].dim == 192
+    assert (result.train, result.val) == (54, 18)
+    assert result.majority == pytest.approx(100 / 3)
+    p = result.student.accuracy["knn"] / 100
+    assert result.student.error["knn"] == pytest.approx(100 * (p * (1 - p) / 18) ** 0.5)
+    if p < by_name["random init"].accuracy["knn"] / 100:
+        assert any("below its own random" in sentence for sentence in result.verdicts)
 
-    console = Console(record=True, width=120, file=io.StringIO())
-    print_table(result, console)
-    text = console.export_text()
+    written = json.loads((run / "eval.json").read_text())
+    assert written == result.to_dict() and "binomial" in written["error"]
+    assert written["results"][0]["knn"] == result.student.accuracy["knn"]
+    assert "linear_error" in written["results"][-1]
+    text = str(result)
     assert "k-NN %" in text and "linear %" in text and "teacher colour" in text
 
 
@@ -90,17 +89,17 @@ def test_the_students_feature_is_the_mean_patch_token(run, pictures):
     for part in split(known_labels(sources), pictures):
         assert batch.label[part.numbers].tolist() == list(part.labels)
         parts += [features[part.numbers], batch.label[part.numbers]]
-    result = evaluate(run, pictures, probes=("knn",), teacher="none", out=run / "x" / "y.json")
-    assert result["results"][0]["knn"] == pytest.approx(knn_accuracy(*parts))
-    assert "linear" not in result["results"][0] and len(result["results"]) == 3
+    result = evaluate(run, pictures, probe=("knn",), teacher="none", out=run / "x" / "y.json")
+    assert result.student.accuracy["knn"] == pytest.approx(knn_accuracy(*parts))
+    assert "linear" not in result.student.accuracy and len(result.rows) == 3
     assert (run / "x" / "y.json").is_file() and not (run / "eval.json").exists()
 
 
 def test_a_teachers_file_is_named_without_its_folders(run, pictures):
     teacher = Colour()
     teacher.name = f"torchvision/net:{run / 'model.safetensors'}"
-    result = evaluate(run, pictures, probes="knn", teacher=teacher)
-    assert result["results"][-1]["features"] == "teacher torchvision/net:model.safetensors"
+    result = evaluate(run, pictures, probe="knn", teacher=teacher)
+    assert result.rows[-1].features == "teacher torchvision/net:model.safetensors"
 
 
 class Counted:
@@ -122,9 +121,9 @@ class Counted:
 def test_any_source_whose_items_have_labels_is_read_once(run, caplog):
     data = Counted()
     result = evaluate(run, data, teacher=Colour())
-    assert result["classes"] == ["channel 0", "channel 1", "channel 2"]
-    assert result["train"] + result["val"] == 47 and "1 of 48 images have no class" in caplog.text
-    assert result["results"][-1]["knn"] == 100
+    assert result.classes == ("channel 0", "channel 1", "channel 2")
+    assert result.train + result.val == 47 and "1 of 48 images have no class" in caplog.text
+    assert result.rows[-1].accuracy["knn"] == 100
     assert list(data.built) == [2] + [1] * 47  # the first is looked at when the source is opened
     with pytest.raises(ValueError, match="have no classes"):
         evaluate(run, torch.utils.data.StackDataset([torch.zeros(3, 8, 8, dtype=torch.uint8)] * 4))
@@ -136,22 +135,22 @@ def test_two_evaluations_are_equal(run, pictures):
     torch.manual_seed(2)
     state = torch.get_rng_state()
     second = evaluate(run / "model.safetensors", pictures, teacher="none")
-    assert first["results"] == second["results"]
+    assert first.rows == second.rows
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_runs_own_teacher_is_compared(run, pictures):
     (run / "config.yaml").write_text("model: eva_ti_patch8_32\nteacher: hog\nnum_heads: 4\n")
-    result = evaluate(run, pictures, probes="knn")
-    assert result["results"][-1]["features"].startswith("teacher hog")
+    result = evaluate(run, pictures, probe="knn")
+    assert result.rows[-1].features.startswith("teacher hog")
 
 
 def test_a_teacher_that_is_gone_is_left_out_unless_asked_for(run, pictures, caplog):
     (run / "config.yaml").write_text("teacher: /gone/ViT-L-14.pt\n")
-    result = evaluate(run, pictures, probes="knn")
-    assert len(result["results"]) == 3 and "/gone/ViT-L-14.pt" in caplog.text
+    result = evaluate(run, pictures, probe="knn")
+    assert len(result.rows) == 3 and "/gone/ViT-L-14.pt" in caplog.text
     with pytest.raises((ValueError, FileNotFoundError), match="gone"):
-        evaluate(run, pictures, probes="knn", teacher="/gone/ViT-L-14.pt")
+        evaluate(run, pictures, probe="knn", teacher="/gone/ViT-L-14.pt")
 
 
 def test_a_fault_of_the_program_is_not_taken_for_a_teacher_that_is_gone(run, pictures, monkeypatch):
@@ -161,7 +160,7 @@ def test_a_fault_of_the_program_is_not_taken_for_a_teacher_that_is_gone(run, pic
     (run / "config.yaml").write_text("teacher: hog\n")
     monkeypatch.setattr("eva_fast.evaluation.evaluator.load_teacher", broken)
     with pytest.raises(ValueError, match="planted"):
-        evaluate(run, pictures, probes="knn")
+        evaluate(run, pictures, probe="knn")
 
 
 def test_heads_come_from_metadata_then_the_run_then_the_usual_width(tmp_path):
@@ -194,14 +193,14 @@ def test_random_init_is_the_same_each_time():
 
 def test_wrong_use_is_refused_before_any_work(run, pictures, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="unknown probe 'tsne'; possible are knn, linear"):
-        evaluate(run, pictures, probes=("knn", "tsne"))
+        evaluate(run, pictures, probe=("knn", "tsne"))
     with pytest.raises(ValueError, match="device must be auto, cpu, cuda"):
         evaluate(run, pictures, device="tpu")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="sees no NVIDIA GPU"):
             evaluate(run, pictures, device="cuda")
     with pytest.raises(ValueError, match="no probe"):
-        evaluate(run, pictures, probes=())
+        evaluate(run, pictures, probe=())
     with pytest.raises(FileNotFoundError, match="no run folder or weight file"):
         evaluate(tmp_path / "nothing", pictures)
     (tmp_path / "empty").mkdir()
@@ -229,6 +228,6 @@ def test_weights_of_a_network_with_more_in_it(run):
 def test_files_in_one_folder_have_a_result_each(run, pictures, tmp_path):
     for name in ("a.safetensors", "b.safetensors"):
         (tmp_path / name).write_bytes((run / "model.safetensors").read_bytes())
-        evaluate(tmp_path / name, pictures, probes=("knn",), teacher="none")
+        evaluate(tmp_path / name, pictures, probe=("knn",), teacher="none")
     found = {p.name for p in tmp_path.glob("*.json")}
     assert found == {"a.safetensors.eval.json", "b.safetensors.eval.json"}

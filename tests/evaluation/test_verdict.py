@@ -1,17 +1,17 @@
 """Standard errors of accuracies, and the sentences that come of them."""
 
-import io
+from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from eva_fast.evaluation import print_table
+from eva_fast.evaluation import Evaluation, Scores
+from eva_fast.evaluation.table import to_text
 from eva_fast.evaluation.verdict import binomial_error, verdicts
 
 
 def row(features, knn, error=2.0):
-    return {"features": features, "dim": 3, "knn": knn, "knn_error": error}
+    return Scores(features=features, dim=3, accuracy={"knn": knn}, error={"knn": error})
 
 
 def test_the_error_is_the_spread_of_accuracies_that_are_drawn():
@@ -38,14 +38,11 @@ def test_a_student_above_all_is_told_nothing():
 
 
 def test_the_table_ends_with_the_sentences():
-    results = [row("student", 30.0), row("random init", 36.0)]
-    result = {
-        "data": "x", "classes": ["a", "b"], "train": 4, "val": 2, "majority": 50.0,
-        "weights": "w", "probes": ["knn"], "results": results,
-        "verdicts": verdicts(results, ["knn"]),
-    }  # fmt: skip
-    console = Console(record=True, width=120, file=io.StringIO())
-    print_table(result, console)
-    text = console.export_text()
+    rows = (row("student", 30.0), row("random init", 36.0))
+    result = Evaluation(
+        data="x", classes=("a", "b"), train=4, val=2, majority=50.0, weights=Path("w"), sizes={},
+        probes=("knn",), rows=rows, verdicts=tuple(verdicts(rows, ["knn"])), seconds=0.1,
+    )  # fmt: skip
+    text = to_text(result, width=120)
     assert "30.0 ± 2.0" in text and "36.0 ± 2.0" in text and "binomial standard error" in text
     assert "below its own random initial values" in text

@@ -98,10 +98,10 @@ def test_it_is_evaluated_and_starts_others(trained, options, tmp_path):
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 20), (20 * number, 99, 255 * (number % 2))).save(place)
     result = evaluate(
-        trained.out, tmp_path / "data", probes=["knn"], teacher="none", out=tmp_path / "eval.json"
+        trained.out, tmp_path / "data", probe=["knn"], teacher="none", out=tmp_path / "eval.json"
     )
-    rows = {row["features"]: row for row in result["results"]}
-    assert rows["student"]["dim"] == trained.model.width
+    rows = {row.features: row for row in result.rows}
+    assert rows["student"].dim == trained.model.width
     assert result["sizes"]["name"] == options["model"]
 
     still = dict(options, steps=1, lr=0.0, min_lr=0.0, warmup_lr=0.0, init_from=trained.weights)
@@ -188,6 +188,11 @@ def test_a_file_asks_a_builder_for_sizes_alone(said, tmp_path):
         load_student(tmp_path / "x.safetensors", torch.device("cpu"))
 
 
+def test_batch_norms_over_places_take_one_image_a_pass(tmp_path):
+    options = {**TINY, **RUNS["fd of batch norms"], "accumulate": 8, "steps": 1}
+    assert eva_fast.pretrain(out=tmp_path / "run", **options).loss is not None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -208,8 +213,12 @@ def test_a_file_asks_a_builder_for_sizes_alone(said, tmp_path):
             dict(model="torchvision/swin_t", objective="fd", grad_checkpointing=True, img_size=64),
             "torchvision has no activation checkpointing of 'swin_t'",
         ),
+        (
+            dict(model="torchvision/mobilenet_v3_small", objective="fd", img_size=32, accumulate=8),
+            "one value a channel of one image.*batch_size of at least 16, or a smaller accumulate",
+        ),
     ],
-    ids=["resnet", "mae", "fp8", "batch norm", "torchvision"],
+    ids=["resnet", "mae", "fp8", "batch norm", "torchvision", "one image"],
 )
 def test_what_cannot_be_is_said_before_training(options, message, tmp_path):
     out = tmp_path / "run"

@@ -97,10 +97,10 @@ def test_it_is_evaluated(trained, tmp_path):
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 20), (20 * number, 99, 255 * (number % 2))).save(place)
     result = evaluate(
-        trained.out, tmp_path / "data", probes=["knn"], teacher="none", out=tmp_path / "eval.json"
+        trained.out, tmp_path / "data", probe=["knn"], teacher="none", out=tmp_path / "eval.json"
     )
-    rows = {row["features"]: row for row in result["results"]}
-    assert rows["student"]["dim"] == 96 and result["sizes"]["window_size"] == 4
+    rows = {row.features: row for row in result.rows}
+    assert rows["student"].dim == 96 and result.sizes["window_size"] == 4
 
 
 def test_it_starts_from_weights(trained, tmp_path):

@@ -128,8 +128,8 @@ def test_other_formats_are_refused(trained, tmp_path):
 
 @pytest.mark.slow
 def test_it_is_evaluated(trained, tmp_path):
-    result = evaluate(trained[1].out, probes=["knn"], teacher="none", out=tmp_path / "eval.json")
-    names = [row["features"] for row in result["results"]]
+    result = evaluate(trained[1].out, probe=["knn"], teacher="none", out=tmp_path / "eval.json")
+    names = [row.features for row in result.rows]
     assert names[0] == "student" and result["sizes"]["embed_dim"] == 32
 
 

@@ -186,7 +186,7 @@ def test_what_cannot_be_exported(trained, tokenizer, tmp_path, kind):
 @pytest.mark.parametrize("kind", ["tokenizer", "student"])
 def test_evaluation(trained, tokenizer, tmp_path, kind):
     out = tokenizer if kind == "tokenizer" else trained.out
-    result = evaluate(out, probes=("knn",), out=tmp_path / "eval.json", device="cpu")
-    kinds = [row["features"] for row in result["results"]]
+    result = evaluate(out, probe=("knn",), out=tmp_path / "eval.json", device="cpu")
+    kinds = [row.features for row in result.rows]
     assert kinds[:2] == ["student", "random init"]
     assert any("teacher" in name for name in kinds) == (kind == "tokenizer")

@@ -41,7 +41,7 @@ def pictures(tmp_path_factory):
 
 
 def ablate(out, pictures, **asked):
-    options = dict(budget=1.0, seeds=1, flops=SEED_FLOPS, probes=("knn",), rows=("eva", "tokens"))
+    options = dict(budget=1.0, seeds=1, flops=SEED_FLOPS, probe=("knn",), rows=("eva", "tokens"))
     return run_ablation(out, {**TINY, "data": str(pictures)}, **{**options, **asked})
 
 
@@ -83,7 +83,7 @@ def test_a_killed_run_goes_on_to_the_same_scores(tmp_path, done, pictures):
     code = (
         "from pathlib import Path; from eva_fast.recipes.ablate import run_ablation\n"
         f"run_ablation(Path({str(tmp_path)!r}), {said!r}, budget=1.0, seeds=1, flops={SEED_FLOPS!r},"
-        "probes=('knn',), rows=('eva', 'tokens'))"
+        "probe=('knn',), rows=('eva', 'tokens'))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     checkpoints, deadline = (
@@ -130,7 +130,7 @@ def test_equal_arithmetic_by_hand():
         (dict(rows=("evil",)), "no row 'evil': there are eva, "),
         (dict(seeds=0), "seeds must be at least 1"),
         (dict(budget=0), "budget must be above 0"),
-        (dict(probes=("svm",)), "unknown probe 'svm'"),
+        (dict(probe=("svm",)), "unknown probe 'svm'"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import eva_fast
 from eva_fast import cli
@@ -31,8 +32,10 @@ def test_each_command_is_taken_by_the_command_line(finished, monkeypatch):
     """Nothing is run: what the commands would be called with."""
     seen = []
     monkeypatch.setattr("eva_fast.recipes.pretrain.run", lambda c: seen.append(c) or finished[1])
-    monkeypatch.setattr("eva_fast.evaluation.evaluate", lambda run, **_: seen.append(run) or {})
-    monkeypatch.setattr("eva_fast.evaluation.print_table", lambda result: None)
+    monkeypatch.setattr(
+        "eva_fast.evaluation.evaluator.evaluate", lambda run, *_, **__: seen.append(run)
+    )
+    monkeypatch.setattr("eva_fast.evaluation.table.render", lambda found: "")
     commands = next_commands(*finished)
     assert len(commands) == 3
     for command in commands.values():
@@ -92,10 +95,10 @@ def test_a_stopped_run_says_how_it_goes_on(finished, monkeypatch):
     config, result = finished
     stopped = dataclasses.replace(result, stopped_by="SIGTERM")
     lines = ending(config, stopped)
-    assert lines[0].startswith("stopped by SIGTERM") and "next:" not in lines
+    assert lines[0] == "stopped by SIGTERM after 2 of 2 steps" and "next:" not in lines
     seen = []
     monkeypatch.setattr("eva_fast.recipes.pretrain.run", lambda c: seen.append(c) or result)
-    cli.main(shlex.split(lines[1])[1:])
+    cli.main(shlex.split(lines[-1])[1:])
     assert seen[0].run.resume == "auto" and seen[0].run.out == result.out
     assert seen[0].model.embed_dim == 32
 
@@ -127,3 +130,59 @@ def test_data_that_no_shell_can_give(finished, data):
     config = Config.from_options({**TINY, "teacher": "hog", "data": data})
     (command,) = (c for c in next_commands(config, finished[1]).values() if "--teacher" in c)
     assert shlex.split(command)[2:4] == ["--data", "FOLDER"]
+
+
+FOREIGN = {
+    "timm": dict(model="timm/vit_tiny_patch16_224", img_size=32, patch_size=8, depth=1),
+    "fd": dict(model="timm/test_resnet", img_size=64, objective="fd"),
+    "ours": dict(model="eva_ti_patch8_32", objective="mae", embed_dim=32, depth=1, num_heads=2),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_the_next_commands_run_as_they_are_printed(name, tmp_path, capsys, monkeypatch):
+    """With the student's own sizes; what is added makes them short."""
+    pytest.importorskip("timm")
+    short = ["--batch-size", "4", "--steps", "1", "--workers", "0", "--device", "cpu"]
+    short += ["--kernels", "torch", "--no-progress"]
+    options = {**FOREIGN[name], "teacher": "hog", "batch_size": 4, "steps": 1, "workers": 0}
+    config = Config.from_options(
+        {**options, "device": "cpu", "kernels": "torch", "progress": False, "out": tmp_path / "run"}
+    )
+    result = run(config)
+    commands = next_commands(config, result)
+    seen = []
+    monkeypatch.setattr(
+        "eva_fast.recipes.pretrain.run", lambda given: seen.append(run(given)) or seen[-1]
+    )
+    for what, command in commands.items():
+        words = shlex.split(command)[1:]
+        if words[0] == "eval":
+            cli.main([*words, "--probe", "knn"])
+        elif "your own images" in what:
+            photos = tmp_path / "photos"
+            pictures(photos)
+            cli.main([w.replace("FOLDER", str(photos)) for w in words] + short)
+    (again,) = seen
+    assert again.model.sizes == result.model.sizes
+
+
+def pictures(folder):
+    folder.mkdir()
+    for number in range(8):
+        Image.new("RGB", (70, 70), (30 * number, 90, 200)).save(folder / f"{number}.png")
+
+
+def test_a_stopped_run_of_objects_says_how_it_goes_on(finished):
+    class Images:
+        def __len__(self):
+            return 8
+
+    result = replace(finished[1], stopped_by="SIGTERM", step=1)
+    for data, said in (
+        (Images(), 'go on with the same call and resume="auto"'),
+        (["a", ("b", 0.5)], "--resume auto"),
+        ("pipe:cat x.tar", "--resume auto --data 'pipe:cat x.tar'"),
+    ):
+        config = Config.from_options({**TINY, "data": data})
+        assert ending(config, result)[-1].endswith(said)

@@ -1,6 +1,7 @@
 """Probes while training: scores of the student as it is, and not a number of the run moved by them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_lines_and_figure(probed, labelled):
     assert [line["step"] for line in found] == [2, 4, 6]
     assert all(0 <= line[p] <= 100 for line in found for p in ("knn", "linear"))
     assert (probed.out / "probes.png").read_bytes()[:4] == b"\x89PNG"
-    last = eva_fast.evaluate(probed.out, labelled, teacher="none")["results"][0]
+    last = eva_fast.evaluate(probed.out, labelled, teacher="none").student.to_dict()
     assert (found[-1]["knn"], found[-1]["linear"]) == (last["knn"], last["linear"])
 
 
@@ -73,6 +74,32 @@ def test_a_run_that_goes_on_probes_again_what_it_takes_again(probed, labelled, t
     assert [line["knn"] for line in found] == [line["knn"] for line in lines(probed.out)]
 
 
+def test_images_that_go_away_end_no_run(probed, labelled, tmp_path, caplog):
+    """Away for two probes, back for the last."""
+    there, away = tmp_path / "there", tmp_path / "away"
+    shutil.copytree(labelled, there)
+
+    class Move(eva_fast.Callback):
+        def on_log(self, training, metrics):
+            if training.step == 2:
+                there.rename(away)
+            if training.step == 4:
+                away.rename(there)
+
+    result = eva_fast.pretrain(
+        out=tmp_path / "run", callbacks=[Move()], probe_data=there, probe_every=1,
+        probe_with=["linear", "knn"], **OPTIONS,
+    )  # fmt: skip
+    found = lines(result.out)
+    assert [line["step"] for line in found] == [1, 2, 3, 4, 5, 6] and list(result.probes) == found
+    assert ["error" in line for line in found] == [False, False, True, True, False, False]
+    assert found[-1]["knn"] == lines(probed.out)[-1]["knn"] and "linear" in found[0]
+    told = [r.getMessage() for r in caplog.records if "probe at step 3 failed" in r.getMessage()]
+    assert len(told) == 1 and "none of the 32 images could be read" in told[0]
+    assert "probe at step 4 failed" not in caplog.text and "2 of 6 failed" in str(result)
+    assert (result.out / "probes.png").is_file()
+
+
 def test_what_cannot_be_probed_is_told_before_training(tmp_path):
     (tmp_path / "flat").mkdir()
     Image.new("RGB", (40, 40)).save(tmp_path / "flat" / "a.png")
@@ -82,9 +109,11 @@ def test_what_cannot_be_probed_is_told_before_training(tmp_path):
         (folder / f"{number}.png").write_bytes(b"no picture")
     for wrong, message in (
         (dict(probe_every=2), "probe_every needs probe_data"),
+        (dict(probe_with="knn,svm"), "probe_with is of knn, linear with commas, got 'knn,svm'"),
+        (dict(probe_with=[3]), "probe_with must be names"),
         (dict(probe_data=tmp_path / "nowhere"), "nowhere"),
         (dict(probe_data=tmp_path / "flat"), "class"),
-        (dict(probe_data=tmp_path / "empty"), "of the first images none of the 4"),
+        (dict(probe_data=tmp_path / "empty"), "of the first 4 images none can be read: .*png: "),
     ):
         with pytest.raises((UsageError, FileNotFoundError), match=message):
             eva_fast.pretrain(out=tmp_path / "run", **wrong, **OPTIONS)

@@ -56,8 +56,31 @@ def test_stopped_before_its_first_step_it_goes_on(whole, tmp_path):
 
     found = eva_fast.pretrain(out=tmp_path, callbacks=[Never()], **OPTIONS)
     assert found.stopped_by == "callback" and found.weights.is_file() and not found.metrics
+    assert found.loss is found.first_loss is found.gain is None and (found.step, found.total) == (
+        0,
+        5,
+    )
+    assert "stopped by callback after 0 of 5 steps" in str(found) and "no metrics" in str(found)
     rest = eva_fast.pretrain(out=tmp_path, resume="auto", **OPTIONS)
     assert same(rest.weights, whole.weights)
+
+
+def test_left_at_its_last_step_it_is_complete(whole, tmp_path):
+    with eva_fast.Trainer(out=tmp_path, **OPTIONS) as trainer:
+        for step in trainer:
+            if step == 5:
+                break
+    assert trainer.result.stopped_by is None and same(trainer.result.weights, whole.weights)
+    assert trainer.result.loss == whole.metrics["loss"] and "stopped" not in str(trainer.result)
+
+
+def test_a_signal_after_the_last_step_is_told_of_a_complete_run(tmp_path):
+    """Who runs several asks for it."""
+    with eva_fast.Trainer(out=tmp_path, **OPTIONS) as trainer:
+        for step in trainer:
+            if step == 5:
+                signal.raise_signal(signal.SIGTERM)
+    assert (trainer.result.stopped_by, trainer.result.signal) == (None, "SIGTERM")
 
 
 def test_an_error_in_the_block_is_raised_after_a_checkpoint(tmp_path):

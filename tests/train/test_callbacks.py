@@ -100,3 +100,67 @@ def test_what_is_no_callback_is_told():
     for alone in (Callback(), None):
         with pytest.raises(UsageError, match="takes a list"):
             check_callbacks(alone)
+
+
+def test_stopped_at_its_last_step_a_run_is_complete(tmp_path):
+    class Last(Callback):
+        def on_step(self, training):
+            if training.step == training.total:
+                training.stop()
+
+    diary = Diary()
+    assert run(tmp_path, make_step(), total=3, callbacks=[Last(), diary]) is None
+    assert diary.told[-1] == ("end", 3, None)
+
+
+def made(**methods):
+    return type("Mine", (Callback,), methods)()
+
+
+@pytest.mark.parametrize(
+    "callback, message",
+    [
+        (
+            made(on_setp=lambda self, training: 0),
+            r"Mine\.on_setp is never called; did you mean on_step",
+        ),
+        (made(on_checkpiont=lambda self, t, folder: 0), "did you mean on_checkpoint"),
+        (made(on_train_epoch_begin=lambda self, t: 0), "never called; there are on_start, on_step"),
+        (made(on_step=lambda self: 0), r"on_step must take \(self, training\), and has \(\)"),
+        (made(on_log=lambda self, training: 0), r"on_log must take \(self, training, metrics\)"),
+        (made(on_end=lambda self, t, by, more: 0), "missing a required argument: 'more'"),
+    ],
+)
+def test_a_method_that_would_not_be_called_as_it_is_written_is_told(callback, message):
+    with pytest.raises(UsageError, match=message):
+        check_callbacks([callback])
+
+
+def test_a_method_that_nothing_would_wait_for_is_told():
+    class Later(Callback):
+        async def on_step(self, training):
+            pass
+
+    with pytest.raises(UsageError, match="on_step is async"):
+        check_callbacks([Later()])
+
+
+def test_what_a_callback_may_have_beside_its_methods():
+    class Rich(Callback):
+        on_gpu = True
+
+        @property
+        def on_disk(self):
+            raise RuntimeError("nobody asked")
+
+        def on_step(self, *values, **named):
+            pass
+
+        def on_log(self, training, metrics, more=3):
+            pass
+
+        def _on_anything(self):
+            pass
+
+    rich = Rich()
+    assert check_callbacks([rich]) == (rich,)

@@ -100,6 +100,22 @@ def built_sizes(
     return BackboneSizes(**{**found, "predict_dim": predict_dim})
 
 
+def trains_on_one_image(sizes: BackboneSizes) -> bool:
+    """Whether a forward in training takes a single image: a batch norm behind a pooling has one value a
+    channel then, and no deviation."""
+    library = library_of(sizes.name)
+    with without_values():
+        network = library.build(dict(sizes.arguments)).train()
+        images = torch.empty(1, sizes.channels, sizes.img_size, sizes.img_size)
+        try:
+            _forward(library, network, images, reading(sizes).node)
+        except ValueError as error:  # of torch.nn.functional.batch_norm
+            if "more than 1 value per channel" in str(error):
+                return False
+            raise
+    return True
+
+
 def reading(sizes: BackboneSizes) -> Reading:
     """How the features of the network of these sizes are read."""
     return _probe(sizes.name, sizes.img_size, sizes.arguments)[1]

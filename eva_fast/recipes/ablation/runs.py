@@ -50,7 +50,7 @@ class Runs:
                 folder = folder.with_name(f"{row.name}-{part.name}-{seed}")
             steps = budget.steps(row, part)
             config = self.config(part, folder, teacher, seed=seed, steps=steps)
-            stopped = None if _ended(folder, steps) else run(config).stopped_by
+            stopped = None if _ended(folder, steps) else run(config).signal
             if stopped is not None:
                 return stopped
         folders = {int(f.name.rpartition("_")[2]): f for f in steps_in(folder / "checkpoints")}
@@ -79,7 +79,7 @@ class Runs:
             folder = self.out / "measured" / part.name
             shutil.rmtree(folder, ignore_errors=True)
             config, clock = self.config(part, folder, teacher, seed=0, steps=STEPS), Clock()
-            if run(config, on_step=clock).stopped_by is not None:
+            if run(config, on_step=clock).signal is not None:
                 raise KeyboardInterrupt
             found[part.name] = clock.cost(config)
         return found

@@ -60,10 +60,10 @@ class Probes:
             size=setting.sizes.img_size, device=setting.device,
             max_megapixels=config.data.max_megapixels,
         )  # fmt: skip
-        about = {name: found[name] for name in ("train", "val", "majority")}
-        about["classes"] = len(found["classes"])
-        rows = {row.pop("features"): row for row in found["results"]}
-        return {name: {**row, **about} for name, row in rows.items()}
+        about = {"train": found.train, "val": found.val, "majority": found.majority}
+        about["classes"] = len(found.classes)
+        rows = [row.to_dict() for row in found.rows]
+        return {row.pop("features"): {**row, **about} for row in rows}
 
 
 def _students(config: Config) -> Callable[[Path | None], nn.Module]:
