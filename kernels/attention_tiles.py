@@ -14,7 +14,9 @@ import triton.language as tl
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
 from eva_fast.kernels.launch import next_power_of_2
+from eva_fast.kernels.quantise_fp8 import as_stored, magnitude_bits
 from eva_fast.kernels.tiles import Tiles
+from eva_fast.ops.quantise_fp8 import padded
 from eva_fast.ops.registry import Case
 
 REST_ROWS = tl.constexpr(16)  # of the tile that holds what exact tiles leave over
@@ -62,6 +64,27 @@ def store_sums(p_sums, x_0, x_1, D: tl.constexpr, D0: tl.constexpr, D1: tl.const
     o_1 = D0 + tl.arange(0, D1)
     tl.store(p_sums + tl.arange(0, D0), tl.sum(x_0, 0))
     tl.store(p_sums + o_1, tl.sum(x_1, 0), mask=o_1 < D)
+
+
+@triton.jit
+def store_columns(p_columns, inverse, x_0, x_1, o_t, limit, PADDED, D: tl.constexpr, D0: tl.constexpr,
+                  D1: tl.constexpr):
+    """Writes two tiles, times `inverse`, transposed: rows of one head are columns o_t."""
+    o_0 = tl.arange(0, D0)[:, None]
+    o_1 = D0 + tl.arange(0, D1)[:, None]
+    m_t = o_t[None, :] < limit
+    element = p_columns.dtype.element_ty
+    x_0 = tl.trans((x_0.to(tl.float32) * inverse).to(element))
+    x_1 = tl.trans((x_1.to(tl.float32) * inverse).to(element))
+    tl.store(p_columns + o_0.to(tl.int64) * PADDED + o_t[None, :], x_0, mask=m_t)
+    tl.store(p_columns + o_1.to(tl.int64) * PADDED + o_t[None, :], x_1, mask=m_t & (o_1 < D))
+
+
+@triton.jit
+def largest_of(x_0, x_1, element: tl.constexpr):
+    """The largest magnitude in two fp32 tiles, as stored in `element`."""
+    most = tl.maximum(tl.max(magnitude_bits(x_0)), tl.max(magnitude_bits(x_1)))
+    return as_stored(most, element)
 
 
 @triton.jit
@@ -175,6 +198,21 @@ class Bias(NamedTuple):
 NO_BIAS = Bias()
 
 
+class Eight(NamedTuple):
+    """What is written in 8 bits beside the 16, for the products behind attention."""
+
+    scale: torch.Tensor | None = None
+    """Float32 []: of out."""
+    out: torch.Tensor | None = None
+    """[B, Tq, H, d], contiguous: out / scale, of the forward."""
+    columns: torch.Tensor | None = None
+    """[H d, B Tq padded]: the transpose of out / scale, of the backward; it leaves the largest
+    magnitudes of the gradients too."""
+
+
+IN_16_BITS = Eight()
+
+
 def limits(case: Case) -> str | None:
     """What the kernels do not take, see `eva_fast.ops.registry.Implementation`."""
     width = case.sizes[-1:]
@@ -255,9 +293,10 @@ def backward_strides(dout, q, k) -> dict[str, int]:
 
 
 def backward_aot_case(
-    kernel: Any, shape: AotShape, call: AotCall, tiles: Tiles, programs: int, own_keys: bool
-) -> AotCase:
-    """A case of the dq kernel or, with own_keys, of that of dk and dv."""
+    kernel: Any, shape: AotShape, call: AotCall, tiles: Tiles, programs: int, own_keys: bool,
+    eight: bool = False,
+) -> AotCase:  # fmt: skip
+    """A case of the dq kernel or, with own_keys, of that of dk and dv; eight: beside 8-bit products."""
     pointer = f"*{shape.dtype}"
     strides = aot_strides(call)
     config = dict(tile_constants(call.queries, call.keys, call.head_dim, call.first_query, tiles))
@@ -276,8 +315,13 @@ def backward_aot_case(
         "H": call.heads, **strides, "S_DT": call.width, "S_DH": call.head_dim, **config,
         "S_GT": gradient, "S_GH": call.head_dim, **no_bias,
     }  # fmt: skip
+    pointers = {"p_largest": "*fp32"}
     if not own_keys:
         constants["BESIDE"] = tiles.beside
+        pointers |= {"p_columns": "*fp8e4nv", "p_columns_scale": "*fp32"}
+        args["PADDED"] = padded(shape.batch * call.queries) if eight else 1
+    for name, pointer in pointers.items():
+        (args if eight else constants)[name] = pointer if eight else None
     return AotCase(
         kernel, args, constants, warps, stages, shape.tensor_cores, call.label, small_tiles=True
     )

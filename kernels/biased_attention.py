@@ -20,7 +20,7 @@ def forward(q, k, v, bias, mask, scale):
 def _backward(dout, q, k, v, bias, mask, out, lse, scale, dq, dk, dv, dbias, again):
     if out is None:
         out = again.copy_(forward(q, k, v, bias, mask, scale)[0])
-    delta, sums = run_backward(
+    delta, sums, _ = run_backward(
         "biased_attention", dout, q, k, v, out, lse, scale, dq, dk, dv, Bias(bias, mask)
     )
     k, v = same_strides(k, v)

@@ -28,10 +28,13 @@ from torch import Tensor
 
 from eva_fast.kernels.aot_case import DTYPE_BYTES, AotCase, AotShape
 from eva_fast.kernels.attention_tiles import (
+    IN_16_BITS,
     LOG2E,
     NO_BIAS,
     REST_ROWS,
+    AotCall,
     Bias,
+    Eight,
     add_bias,
     aot_bias,
     aot_strides,
@@ -48,6 +51,7 @@ from eva_fast.kernels.attention_tiles import (
     tile_constants,
 )
 from eva_fast.kernels.launch import kernel, triton_op
+from eva_fast.kernels.quantise_fp8 import inverse_of
 from eva_fast.kernels.tiles import Tiles, fastest
 from eva_fast.ops.checks import contiguous_like
 
@@ -95,10 +99,17 @@ def _forward_start(ROWS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr):
 
 
 @triton.jit
-def _forward_end(p_bias, p_out, p_lse, acc_0, acc_1, b_max, b_sum, o_m, NQ, S_OT: tl.constexpr,
-                 D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, EVEN: tl.constexpr):
-    """Writes what a tile of queries got."""
-    store_tile(p_out, acc_0 / b_sum[:, None], acc_1 / b_sum[:, None], o_m, NQ, S_OT, D, D0, D1, EVEN)
+def _forward_end(p_bias, p_out, p_eight, p_eight_scale, p_lse, acc_0, acc_1, b_max, b_sum, o_m, NQ,
+                 S_OT: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+                 EVEN: tl.constexpr):
+    """Writes what a tile of queries got, and once more in 8 bits, as rounded before."""
+    acc_0, acc_1 = acc_0 / b_sum[:, None], acc_1 / b_sum[:, None]
+    store_tile(p_out, acc_0, acc_1, o_m, NQ, S_OT, D, D0, D1, EVEN)
+    if p_eight is not None:
+        inverse = inverse_of(tl.load(p_eight_scale))
+        acc_0 = acc_0.to(p_out.dtype.element_ty).to(tl.float32) * inverse
+        acc_1 = acc_1.to(p_out.dtype.element_ty).to(tl.float32) * inverse
+        store_tile(p_eight, acc_0, acc_1, o_m, NQ, S_OT, D, D0, D1, EVEN)
     if p_bias is None:
         b_lse = (b_max + tl.log2(b_sum)) * LN2
     else:
@@ -107,8 +118,8 @@ def _forward_end(p_bias, p_out, p_lse, acc_0, acc_1, b_max, b_sum, o_m, NQ, S_OT
 
 
 @triton.jit
-def _forward_tile(p_q, p_k, p_v, p_bias, p_mask, p_out, p_lse, o_m, NQ, NK, scale,
-                  S_QT: tl.constexpr, S_KT: tl.constexpr, S_OT: tl.constexpr, D: tl.constexpr,
+def _forward_tile(p_q, p_k, p_v, p_bias, p_mask, p_out, p_eight, p_eight_scale, p_lse, o_m, NQ, NK,
+                  scale, S_QT: tl.constexpr, S_KT: tl.constexpr, S_OT: tl.constexpr, D: tl.constexpr,
                   D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
                   FIRST_QUERY: tl.constexpr, REST_Q: tl.constexpr, REST_K: tl.constexpr,
                   EVEN_Q: tl.constexpr, EVEN_K: tl.constexpr):
@@ -139,15 +150,18 @@ def _forward_tile(p_q, p_k, p_v, p_bias, p_mask, p_out, p_lse, o_m, NQ, NK, scal
             acc_r0, acc_r1, r_max, r_sum = _forward_step(
                 q_r0, q_r1, acc_r0, acc_r1, r_max, r_sum, k_0, k_1, v_0, v_1, p_bias, p_mask, o_r, o_n,
                 NQ, NK, scale, False, EVEN_K)
-    _forward_end(p_bias, p_out, p_lse, acc_0, acc_1, b_max, b_sum, o_m, NQ, S_OT, D, D0, D1, EVEN_Q)
+    _forward_end(p_bias, p_out, p_eight, p_eight_scale, p_lse, acc_0, acc_1, b_max, b_sum, o_m, NQ,
+                 S_OT, D, D0, D1, EVEN_Q)
     if REST_Q:
-        _forward_end(p_bias, p_out, p_lse, acc_r0, acc_r1, r_max, r_sum, o_r, NQ, S_OT, D, D0, D1, False)
+        _forward_end(p_bias, p_out, p_eight, p_eight_scale, p_lse, acc_r0, acc_r1, r_max, r_sum, o_r, NQ,
+                     S_OT, D, D0, D1, False)
 
 
 @kernel
 @triton.jit
 def attention_forward_kernel(
-    p_q, p_k, p_v, p_bias, p_mask, p_out, p_lse, scale, NQ, NK, windows, tiles, s_qb, s_kb, s_ob,
+    p_q, p_k, p_v, p_bias, p_mask, p_out, p_eight, p_eight_scale, p_lse, scale, NQ, NK, windows, tiles,
+    s_qb, s_kb, s_ob,
     H: tl.constexpr, S_QT: tl.constexpr, S_QH: tl.constexpr, S_KT: tl.constexpr,
     S_KH: tl.constexpr, S_OT: tl.constexpr, S_OH: tl.constexpr, D: tl.constexpr, D0: tl.constexpr,
     D1: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, FIRST_QUERY: tl.constexpr,
@@ -164,6 +178,8 @@ def attention_forward_kernel(
     p_k += batch * s_kb + head % H * S_KH
     p_v += batch * s_kb + head % H * S_KH
     p_out += batch * s_ob + head % H * S_OH
+    if p_eight is not None:
+        p_eight += batch * s_ob + head % H * S_OH
     p_lse += head * NQ
     if p_bias is not None:
         p_bias += head % H * NQ * NK
@@ -173,16 +189,17 @@ def attention_forward_kernel(
     o_m = FIRST_QUERY + (tile - APART) * BM + tl.arange(0, BM)
     if REST_Q > 0 and tile == 0:
         if BESIDE:
-            _forward_tile(p_q, p_k, p_v, p_bias, p_mask, p_out, p_lse, o_m, NQ, NK, scale, S_QT,
-                          S_KT, S_OT, D, D0, D1, BM, BN, FIRST_QUERY, REST_Q, REST_K, EVEN_Q, EVEN_K)
+            _forward_tile(p_q, p_k, p_v, p_bias, p_mask, p_out, p_eight, p_eight_scale, p_lse, o_m, NQ,
+                          NK, scale, S_QT, S_KT, S_OT, D, D0, D1, BM, BN, FIRST_QUERY, REST_Q, REST_K,
+                          EVEN_Q, EVEN_K)
         else:
-            _forward_tile(p_q, p_k, p_v, p_bias, p_mask, p_out, p_lse,
+            _forward_tile(p_q, p_k, p_v, p_bias, p_mask, p_out, p_eight, p_eight_scale, p_lse,
                           rest_rows(NQ, FIRST_QUERY, REST_Q), NQ, NK, scale, S_QT, S_KT, S_OT,
                           D, D0, D1, REST_ROWS, BN, FIRST_QUERY, 0,
                           REST_K, False, EVEN_K)
     else:
-        _forward_tile(p_q, p_k, p_v, p_bias, p_mask, p_out, p_lse, o_m, NQ, NK, scale, S_QT,
-                      S_KT, S_OT, D, D0, D1, BM, BN, FIRST_QUERY, 0, REST_K, EVEN_Q, EVEN_K)
+        _forward_tile(p_q, p_k, p_v, p_bias, p_mask, p_out, p_eight, p_eight_scale, p_lse, o_m, NQ, NK,
+                      scale, S_QT, S_KT, S_OT, D, D0, D1, BM, BN, FIRST_QUERY, 0, REST_K, EVEN_Q, EVEN_K)
 # fmt: on
 
 
@@ -206,27 +223,31 @@ def forward(q, k, v, scale):
     return run_forward("attention_forward", q, k, v, scale)
 
 
-def run_forward(name: str, q, k, v, scale, bias: Bias = NO_BIAS) -> tuple[Tensor, Tensor]:
-    """out and lse, by the fastest tiles; name: what they are kept under."""
+def run_forward(
+    name: str, q, k, v, scale, bias: Bias = NO_BIAS, eight: Eight = IN_16_BITS
+) -> tuple[Tensor, Tensor]:
+    """out and lse, by the fastest tiles; name: what they are kept under. Fills what `eight` has."""
     out = contiguous_like(q)
     batch, queries, heads, head_dim = q.shape
     lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
     k, v = same_strides(k, v)
     options = functools.partial(forward_options, queries, k.shape[1], head_dim, q.element_size())
-    run = functools.partial(launch_forward, q, k, v, out, lse, scale, bias=bias)
+    run = functools.partial(launch_forward, q, k, v, out, lse, scale, bias=bias, eight=eight)
     run(fastest(name, sizes_of(q, k), q.device, options, run))
     return out, lse
 
 
-def launch_forward(q, k, v, out, lse, scale, tiles: Tiles, bias: Bias = NO_BIAS) -> None:
+def launch_forward(
+    q, k, v, out, lse, scale, tiles: Tiles, bias: Bias = NO_BIAS, eight: Eight = IN_16_BITS
+) -> None:
     """Fills out and lse; k and v have equal strides."""
     batch, queries, heads, head_dim = q.shape
     keys = k.shape[1]
     first_query = queries == keys
     programs = query_programs(queries, first_query, tiles)
     attention_forward_kernel[(batch * heads * programs,)](
-        q, k, v, bias.scores, bias.mask, out, lse, scale, queries, keys, bias.windows, programs,
-        q.stride(0), k.stride(0), out.stride(0),
+        q, k, v, bias.scores, bias.mask, out, eight.out, eight.scale, lse, scale, queries, keys,
+        bias.windows, programs, q.stride(0), k.stride(0), out.stride(0),
         H=heads, S_QT=q.stride(1), S_QH=q.stride(2), S_KT=k.stride(1), S_KH=k.stride(2),
         S_OT=out.stride(1), S_OH=out.stride(2), BESIDE=tiles.beside,
         **tile_constants(queries, keys, head_dim, first_query, tiles),
@@ -235,8 +256,13 @@ def launch_forward(q, k, v, out, lse, scale, tiles: Tiles, bias: Bias = NO_BIAS)
 
 def aot_cases(shape: AotShape) -> list[AotCase]:
     """The student's calls, and those with a bias."""
+    return forward_aot_cases(shape, packed_calls(shape) + biased_calls(shape), False)
+
+
+def forward_aot_cases(shape: AotShape, calls: list[AotCall], eight: bool) -> list[AotCase]:
+    """These calls; eight: with out in 8 bits too."""
     found = []
-    for call in packed_calls(shape) + biased_calls(shape):
+    for call in calls:
         sizes = call.queries, call.keys, call.head_dim
         tiles = forward_options(*sizes, DTYPE_BYTES[shape.dtype])[0]
         strides, (bias_args, no_bias) = aot_strides(call), aot_bias(call)
@@ -250,6 +276,8 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
             "s_ob": call.queries * strides["S_OT"], **bias_args,
         }  # fmt: skip
         constants |= {"H": call.heads, "BESIDE": tiles.beside, **strides, **no_bias}
+        for name, pointer in (("p_eight", "*fp8e4nv"), ("p_eight_scale", "*fp32")):
+            (args if eight else constants)[name] = pointer if eight else None
         found.append(
             AotCase(
                 attention_forward_kernel, args, constants, warps, stages, shape.tensor_cores,

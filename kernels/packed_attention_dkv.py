@@ -6,13 +6,17 @@ import triton.language as tl
 
 from eva_fast.kernels.aot_case import DTYPE_BYTES, AotCase, AotShape
 from eva_fast.kernels.attention_tiles import (
+    IN_16_BITS,
     NO_BIAS,
     REST_ROWS,
+    AotCall,
     Bias,
+    Eight,
     backward_aot_case,
     backward_strides,
     biased_calls,
     dot_heads,
+    largest_of,
     load_tile,
     packed_calls,
     rest_rows,
@@ -23,6 +27,7 @@ from eva_fast.kernels.attention_tiles import (
     tile_constants,
 )
 from eva_fast.kernels.launch import kernel
+from eva_fast.kernels.quantise_fp8 import magnitude_bits
 from eva_fast.kernels.tiles import Tiles
 
 
@@ -52,12 +57,13 @@ def _dkv_step(k_0, k_1, v_0, v_1, dk_0, dk_1, dv_0, dv_1, p_do, p_q, p_bias, p_m
 
 
 @triton.jit
-def _dkv_tile(p_do, p_q, p_k, p_v, p_bias, p_mask, p_lse, p_delta, p_dk, p_dv, p_sums, o_n,
+def _dkv_tile(p_do, p_q, p_k, p_v, p_bias, p_mask, p_lse, p_delta, p_dk, p_dv, p_sums, p_largest, o_n,
               NQ, NK, scale, S_DT: tl.constexpr, S_QT: tl.constexpr, S_KT: tl.constexpr,
               S_GT: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr,
               BN: tl.constexpr, FIRST_QUERY: tl.constexpr, REST_Q: tl.constexpr,
               EVEN_Q: tl.constexpr, EVEN_K: tl.constexpr):
-    """dk and dv of keys o_n [BN] of one head; p_sums [D]: the sum of these dv."""
+    """dk and dv of keys o_n [BN] of one head; p_sums [D]: the sum of these dv; p_largest: their
+    largest magnitude."""
     k_0, k_1 = load_tile(p_k, o_n, NK, S_KT, D, D0, D1, EVEN_K)
     v_0, v_1 = load_tile(p_v, o_n, NK, S_KT, D, D0, D1, EVEN_K)
     dk_0 = tl.zeros([BN, D0], tl.float32)
@@ -74,19 +80,28 @@ def _dkv_tile(p_do, p_q, p_k, p_v, p_bias, p_mask, p_lse, p_delta, p_dk, p_dv, p
             k_0, k_1, v_0, v_1, dk_0, dk_1, dv_0, dv_1, p_do, p_q, p_bias, p_mask,
             p_lse, p_delta, rest_rows(NQ, FIRST_QUERY, REST_Q), o_n, NQ, NK, scale, S_DT, S_QT,
             D, D0, D1, False, EVEN_K)
-    store_tile(p_dk, dk_0 * scale, dk_1 * scale, o_n, NK, S_GT, D, D0, D1, EVEN_K)
+    dk_0, dk_1 = dk_0 * scale, dk_1 * scale
+    store_tile(p_dk, dk_0, dk_1, o_n, NK, S_GT, D, D0, D1, EVEN_K)
     store_tile(p_dv, dv_0, dv_1, o_n, NK, S_GT, D, D0, D1, EVEN_K)
     if not EVEN_K:  # a key past the end, all zeros, has a probability
         m_n = o_n[:, None] < NK
         dv_0, dv_1 = tl.where(m_n, dv_0, 0.0), tl.where(m_n, dv_1, 0.0)
+        if p_largest is not None:
+            dk_0, dk_1 = tl.where(m_n, dk_0, 0.0), tl.where(m_n, dk_1, 0.0)
     store_sums(p_sums, dv_0, dv_1, D, D0, D1)
+    if p_largest is not None:
+        element = p_dk.dtype.element_ty
+        most = tl.maximum(
+            magnitude_bits(largest_of(dk_0, dk_1, element)),
+            magnitude_bits(largest_of(dv_0, dv_1, element)))
+        tl.store(p_largest, most.to(tl.float32, bitcast=True))
 
 
 @kernel
 @triton.jit
 def attention_dkv_kernel(
-    p_do, p_q, p_k, p_v, p_bias, p_mask, p_lse, p_delta, p_dk, p_dv, p_sums, scale, NQ, NK, windows,
-    tiles, s_db, s_qb, s_kb, s_gb,
+    p_do, p_q, p_k, p_v, p_bias, p_mask, p_lse, p_delta, p_dk, p_dv, p_sums, p_largest, scale, NQ, NK,
+    windows, tiles, s_db, s_qb, s_kb, s_gb,
     H: tl.constexpr, S_DT: tl.constexpr, S_DH: tl.constexpr, S_QT: tl.constexpr,
     S_QH: tl.constexpr, S_KT: tl.constexpr, S_KH: tl.constexpr, S_GT: tl.constexpr,
     S_GH: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr,
@@ -111,15 +126,17 @@ def attention_dkv_kernel(
             p_mask += batch % windows * NQ * NK
     p_delta += head * NQ
     p_sums += ((batch * tiles + tile) * H + head % H) * D
+    if p_largest is not None:
+        p_largest += pid
     if tile == 0:
         _dkv_tile(p_do, p_q, p_k, p_v, p_bias, p_mask, p_lse, p_delta, p_dk, p_dv, p_sums,
-                  rest_rows(NK, 1, REST_K), NQ, NK, scale, S_DT, S_QT, S_KT, S_GT, D, D0,
+                  p_largest, rest_rows(NK, 1, REST_K), NQ, NK, scale, S_DT, S_QT, S_KT, S_GT, D, D0,
                   D1, BM, REST_ROWS, FIRST_QUERY, REST_Q, EVEN_Q, False)
     else:
         o_n = 1 + (tile - 1) * BN + tl.arange(0, BN)
-        _dkv_tile(p_do, p_q, p_k, p_v, p_bias, p_mask, p_lse, p_delta, p_dk, p_dv, p_sums, o_n, NQ,
-                  NK, scale, S_DT, S_QT, S_KT, S_GT, D, D0, D1, BM, BN, FIRST_QUERY, REST_Q,
-                  EVEN_Q, EVEN_K)
+        _dkv_tile(p_do, p_q, p_k, p_v, p_bias, p_mask, p_lse, p_delta, p_dk, p_dv, p_sums,
+                  p_largest, o_n, NQ, NK, scale, S_DT, S_QT, S_KT, S_GT, D, D0, D1, BM, BN,
+                  FIRST_QUERY, REST_Q, EVEN_Q, EVEN_K)
 # fmt: on
 
 
@@ -149,28 +166,38 @@ def key_programs(keys: int, tiles: Tiles) -> int:
 
 
 def launch_dkv(
-    dout, q, k, v, lse, delta, scale, dk, dv, tiles: Tiles, bias: Bias = NO_BIAS
-) -> torch.Tensor:
-    """Fills dk and dv from the delta of `launch_dq`; returns the sums of dv [programs, 1, H d]."""
+    dout, q, k, v, lse, delta, scale, dk, dv, tiles: Tiles, bias: Bias = NO_BIAS,
+    eight: Eight = IN_16_BITS,
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """Fills dk and dv from the delta of `launch_dq`; returns the sums of dv [programs, 1, H d], and
+    parts of the largest magnitude of both."""
     batch, queries, heads, head_dim = q.shape
     keys, first = k.shape[1], q.shape[1] == k.shape[1]
     programs = key_programs(keys, tiles)
     sums = lse.new_empty((batch * programs, 1, heads * head_dim))
+    parts = lse.new_empty(batch * heads * programs) if eight.columns is not None else None
     attention_dkv_kernel[(batch * heads * programs,)](
-        dout, q, k, v, bias.scores, bias.mask, lse, delta, dk, dv, sums, scale, queries, keys,
+        dout, q, k, v, bias.scores, bias.mask, lse, delta, dk, dv, sums, parts, scale, queries, keys,
         bias.windows, programs, dout.stride(0),
         q.stride(0), k.stride(0), dk.stride(0), S_GT=dk.stride(1), S_GH=dk.stride(2),
         **backward_strides(dout, q, k), **tile_constants(queries, keys, head_dim, first, tiles),
     )  # fmt: skip
-    return sums
+    return sums, parts
 
 
 def aot_cases(shape: AotShape) -> list[AotCase]:
     """The student's calls, and those with a bias."""
+    return dkv_aot_cases(shape, packed_calls(shape) + biased_calls(shape), False)
+
+
+def dkv_aot_cases(shape: AotShape, calls: list[AotCall], eight: bool) -> list[AotCase]:
+    """These calls; eight: with the largest magnitudes."""
     found = []
-    for call in packed_calls(shape) + biased_calls(shape):
+    for call in calls:
         sizes = call.queries, call.keys, call.head_dim, DTYPE_BYTES[shape.dtype]
         tiles = dkv_options(*sizes, shape.capability, call.biased)[0]
         programs = key_programs(call.keys, tiles)
-        found.append(backward_aot_case(attention_dkv_kernel, shape, call, tiles, programs, True))
+        found.append(
+            backward_aot_case(attention_dkv_kernel, shape, call, tiles, programs, True, eight)
+        )
     return found

@@ -26,10 +26,13 @@ from eva_fast.layers.linear import KeepsCopies, Linear, Matrix, can_keep, refres
 from eva_fast.layers.masked_tail import MaskedAttentionBranch
 from eva_fast.layers.members import child, parameter
 from eva_fast.layers.products import (
+    EightBitWeight,
     back,
     held,
     hold,
+    in_columns,
     in_dtype,
+    in_rows,
     known_scales,
     prepared,
     times,
@@ -46,6 +49,7 @@ from eva_fast.ops.packed_attention import (
     packed_attention_forward,
     recomputes_output,
 )
+from eva_fast.ops.packed_attention_fp8 import attention_backward_unchecked, attention_unchecked
 from eva_fast.ops.rotary import Angles, turned
 
 QkvBias = Literal["qv", "full"]
@@ -89,12 +93,18 @@ class _AttentionBranch(torch.autograd.Function):
         if angles is not None:
             packed = turned(packed, angles)
         attend_scale = packed.shape[-1] ** -0.5
-        if bias is None:
-            out, lse = packed_attention_forward(None, packed, attend_scale)
+        whole = bias is None and mask is None
+        ctx.in_eight = whole and out_scale is not None and isinstance(proj_used, EightBitWeight)
+        if ctx.in_eight:
+            out, eight, lse = attention_unchecked(packed, attend_scale, out_scale)
+            asking = in_rows(eight.flatten(2), out_scale)
         else:
-            out, lse = biased_attention_forward(None, packed, bias, None, attend_scale)
-        asking = out if mask is None else masked_gather_forward(out.flatten(2), mask)
-        asking = asking.view(batch, -1, packed.shape[-1] * num_heads)
+            if bias is None:
+                out, lse = packed_attention_forward(None, packed, attend_scale)
+            else:
+                out, lse = biased_attention_forward(None, packed, bias, None, attend_scale)
+            asking = out if mask is None else masked_gather_forward(out.flatten(2), mask)
+            asking = asking.view(batch, -1, packed.shape[-1] * num_heads)
         result, out_scale = times(asking, proj_used, None, out_scale)
         kept = None if recomputes_output(packed) else out
         ctx.save_for_backward(
@@ -124,7 +134,12 @@ class _AttentionBranch(torch.autograd.Function):
             dtotal = masked_gather_backward(rows_of(dtotal), mask, tokens)
         dout = dout.view(batch, tokens, heads, head_dim)
         has_bias, dbias, turn = any(wants_biases), None, ctx.angles is not None
-        if bias is None:
+        largest = None
+        if ctx.in_eight:
+            dpacked, columns, bias_sums, largest = attention_backward_unchecked(
+                dout, packed, out, lse, head_dim**-0.5, out_scale, has_bias and not turn
+            )
+        elif bias is None:
             _, dpacked, out, bias_sums = packed_attention_backward(
                 dout, None, packed, out, lse, head_dim**-0.5, want_sums=has_bias and not turn
             )
@@ -141,15 +156,17 @@ class _AttentionBranch(torch.autograd.Function):
                 want_sums=has_bias and not turn,
             )
         if turn:
-            dpacked = turned(dpacked, ctx.angles, backward=True)
+            dpacked, largest = turned(dpacked, ctx.angles, backward=True), None
             bias_sums = column_sums(None, dpacked, lse.dtype) if has_bias else None
         dqkv_weight = dproj = None
         if wants_proj:
-            asking = out if mask is None else masked_gather_forward(out.flatten(2), mask)
-            dproj = weight_gradient(
-                dresult, asking.view(-1, width), ctx.weight_dtypes[1], out_scale
-            )
-        dqkv = prepared(dpacked.view(-1, 3 * width), wqkv)
+            if ctx.in_eight:
+                asking = in_columns(columns, out_scale)
+            else:
+                asking = out if mask is None else masked_gather_forward(out.flatten(2), mask)
+                asking = asking.view(-1, width)
+            dproj = weight_gradient(dresult, asking, ctx.weight_dtypes[1], out_scale)
+        dqkv = prepared(dpacked.view(-1, 3 * width), wqkv, largest)
         dy = in_dtype(back(dqkv, wqkv, packed.dtype), total.dtype).view_as(total)
         pending, y = add_norm_backward(
             ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale, y_scale

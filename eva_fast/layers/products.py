@@ -88,14 +88,17 @@ def times(
     return out, x.scale
 
 
-def prepared(g: Rows, weight: Weight) -> Rows:
-    """A gradient [..., N] as `back` and `weight_gradient` read it, [M, N]."""
+def prepared(g: Rows, weight: Weight, largest: Tensor | None = None) -> Rows:
+    """A gradient [..., N] as `back` and `weight_gradient` read it, [M, N]. largest: parts of its largest
+    magnitude, where they were not left with it."""
     if not isinstance(g, Tensor):
         return g
     rows = g if g.dim() == 2 else g.reshape(-1, g.shape[-1])
     if isinstance(weight, Tensor):
         return in_dtype(rows, weight.dtype)
-    return quantise_unchecked(rows, None, FORMAT, True, True, left(g))
+    return quantise_unchecked(
+        rows, None, FORMAT, True, True, left(g) if largest is None else largest
+    )
 
 
 def back(g: Rows, weight: Weight, dtype: torch.dtype) -> Tensor:
