@@ -19,7 +19,7 @@ from eva_fast.kernels.aot_case import VIT_B, VIT_G, VIT_G_FP32, AotCase  # noqa:
 
 DOTS = [
     "biased_attention_dbias", "layer_norm_project", "masked_cosine_head", "packed_attention",
-    "packed_attention_dkv", "packed_attention_dq",
+    "packed_attention_dkv", "packed_attention_dq", "packed_attention_fp8",
 ]  # fmt: skip
 
 
