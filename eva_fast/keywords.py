@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from typing_extensions import TypedDict, Unpack
 
+Filter = Literal["bicubic", "bilinear", "lanczos", "hamming", "random"]
 AnyPath = str | os.PathLike[str]
 Pair = tuple[float, float] | list[float]
 Names = str | Sequence[str]
@@ -42,6 +43,9 @@ class PretrainOptions(TypedDict, total=False):
     crop_scale: Pair
     crop_ratio: Pair
     flip: float
+    color_jitter: float | None
+    interpolation: Filter | None
+    teacher_interpolation: Filter | None
     workers: int | None
     decode: Literal["cpu", "gpu"]
     max_megapixels: float
@@ -50,6 +54,7 @@ class PretrainOptions(TypedDict, total=False):
     objective: Any
     mask_count: int | None
     mask_min_block: int | None
+    mask_max_block: int | None
     decoder_dim: int
     decoder_depth: int | None
     decoder_heads: int

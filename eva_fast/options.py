@@ -8,7 +8,7 @@ import dataclasses
 import os
 import reprlib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from eva_fast.errors import UsageError
 
@@ -81,7 +81,7 @@ def plain(value: Any) -> Any:
 def fit(name: str, kind: Any, value: Any) -> Any:
     """`value` as the option's type wants it, or a UsageError; numbers in YAML may come as text, from
     Python as NumPy's and torch's."""
-    if kind is TextOrObject or (value is None and "None" in str(kind)):
+    if kind is TextOrObject or (value is None and type(None) in get_args(kind)):
         return value
     if hasattr(value, "tolist"):
         value = value.tolist()
@@ -115,8 +115,9 @@ def fit(name: str, kind: Any, value: Any) -> Any:
     elif kind in (str, str | None):
         if isinstance(value, str):
             return str(value)  # NumPy's is one too, and no YAML
-    else:  # a Literal
-        choices = kind.__args__
+    else:  # a Literal, or one or None
+        literal = kind if get_origin(kind) is Literal else kind.__args__[0]
+        choices = literal.__args__
         if isinstance(value, str) and value in choices:
             return value
         raise UsageError(f"{name} must be one of {', '.join(choices)}, got {shown(value)}")

@@ -16,13 +16,29 @@ double keys(double x) {  // Keys' kernel with a = -1/2, as Pillow's
 
 double triangle(double x) { return std::max(1 - std::fabs(x), 0.0); }
 
+double sinc(double x) {
+  const double angle = x * 3.14159265358979323846;
+  return x == 0 ? 1 : std::sin(angle) / angle;
+}
+
+double lanczos(double x) { return std::fabs(x) < 3 ? sinc(x) * sinc(x / 3) : 0; }
+
+double hamming(double x) {  // a sinc in Hamming's window
+  return std::fabs(x) < 1 ? sinc(x) * (0.54 + 0.46 * std::cos(x * 3.14159265358979323846)) : 0;
+}
+
+// In the order of Filter.
+struct Kernel {
+  double (*at)(double);
+  double radius;
+};
+constexpr Kernel kKernels[] = {{keys, 2}, {triangle, 1}, {lanczos, 3}, {hamming, 1}};
+
 }  // namespace
 
 void resize_taps(Filter kind, int64_t in, double low, double high, int64_t out,
                  Taps<double>& filter) {
-  const bool bilinear = kind == Filter::kBilinear;
-  double (*const kernel)(double) = bilinear ? triangle : keys;
-  const double radius = bilinear ? 1 : 2;
+  const auto [kernel, radius] = kKernels[int32_t(kind)];
   const double scale = (high - low) / double(out), stretch = std::max(scale, 1.0);
   const double support = radius * stretch, shrink = 1 / stretch;
   filter.taps = std::min(int64_t(std::ceil(support)) * 2 + 1, in);

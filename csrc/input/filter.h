@@ -14,7 +14,7 @@ struct Taps {
 };
 
 // Numbered as in eva_fast/data/decode/filters.py.
-enum class Filter : int32_t { kBicubic = 0, kBilinear = 1 };
+enum class Filter : int32_t { kBicubic = 0, kBilinear = 1, kLanczos = 2, kHamming = 3 };
 
 // Pillow's filter of that kind for resizing [low, high) of an axis of `in` pixels to `out` pixels;
 // pixels outside the axis do not exist, the weights of the others are normalised.

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "export.h"
+#include "input/jitter.h"
 #include "input/resize.h"
 
 namespace eva {
@@ -23,6 +24,8 @@ namespace {
 // Chroma upsampling looks one sample to either side, which is two pixels; what libjpeg-turbo makes
 // of a cropped row's end is not what it makes of it within the whole row.
 constexpr int64_t kMargin = 4;
+
+constexpr size_t kKeptBytes = 64 << 20;  // what a larger whole image needed is given back
 
 struct Decoder {
   jpeg_decompress_struct info;
@@ -107,16 +110,17 @@ struct Part {
   double left, top, right, bottom;
 };
 
-// Not to be called with objects that need a destructor: errors leave it by longjmp.
+// Not to be called with objects that need a destructor: errors leave it by longjmp. With `whole` the
+// image is read as RGB with all of its rows and columns, and is told there.
 bool decode(Decoder& d, const uint8_t* data, int64_t size, int64_t left, int64_t top,
-            int64_t width, int64_t height, int divisor, Part& part) {
+            int64_t width, int64_t height, int divisor, Part& part, Pixels* whole) {
   jpeg_decompress_struct& info = d.info;
   if (setjmp(d.on_error) || !read_header(d, data, size) || left < 0 || top < 0 || width < 1 ||
       height < 1 || left + width > info.image_width || top + height > info.image_height) {
     jpeg_abort_decompress(&info);
     return false;
   }
-  const bool grey = info.jpeg_color_space == JCS_GRAYSCALE;
+  const bool grey = info.jpeg_color_space == JCS_GRAYSCALE && !whole;
   info.out_color_space = grey ? JCS_GRAYSCALE : JCS_RGB;
   info.scale_num = 1;
   info.scale_denom = unsigned(divisor);
@@ -129,18 +133,23 @@ bool decode(Decoder& d, const uint8_t* data, int64_t size, int64_t left, int64_t
   const int64_t x = int64_t(x0), y = int64_t(y0);
   const int64_t across = int64_t(std::ceil(x1)) - x, down = int64_t(std::ceil(y1)) - y;
 
-  const int64_t begin = std::max<int64_t>(x - kMargin, 0);
-  const int64_t end = std::min<int64_t>(x + across + kMargin, info.output_width);
-  JDIMENSION column = JDIMENSION(begin), columns = JDIMENSION(end - begin);
-  jpeg_crop_scanline(&info, &column, &columns);  // to the left, to where a block begins
-  if (y > 0) jpeg_skip_scanlines(&info, JDIMENSION(y));
+  JDIMENSION column = 0, columns = info.output_width;
+  if (!whole) {
+    const int64_t begin = std::max<int64_t>(x - kMargin, 0);
+    const int64_t end = std::min<int64_t>(x + across + kMargin, info.output_width);
+    column = JDIMENSION(begin), columns = JDIMENSION(end - begin);
+    jpeg_crop_scanline(&info, &column, &columns);  // to the left, to where a block begins
+    if (y > 0) jpeg_skip_scanlines(&info, JDIMENSION(y));
+  }
+  const int64_t above = whole ? y : 0, rows = whole ? int64_t(info.output_height) : down;
   const int64_t channels = info.output_components, stride = int64_t(columns) * channels;
-  uint8_t* pixels = room(d.pixels, down * stride);
-  for (int64_t row = 0; row < down;) {
+  uint8_t* pixels = room(d.pixels, rows * stride);
+  for (int64_t row = 0; row < rows;) {
     JSAMPROW into = pixels + row * stride;
     row += jpeg_read_scanlines(&info, &into, 1);
   }
-  part = {{pixels + (x - column) * channels, down, across, stride, channels, channels},
+  if (whole) *whole = {pixels, rows, int64_t(columns), stride, channels, channels};
+  part = {{pixels + above * stride + (x - column) * channels, down, across, stride, channels, channels},
           x0 - double(x), y0 - double(y), x1 - double(x), y1 - double(y)};
   jpeg_abort_decompress(&info);
   return true;
@@ -169,14 +178,26 @@ EVA_EXPORT int32_t eva_jpeg_info(const uint8_t* data, int64_t size, int64_t* inf
 }
 
 // The crop, in pixels as stored (before orientation), to out [3, out_size, out_size], from an
-// image decoded at 1 / divisor of its size (1, 2, 4 or 8). Returns 1, or 0 as above.
+// image decoded at 1 / divisor of its size (1, 2, 4 or 8). blends: `count` eva::Blend of the whole
+// image's colours, before the crop. Returns 1, or 0 as above.
 EVA_EXPORT int32_t eva_jpeg_crop(const uint8_t* data, int64_t size, int64_t left, int64_t top,
                                  int64_t width, int64_t height, int32_t divisor, int64_t out_size,
-                                 int32_t flip, int32_t filter, uint8_t* out) {
+                                 int32_t flip, int32_t filter, const void* blends, int64_t count,
+                                 uint8_t* out) {
   using namespace eva;
   Part part;
-  if (!decode(decoder, data, size, left, top, width, height, divisor, part)) return 0;
+  Pixels whole;
+  if (!decode(decoder, data, size, left, top, width, height, divisor, part, count ? &whole : nullptr))
+    return 0;
+  if (count) {
+    uint8_t* const pixels = decoder.pixels.data();
+    const int64_t offset = part.pixels.data - pixels, stride = whole.row_stride;
+    const int64_t top_row = offset / stride, first = offset % stride / whole.pixel_stride;
+    jitter(pixels, whole.height, whole.width, stride, static_cast<const Blend*>(blends), count,
+           {first, top_row, first + part.pixels.width, top_row + part.pixels.height});
+  }
   resize(part.pixels, part.left, part.top, part.right, part.bottom, out_size, flip != 0,
          Filter(filter), out);
+  if (count && decoder.pixels.size() > kKeptBytes) decoder.pixels = {};
   return 1;
 }

@@ -1,6 +1,6 @@
 // Block-wise masks with an exact count, one independent random stream a seed.
 // The arithmetic is integer but for one correctly rounded square root, so that the numpy version in
-// eva_fast/data/masks.py gives the same bits; change both together.
+// eva_fast/data/samples/mask.py gives the same bits; change both together.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -35,10 +35,10 @@ int64_t rounded_root(int64_t square) {
 
 class Masker {
  public:
-  Masker(int64_t height, int64_t width, int64_t count, int64_t min_block, const int64_t* aspects,
-         int64_t levels)
-      : height_(height), width_(width), count_(count), min_block_(min_block), aspects_(aspects),
-        levels_(levels), mask_(height * width) {}
+  Masker(int64_t height, int64_t width, int64_t count, int64_t min_block, int64_t max_block,
+         const int64_t* aspects, int64_t levels)
+      : height_(height), width_(width), count_(count), min_block_(min_block), max_block_(max_block),
+        aspects_(aspects), levels_(levels), mask_(height * width) {}
 
   void draw(uint64_t seed, int32_t* out) {
     const Draws draws(seed);
@@ -46,7 +46,7 @@ class Masker {
     int64_t masked = 0;
     int failures = 0;
     for (uint64_t t = 0; masked < count_ && failures < kTries; ++t) {
-      const int64_t added = block(draws, 4 * t, count_ - masked);
+      const int64_t added = block(draws, 4 * t, std::min(count_ - masked, max_block_));
       failures = added ? 0 : failures + 1;
       masked += added;
     }
@@ -98,7 +98,7 @@ class Masker {
     mask_[candidates_[draws.below(n, int64_t(candidates_.size()))]] = 1;
   }
 
-  const int64_t height_, width_, count_, min_block_;
+  const int64_t height_, width_, count_, min_block_, max_block_;
   const int64_t* aspects_;
   const int64_t levels_;
   std::vector<uint8_t> mask_;
@@ -110,8 +110,8 @@ class Masker {
 // seeds [batch]; aspects [levels] Q20, ascending and symmetric (a[levels-1-i] = 1/a[i]);
 // out [batch, count]: the masked patches' indices, ascending.
 EVA_EXPORT void eva_block_masks(const uint64_t* seeds, int64_t batch, int64_t height, int64_t width,
-                                int64_t count, int64_t min_block, const int64_t* aspects,
-                                int64_t levels, int32_t* out) {
-  Masker masker(height, width, count, min_block, aspects, levels);
+                                int64_t count, int64_t min_block, int64_t max_block,
+                                const int64_t* aspects, int64_t levels, int32_t* out) {
+  Masker masker(height, width, count, min_block, max_block, aspects, levels);
   for (int64_t i = 0; i < batch; ++i) masker.draw(seeds[i], out + i * count);
 }

@@ -5,9 +5,12 @@ from typing import Any
 
 from eva_fast.compat.flags import Flag, Said, becomes, flag, refused, used, warned
 from eva_fast.compat.teacher import CLIPS, is_clip, teacher_of
+from eva_fast.data.decode.filters import CHOICES, NUMBERS
 
 FUSED = ("adamw", "fusedadamw")
 UNREAD = "the official script reads it nowhere either"
+ONE_BY_ONE = "with `--mae` patches are dropped one by one, as in the official script"
+BILINEAR = "the official script takes `bilinear` then: so it is here"
 WITH_DEEPSPEED = "with `--enable_deepspeed` the official script takes AdamW whatever it says"
 WITHOUT_MIXUP = "without `--mixup` the official script does not read it either"
 OF_EVA = "students of EVA-01 have none here; leave it out"
@@ -82,11 +85,10 @@ FLAGS: tuple[Flag, ...] = (
         "quarters"),
         warned("with `--mae` the official script masks three quarters whatever it says: so it is here",
                lambda said: said.mae and "num_mask_patches" in said.given)),
-    flag("max_mask_patches_per_block", int, None, refused(
-        "a block may have all patches that are still wanted; leave it out")),
+    flag("max_mask_patches_per_block", int, None, used("`mask_max_block`"), warned(
+        ONE_BY_ONE, lambda said: said.mae and "max_mask_patches_per_block" in said.given)),
     flag("min_mask_patches_per_block", int, 16, used("`mask_min_block`"), warned(
-        "with `--mae` patches are dropped one by one, as in the official script",
-        lambda said: said.mae and "min_mask_patches_per_block" in said.given)),
+        ONE_BY_ONE, lambda said: said.mae and "min_mask_patches_per_block" in said.given)),
     flag("input_size", int, 224, becomes("img_size")),
     flag("second_input_size", int, 224, warned(
         "the teacher sees the student's crop, resized so that its patches are the student's",
@@ -111,11 +113,12 @@ FLAGS: tuple[Flag, ...] = (
     flag("warmup_steps", int, -1, used("`warmup_steps`; wins over `--warmup_epochs` where above 0")),
     flag("model_ema", None, False, warned(
         f"{UNREAD}; `eva-fast pretrain --ema DECAY` keeps an average")),
-    flag("color_jitter", float, 0.0, refused(
-        "above 0: EVA's crops keep their colours", lambda said: said.color_jitter > 0)),
-    flag("train_interpolation", str, "bicubic", refused("EVA's crops are resized by `bicubic`")),
-    flag("second_interpolation", str, "bicubic", refused(
-        "the teacher sees the student's crop, resized by `bicubic`")),
+    flag("color_jitter", float, 0.0, used("`color_jitter`, of both views; below 0 as 0")),
+    flag("train_interpolation", str, "bicubic", used("`interpolation`"), warned(
+        BILINEAR, lambda said: said.train_interpolation not in CHOICES)),
+    flag("second_interpolation", str, "bicubic", used(
+        "`teacher_interpolation` where it is not that of `--train_interpolation`"), warned(
+        BILINEAR, lambda said: said.second_interpolation not in NUMBERS)),
     flag("crop_scale", float, [0.2, 1.0], becomes("crop_scale"), _two("crop_scale"), several=True),
     flag("crop_ratio", float, [3 / 4, 4 / 3], becomes("crop_ratio"), _two("crop_ratio"), several=True),
     flag("mixup", float, 0.0, refused("above 0: images are not mixed", lambda said: said.mixup > 0)),

@@ -5,6 +5,7 @@ from typing import Any
 from eva_fast.compat.flags import Said
 from eva_fast.compat.official import FLAGS
 from eva_fast.compat.teacher import teacher_of
+from eva_fast.data.decode.filters import CHOICES, NUMBERS
 from eva_fast.errors import UsageError
 from eva_fast.options import require
 
@@ -52,6 +53,7 @@ def options_of(said: Said, processes: int, images: int, device: str = "cuda") ->
     return {
         **passed,
         **_objective(said),
+        **_crops(said),
         "betas": tuple(said.opt_betas),
         "crop_scale": tuple(said.crop_scale),
         "crop_ratio": tuple(said.crop_ratio),
@@ -79,6 +81,7 @@ def _objective(said: Said) -> dict[str, Any]:
         return {
             "objective": "eva", "model": said.model, "drop_path": said.drop_path,
             "mask_count": said.num_mask_patches, "mask_min_block": said.min_mask_patches_per_block,
+            "mask_max_block": said.max_mask_patches_per_block,
         }  # fmt: skip
     if said.model not in MAE:
         raise UsageError(f"--model {said.model}: with --mae it is one of {', '.join(MAE)}")
@@ -87,6 +90,18 @@ def _objective(said: Said) -> dict[str, Any]:
         "objective": "mae", "model": model, "drop_path": 0.0,
         "decoder_dim": 512, "decoder_depth": depth, "decoder_heads": 16,
     }  # fmt: skip
+
+
+def _crops(said: Said) -> dict[str, Any]:
+    """Colours and filters; of filters that it does not know the official script makes `bilinear`, and of
+    `random` as the teacher's too."""
+    student = said.train_interpolation if said.train_interpolation in CHOICES else "bilinear"
+    teacher = said.second_interpolation if said.second_interpolation in NUMBERS else "bilinear"
+    return {
+        "color_jitter": said.color_jitter if said.color_jitter > 0 else None,
+        "interpolation": None if student == "bicubic" else student,
+        "teacher_interpolation": None if teacher == student else teacher,
+    }
 
 
 def _warmup(said: Said, steps: int) -> int:

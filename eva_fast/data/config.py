@@ -1,8 +1,10 @@
 """Options of the data: what is read, how it is cropped, by whom it is decoded."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+from eva_fast.data.decode.filters import CHOICES, Choice
 from eva_fast.data.decode.limits import MAX_CHANNELS, MAX_MEGAPIXELS
 from eva_fast.options import TextOrObject, option, require
 
@@ -31,6 +33,15 @@ class DataConfig:
     """Aspect of a crop, from and to."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
+    color_jitter: float | None = None
+    """How far brightness, contrast and saturation of each image are changed before its crop, for both
+    student and teacher: factors are from 1 - color_jitter to 1 + color_jitter. By default 0, for tokens
+    0.4."""
+    interpolation: Choice | None = None
+    """Filter that crops are resized with: bicubic, bilinear, lanczos, hamming, or random (bilinear or
+    bicubic, drawn for each crop); by default bicubic, for fd bilinear."""
+    teacher_interpolation: Choice | None = None
+    """Filter of the teacher's crops, if other than the student's: each image is then read twice."""
     workers: int | None = option(None, resume=True)
     """Processes that decode images; by default as many as fit the machine."""
     decode: Literal["cpu", "gpu"] = "cpu"
@@ -64,6 +75,7 @@ class DataConfig:
             f"workers must be 0 (in this process) or more, got {self.workers}",
         )
         require(self.decode in ("cpu", "gpu"), f"decode is cpu or gpu, got {self.decode!r}")
+        self._check_crops()
         require(
             self.max_megapixels > 0, f"max_megapixels must be above 0, got {self.max_megapixels}"
         )
@@ -71,6 +83,20 @@ class DataConfig:
             0 <= self.max_bad_share <= 1,
             f"max_bad_share must be in [0, 1], got {self.max_bad_share}",
         )
+
+    def _check_crops(self) -> None:
+        jitter = self.color_jitter or 0.0
+        require(0 <= jitter < math.inf, f"color_jitter must be 0 or more, got {jitter}")
+        require(
+            jitter == 0 or self.channels == 3,
+            f"color_jitter is of images with three channels, not {self.channels}: leave it out",
+        )
+        for name in ("interpolation", "teacher_interpolation"):
+            given = getattr(self, name)
+            require(
+                given is None or given in CHOICES,
+                f"{name} is one of {', '.join(CHOICES)}, got {given!r}",
+            )
 
     def _check_channels(self) -> None:
         count = self.channels

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from eva_fast.data import BandsField, Batch, Field, ImageField, Ragged
-from eva_fast.data.decode.filters import Interpolation
+from eva_fast.data.decode.filters import Choice
 from eva_fast.data.samples.fields import IDS, VIEWS
 from eva_fast.errors import UsageError
 from eva_fast.model import Backbone, BeitViT, EvaViT, MaeEncoder, SwinV2
 from eva_fast.model.mae import Statistics
 from eva_fast.objectives.picture import save_columns
-from eva_fast.objectives.request import Request
+from eva_fast.objectives.request import TEACHERS_VIEW, Request
 from eva_fast.objectives.setting import Setting
 from eva_fast.weights import (
     initialise,
@@ -63,8 +63,10 @@ class Objective:
 
     statistics: Statistics = "clip"
     """What the student's uint8 images are normalised with."""
-    interpolation: Interpolation = "bicubic"
-    """The filter that the student's crops are resized with."""
+    interpolation: Choice = "bicubic"
+    """The filter that crops are resized with, unless the options say another."""
+    color_jitter = 0.0
+    """How far the colours of images are jittered, unless the options say it."""
     perfect: float | None = None
     """The loss of a perfect prediction, where it is known."""
     baselines: tuple[str, ...] = ()
@@ -74,19 +76,28 @@ class Objective:
         """What one training sample consists of: the same for training, `start` and pictures.
         ValueError for options that do not fit together."""
         data = setting.config.data
-        if data.channels != 3:
-            return [
-                BandsField(
-                    *data.statistics, setting.sizes.img_size, data.crop_scale, data.crop_ratio,
-                    data.flip, max_megapixels=data.max_megapixels, interpolation=self.interpolation,
+        crops = {"images": data.interpolation or self.interpolation}
+        if data.teacher_interpolation is not None:
+            if self.request(setting) is None:
+                raise UsageError(
+                    f"teacher_interpolation: the objective {self.name!r} has no teacher; leave it out"
                 )
-            ]  # fmt: skip
-        return [
-            ImageField(
-                setting.sizes.img_size, data.crop_scale, data.crop_ratio, data.flip,
-                max_megapixels=data.max_megapixels, interpolation=self.interpolation,
-            )
-        ]  # fmt: skip
+            crops[TEACHERS_VIEW] = data.teacher_interpolation
+        return [self._crop(setting, name, choice) for name, choice in crops.items()]
+
+    def _crop(self, setting: Setting, name: str, interpolation: Choice) -> Field:
+        """The crop that the sample's seed draws, resized with that filter: student and teacher see the
+        same part of an image in the same colours."""
+        data = setting.config.data
+        options: dict[str, Any] = dict(
+            size=setting.sizes.img_size, scale=data.crop_scale, ratio=data.crop_ratio,
+            flip=data.flip, max_megapixels=data.max_megapixels, interpolation=interpolation,
+            name=name,
+        )  # fmt: skip
+        if data.channels != 3:
+            return BandsField(*data.statistics, **options)
+        jitter = self.color_jitter if data.color_jitter is None else data.color_jitter
+        return ImageField(**options, color_jitter=jitter)
 
     def request(self, setting: Setting) -> Request | None:
         """What the teacher is asked for in every step; None: there is no teacher."""

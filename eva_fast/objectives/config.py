@@ -25,6 +25,8 @@ class ObjectiveConfig:
     mask_min_block: int | None = None
     """Smallest block of masked patches; by default a sixteenth of the patches, 16 of 256 (eva), or 16 of
     196 (tokens)."""
+    mask_max_block: int | None = None
+    """Most patches that one block masks; by default all that are still wanted."""
     decoder_dim: int = 512
     """mae, pixels: width of the decoder."""
     decoder_depth: int | None = None

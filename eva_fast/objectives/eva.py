@@ -10,11 +10,12 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from eva_fast.data import Batch, BlockMaskField, Field
-from eva_fast.errors import UsageError
+from eva_fast.data import Batch, Field
 from eva_fast.model import EvaViT, MaskedBackbone
+from eva_fast.objectives.blocks import block_masks
 from eva_fast.objectives.masked_features import MaskedFeatures, head_alternatives
 from eva_fast.objectives.picture import save_picture
+from eva_fast.objectives.request import teachers_view
 from eva_fast.objectives.setting import Setting
 
 MASKED_SHARE, BLOCK_SHARE = 105 / 256, 1 / 16
@@ -30,15 +31,7 @@ class Eva(MaskedFeatures):
     baselines = ("official", "tuned")
 
     def sample(self, setting: Setting) -> list[Field]:
-        options, patches = setting.config.objective, setting.sizes.num_patches
-        count, block = options.mask_count, options.mask_min_block
-        count = max(1, round(patches * MASKED_SHARE)) if count is None else count
-        block = max(1, round(patches * BLOCK_SHARE)) if block is None else block
-        if not 0 < count < patches:
-            raise UsageError(f"mask_count must be between 1 and {patches - 1} here, got {count}")
-        if not 0 < block <= patches:
-            raise UsageError(f"mask_min_block must be between 1 and {patches} here, got {block}")
-        return [*super().sample(setting), BlockMaskField(setting.sizes.grid, count, block)]
+        return [*super().sample(setting), block_masks(setting, MASKED_SHARE, BLOCK_SHARE)]
 
     def build(self, setting: Setting, teacher: nn.Module | None) -> EvaViT | MaskedBackbone:
         assert teacher is not None  # `request` asks for one
@@ -76,5 +69,10 @@ class Eva(MaskedFeatures):
         features = student.forward_features(batch.images, batch.mask)[:, student.prefix_tokens :]
         prediction = student.lm_head(features.to(student.lm_head.weight.dtype))
         save_picture(
-            path, batch.images, batch.mask, teacher(batch.images), prediction, student.grid
+            path,
+            batch.images,
+            batch.mask,
+            teacher(teachers_view(batch)),
+            prediction,
+            student.grid,
         )

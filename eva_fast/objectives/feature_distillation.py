@@ -19,7 +19,7 @@ from eva_fast.model.distilled import Distilled
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.code_picture import squares
 from eva_fast.objectives.picture import pca_colours, save_columns
-from eva_fast.objectives.request import Request
+from eva_fast.objectives.request import Request, teachers_view
 from eva_fast.objectives.setting import Setting
 from eva_fast.ops.smooth_l1 import smooth_l1
 
@@ -82,7 +82,7 @@ class FeatureDistillation(Objective):
         number beside a row is their mean cosine."""
         assert teacher is not None
         network, images = cast(Distilled, module), batch.images
-        patches = teacher(images)[:, -network.patches :]
+        patches = teacher(teachers_view(batch))[:, -network.patches :]
         t = F.normalize(self.averaged(patches).view(patches.shape), dim=-1).cpu()
         p = torch.nan_to_num(network(images, cls=False).float(), posinf=0, neginf=0)
         p = F.normalize(p, dim=-1).cpu()

@@ -15,6 +15,7 @@ from eva_fast.data import Batch, Field
 from eva_fast.model import MaeEncoder, MaskedAutoencoder
 from eva_fast.objectives.masked_features import MaskedFeatures, head_alternatives
 from eva_fast.objectives.picture import save_picture
+from eva_fast.objectives.request import teachers_view
 from eva_fast.objectives.setting import Setting
 from eva_fast.objectives.visible import uniform_masks
 
@@ -60,5 +61,10 @@ class Mae(MaskedFeatures):
         network = cast(MaskedAutoencoder, module)
         prediction = network(batch.images, batch.visible)
         save_picture(
-            path, batch.images, batch.mask, teacher(batch.images), prediction, network.grid
+            path,
+            batch.images,
+            batch.mask,
+            teacher(teachers_view(batch)),
+            prediction,
+            network.grid,
         )

@@ -14,6 +14,8 @@ from eva_fast.errors import UsageError
 from eva_fast.objectives.setting import Setting
 
 Ask = Callable[[Any], Tensor | None]
+TEACHERS_VIEW = "teacher_images"
+"""The field of the teacher's images where they are not the student's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,10 +100,16 @@ def answer(teacher: nn.Module | None, request: Request | None) -> Ask:
 
     @torch.no_grad()
     def ask(batch: Any) -> Tensor:
-        rows = teacher(batch.images, batch.mask) if masked else teacher(batch.images)
+        images = teachers_view(batch)
+        rows = teacher(images, batch.mask) if masked else teacher(images)
         return F.layer_norm(rows, rows.shape[-1:]) if request.norm_after == "layer_norm" else rows
 
     return ask
+
+
+def teachers_view(batch: Any) -> Tensor:
+    """The images that the teacher sees: the student's, unless the batch has others for it."""
+    return getattr(batch, TEACHERS_VIEW, batch.images)
 
 
 def check_sample(request: Request | None, fields: Sequence[Field]) -> None:

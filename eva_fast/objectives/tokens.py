@@ -14,20 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eva_fast.data import Batch, BlockMaskField, Field
-from eva_fast.data.samples.jitter import JitteredImageField
+from eva_fast.data import Batch, Field
 from eva_fast.errors import UsageError
 from eva_fast.model.token_vit import TokenViT
 from eva_fast.objectives.base import Objective
+from eva_fast.objectives.blocks import block_masks
 from eva_fast.objectives.code_picture import code_colours, squares
 from eva_fast.objectives.picture import GREY, save_columns
-from eva_fast.objectives.request import Request
+from eva_fast.objectives.request import Request, teachers_view
 from eva_fast.objectives.setting import Setting
 from eva_fast.teachers.config import BUILTIN
 from eva_fast.weights import write_code_model
 
 MASKED_SHARE, BLOCK_SHARE = 75 / 196, 16 / 196
-JITTER = 0.4
 WIDE, WIDE_LAYER_SCALE, LAYER_SCALE = 1024, 1e-5, 0.1
 # Share of a uniform guess in the constant prediction, which must not give a code no chance at all.
 UNIFORM = 0.01
@@ -46,24 +45,12 @@ class Tokens(Objective):
     capturable = True
     perfect = 0.0
     statistics = "imagenet"
+    color_jitter = 0.4
 
     def sample(self, setting: Setting) -> list[Field]:
-        options, data = setting.config.objective, setting.config.data
-        patches, sizes = setting.vit.num_patches, setting.vit
-        count, block = options.mask_count, options.mask_min_block
-        count = max(1, round(patches * MASKED_SHARE)) if count is None else count
-        block = max(1, round(patches * BLOCK_SHARE)) if block is None else block
-        if not 0 < count < patches:
-            raise UsageError(f"mask_count must be between 1 and {patches - 1} here, got {count}")
-        if not 0 < block <= patches:
-            raise UsageError(f"mask_min_block must be between 1 and {patches} here, got {block}")
-        if options.branch_depth and sizes.depth < 2:
+        if setting.config.objective.branch_depth and setting.vit.depth < 2:
             raise UsageError("tokens: a student of one block has no branch: set branch_depth=0")
-        image = JitteredImageField(
-            sizes.img_size, data.crop_scale, data.crop_ratio, data.flip, strength=JITTER,
-            max_megapixels=data.max_megapixels,
-        )  # fmt: skip
-        return [image, BlockMaskField(sizes.grid, count, block)]
+        return [*super().sample(setting), block_masks(setting, MASKED_SHARE, BLOCK_SHARE)]
 
     def request(self, setting: Setting) -> Request:
         teacher = setting.config.teacher
@@ -122,7 +109,7 @@ class Tokens(Objective):
         student, images = cast(TokenViT, module), batch.images
         patches = student.forward_features(images, batch.mask)[:, 1:]
         told = student.lm_head(patches.to(student.lm_head.weight.dtype)).argmax(-1)
-        codes, masked = cast(nn.Module, teacher)(images), batch.mask.long()
+        codes, masked = cast(nn.Module, teacher)(teachers_view(batch)), batch.mask.long()
         hidden = torch.zeros_like(codes, dtype=torch.uint8).scatter_(1, masked, 1)
         side = images.shape[-1]
         hidden_pixels = F.interpolate(hidden.view(-1, 1, *student.grid), size=side).bool()

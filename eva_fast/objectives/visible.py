@@ -17,10 +17,11 @@ def uniform_masks(setting: Setting) -> list[Field]:
             f"this objective's student is a plain ViT: write {name.replace('beit', 'vit', 1)} for {name}"
         )
     options, patches = setting.config.objective, setting.sizes.num_patches
-    if options.mask_min_block is not None:
-        raise UsageError(
-            "mask_min_block is of masks in blocks; this objective drops patches one by one: leave it out"
-        )
+    for name in ("mask_min_block", "mask_max_block"):
+        if getattr(options, name) is not None:
+            raise UsageError(
+                f"{name} is of masks in blocks; this objective drops patches one by one: leave it out"
+            )
     count = options.mask_count
     visible = max(1, int(patches * VISIBLE_SHARE)) if count is None else patches - count
     if not 0 < visible < patches:

@@ -21,7 +21,7 @@ from eva_fast.model.vqkd import VqKd, VqKdSizes
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.code_picture import code_colours, squares
 from eva_fast.objectives.picture import pca_colours, save_columns
-from eva_fast.objectives.request import Request
+from eva_fast.objectives.request import Request, teachers_view
 from eva_fast.objectives.setting import Setting
 from eva_fast.ops.negative_cosine import negative_cosine
 from eva_fast.weights import write_code_model
@@ -115,7 +115,7 @@ class TrainTokenizer(Objective):
         """Images, the teacher's features and their reconstruction as PCA colours, and the codes."""
         tokenizer = cast(VqKd, module)
         _, _, index, rows = tokenizer(batch.images)
-        features = cast(nn.Module, teacher)(batch.images).float().cpu()
+        features = cast(nn.Module, teacher)(teachers_view(batch)).float().cpu()
         rows = rows.view(features.shape).float().cpu()
         units = [F.normalize(torch.nan_to_num(f), dim=-1) for f in (features, rows)]
         drawn = (*pca_colours(*units), code_colours(index.view(len(features), -1)))

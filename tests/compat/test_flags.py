@@ -131,7 +131,8 @@ def test_no_flag_is_passed_over(each):
 def test_values_reach_the_configuration():
     words = [f"--{name} {value}" for name, value in OTHER.items() if name in (
         "batch_size", "epochs", "update_freq", "save_ckpt_freq", "clip_model", "model",
-        "num_mask_patches", "min_mask_patches_per_block", "input_size", "drop_path", "opt_eps",
+        "num_mask_patches", "min_mask_patches_per_block", "max_mask_patches_per_block", "color_jitter",
+        "train_interpolation", "second_interpolation", "input_size", "drop_path", "opt_eps",
         "opt_betas", "clip_grad", "weight_decay", "lr", "min_lr", "warmup_epochs", "crop_scale",
         "crop_ratio", "finetune", "data_path", "output_dir", "log_dir", "device", "seed",
         "num_workers",
@@ -142,7 +143,9 @@ def test_values_reach_the_configuration():
     expected = {
         "batch_size": 128, "accumulate": 2, "epochs": 90, "checkpoint_every": 50, "log_every": 10,
         "teacher": "openai/ViT-B-16", "model": "eva_b_patch14_224", "img_size": 196,
-        "mask_count": 99, "mask_min_block": 4, "drop_path": 0.3, "eps": 1e-8, "betas": [0.9, 0.95],
+        "mask_count": 99, "mask_min_block": 4, "mask_max_block": 50, "color_jitter": 0.4,
+        "interpolation": "random", "teacher_interpolation": "lanczos", "drop_path": 0.3, "eps": 1e-8,
+        "betas": [0.9, 0.95],
         "clip_grad": 1.0, "weight_decay": 0.1, "lr": 3e-4, "min_lr": 0.0, "warmup_lr": 0.0,
         "warmup_steps": 50, "crop_scale": [0.4, 0.9], "crop_ratio": [0.5, 2.0],
         "init_from": "x.pt", "data": "photos", "out": "there", "track": "tensorboard", "device": "cpu",
@@ -198,10 +201,34 @@ def test_sharding():
     assert line.startswith("--zero_stage 0: without `--enable_deepspeed`")
 
 
+@pytest.mark.parametrize(
+    "train, second, student, teacher, warned",
+    [
+        ("bicubic", "bicubic", None, None, []),
+        ("bilinear", "bilinear", "bilinear", None, []),
+        ("random", "bicubic", "random", "bicubic", []),
+        ("bicubic", "random", None, "bilinear", ["second"]),
+        ("nearest", "box", "bilinear", None, ["train", "second"]),
+        ("lanczos", "hamming", "lanczos", "hamming", []),
+    ],
+)
+def test_filters_are_what_the_official_script_makes_of_their_names(
+    train, second, student, teacher, warned
+):
+    said = read(
+        "--output_dir", "x", "--train_interpolation", train, "--second_interpolation", second
+    )
+    found = options(said)
+    assert (found["interpolation"], found["teacher_interpolation"]) == (student, teacher)
+    lines = flags.warnings(FLAGS, said)
+    assert [line.split()[0] for line in lines] == [f"--{name}_interpolation" for name in warned]
+
+
 def test_what_mae_does_not_read():
     words = ["--mae", "--model", "mae_vit_large_patch16_dec512d4b", "--output_dir", "x"]
     assert flags.warnings(FLAGS, read(*words)) == []
     typed = ["--num_mask_patches", "105", "--drop_path", "0.1", "--min_mask_patches_per_block", "9"]
+    typed += ["--max_mask_patches_per_block", "60"]
     lines = flags.warnings(FLAGS, read(*words, *typed))
     assert {line.split()[0] for line in lines} == set(typed[::2])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eva_fast.data.decode.filters import PILLOWS
+from eva_fast.data.decode.pillow import PILLOWS
 
 
 def encoded(number: int, size: tuple[int, int] = (40, 32), form: str = "JPEG") -> bytes:
@@ -68,7 +68,7 @@ def check(data, seed, cropper, image=None):
     """Asserts that the crop is near Pillow's of the whole image: (mean error, PSNR)."""
     image = image or Image.open(io.BytesIO(data)).convert("RGB")
     box = cropper.box(image.width, image.height, seed)
-    reference = expected(image, box, cropper.size, cropper.interpolation)
+    reference = expected(image, box, cropper.size, cropper.filter(seed))
     mean, psnr = difference(cropper(data, seed), reference)
     assert mean <= 2 and psnr >= 35, f"seed {seed}: mean error {mean:.2f}, PSNR {psnr:.1f} dB"
     return mean, psnr

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from eva_fast.data.decode.box import Box
-from eva_fast.data.decode.filters import PILLOWS, Interpolation
+from eva_fast.data.decode.filters import NUMBERS, Interpolation
 from eva_fast.data.decode.limits import MAX_MEGAPIXELS
-from eva_fast.data.decode.pillow import BadImage, decode
+from eva_fast.data.decode.pillow import PILLOWS, BadImage, decode
 from eva_fast.data.decode.resize import resize
 from eva_fast.errors import UsageError
 
@@ -31,6 +31,7 @@ class Deferred(NamedTuple):
     data: Tensor
     """uint8 [bytes]."""
     box: Box
+    interpolation: Interpolation
 
 
 class DeviceDecoder:
@@ -44,9 +45,7 @@ class DeviceDecoder:
         device: torch.device,
         size: int,
         max_megapixels: float = MAX_MEGAPIXELS,
-        interpolation: Interpolation = "bicubic",
     ) -> None:
-        self.interpolation: Interpolation = interpolation
         self.device, self.size, self.max_megapixels = device, size, max_megapixels
         try:
             self._decode([_sample()])
@@ -61,15 +60,17 @@ class DeviceDecoder:
 
         Arguments:
             files: uint8 [B,3,S,S] on the host: a deferred row begins with its file's bytes.
-            encoded: int32 [B,6]: (bytes, left, top, width, height, flip), or zeros for other rows.
+            encoded: int32 [B,7]: (bytes, left, top, width, height, flip, number of the filter), or zeros
+                for other rows.
 
         Returns the rows that neither the device nor the CPU can decode, with the reason of each.
         """
         deferred = []
-        for row, (size, left, top, width, height, flip) in enumerate(encoded.tolist()):
+        for row, (size, left, top, width, height, flip, number) in enumerate(encoded.tolist()):
             if size:
                 data = torch.from_numpy(files[row].reshape(-1)[:size])
-                deferred.append(Deferred(row, data, Box(left, top, width, height, bool(flip))))
+                box = Box(left, top, width, height, bool(flip))
+                deferred.append(Deferred(row, data, box, tuple(NUMBERS)[number]))
         if not deferred:
             return {}
         try:
@@ -77,13 +78,17 @@ class DeviceDecoder:
         except RuntimeError as error:
             logger.warning("a batch is decoded by the CPU: %s", " ".join(str(error).split())[:200])
             return self._by_cpu(images, deferred)
-        boxes = [d.box for d in deferred]
-        parts = [
-            picture[:, box.top : box.top + box.height, box.left : box.left + box.width]
-            for picture, box in zip(pictures, boxes)
-        ]
-        rows = torch.tensor([d.row for d in deferred]).to(images.device, non_blocking=True)
-        images[rows] = resize(parts, [box.flip for box in boxes], self.size, self.interpolation)
+        for interpolation in sorted({d.interpolation for d in deferred}):
+            chosen = [
+                (d, p) for d, p in zip(deferred, pictures) if d.interpolation == interpolation
+            ]
+            parts = [
+                p[:, d.box.top : d.box.top + d.box.height, d.box.left : d.box.left + d.box.width]
+                for d, p in chosen
+            ]
+            rows = torch.tensor([d.row for d, _ in chosen]).to(images.device, non_blocking=True)
+            flips = [d.box.flip for d, _ in chosen]
+            images[rows] = resize(parts, flips, self.size, interpolation)
         return {}
 
     def _decode(self, encoded: list[Tensor]) -> list[Tensor]:
@@ -95,18 +100,19 @@ class DeviceDecoder:
         bad = {}
         for d in deferred:
             try:
-                crop = self._cpu_crop(d.data.numpy().tobytes(), d.box)
+                crop = self._cpu_crop(d)
             except BadImage as error:
                 bad[d.row] = error.reason
             else:
                 images[d.row] = crop.to(self.device)
         return bad
 
-    def _cpu_crop(self, data: bytes, box: Box) -> Tensor:
+    def _cpu_crop(self, deferred: Deferred) -> Tensor:
         """uint8 [3, size, size] by Pillow; BadImage where it cannot decode the file either."""
+        data, box = deferred.data.numpy().tobytes(), deferred.box
         image = decode(data, max_megapixels=self.max_megapixels).image
         part = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-        part = part.resize((self.size, self.size), PILLOWS[self.interpolation])
+        part = part.resize((self.size, self.size), PILLOWS[deferred.interpolation])
         crop = torch.from_numpy(np.array(part)).permute(2, 0, 1)
         return crop.flip(-1) if box.flip else crop
 

@@ -11,10 +11,14 @@ import numpy as np
 from PIL import Image
 
 from eva_fast.data.decode.container import Content, content, raw_profile
+from eva_fast.data.decode.filters import NUMBERS, Interpolation
 from eva_fast.data.decode.formats import use_plugins
 from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.data.decode.orientation import TAG, UPRIGHT, orientation, turn
 
+PILLOWS: dict[Interpolation, Image.Resampling] = {
+    name: Image.Resampling[name.upper()] for name in NUMBERS
+}
 LARGE = 1 << 26  # pixels; above it what is done to an image is done in parts, to take less memory
 MOST_SCANS = 500  # encoders write at most some dozens
 _ASK_ONCE = (None, "JPEG", "MPO", "PNG", "WEBP")  # None: made in memory

@@ -2,19 +2,44 @@
 
     out = V x H^T,   V_ij = k((j + 1/2 - (i + 1/2) s) / max(s, 1)) / (the row's sum),   s = rows / size
 
-with Keys' cubic kernel k (Keys 1981, a = -1/2) or, bilinear, k(x) = max(1 - |x|, 0), stretched by s
-where the crop shrinks, as Pillow and PyTorch have it; H likewise of the columns. Pictures of different
-sizes share a block of memory, with weights of 0 where a smaller one ends, so the device runs a few large
-kernels and not some ten for each.
+with Keys' cubic kernel k (Keys 1981, a = -1/2), or another of Pillow's (csrc/input/filter.cpp has them),
+stretched by s where the crop shrinks, as Pillow and PyTorch have it; H likewise of the columns. Pictures
+of different sizes share a block of memory, with weights of 0 where a smaller one ends, so the device
+runs a few large kernels and not some ten for each.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from eva_fast.data.decode.filters import Interpolation
 
+Kernel = Callable[[Tensor], Tensor]
+
+
+def _keys(x: Tensor) -> Tensor:
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+
+
+def _lanczos(x: Tensor) -> Tensor:
+    return torch.where(x < 3, torch.sinc(x) * torch.sinc(x / 3), 0.0)
+
+
+def _hamming(x: Tensor) -> Tensor:
+    return torch.where(x < 1, torch.sinc(x) * (0.54 + 0.46 * torch.cos(math.pi * x)), 0.0)
+
+
+KERNELS: dict[Interpolation, Kernel] = {
+    "bicubic": _keys,
+    "bilinear": lambda x: (1 - x).clamp_(min=0),
+    "lanczos": _lanczos,
+    "hamming": _hamming,
+}
+"""Of x >= 0."""
 ELEMENTS = 1 << 26
 """Of the block that pictures share: 256 MB in float32."""
 
@@ -27,7 +52,8 @@ def resize(
 ) -> Tensor:
     """uint8 [B, 3, size, size] from uint8 pictures [3, h, w] of one device; those of `flips` mirrored.
 
-    Values are those of `F.interpolate(..., mode=interpolation, antialias=True)`, rounded.
+    Values are those of `F.interpolate(..., mode=interpolation, antialias=True)`, rounded; of the filters
+    that it lacks, Pillow's.
     """
     out = torch.empty((len(parts), 3, size, size), dtype=torch.uint8, device=parts[0].device)
     for group in _groups(parts):
@@ -76,11 +102,6 @@ def _weights(lengths: Tensor, longest: int, size: int, interpolation: Interpolat
     centre = (torch.arange(size, device=lengths.device)[:, None] + 0.5) * scale
     pixel = torch.arange(longest, device=lengths.device)
     x = ((pixel + 0.5 - centre) / stretch).abs()
-    if interpolation == "bilinear":
-        weights = (1 - x).clamp_(min=0)
-    else:
-        near = (1.5 * x - 2.5) * x * x + 1
-        far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-        weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    weights = KERNELS[interpolation](x)
     weights = torch.where(pixel < lengths[:, None, None], weights, 0.0)
     return weights / weights.sum(-1, keepdim=True)

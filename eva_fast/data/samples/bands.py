@@ -6,8 +6,9 @@ import numpy as np
 from PIL import Image
 
 from eva_fast.data.decode.bands import read_bands
-from eva_fast.data.decode.filters import PILLOWS, Interpolation
+from eva_fast.data.decode.filters import Choice
 from eva_fast.data.decode.limits import MAX_CHANNELS, MAX_MEGAPIXELS
+from eva_fast.data.decode.pillow import PILLOWS
 from eva_fast.data.samples.crop import Cropper
 from eva_fast.data.samples.fields import Field
 from eva_fast.data.sources.base import Item
@@ -36,7 +37,7 @@ class BandsField(Field):
         flip: float = 0.5,
         *,
         max_megapixels: float = MAX_MEGAPIXELS,
-        interpolation: Interpolation = "bicubic",
+        interpolation: Choice = "bicubic",
         fixed_seed: int | None = None,
         name: str = "images",
     ):
@@ -69,9 +70,10 @@ class BandsField(Field):
         cropper = self.cropper
         bands = read_bands(item.image, self.shape[0], cropper.max_megapixels)
         height, width = bands.shape[1:]
-        box = cropper.box(width, height, seed if self.fixed_seed is None else self.fixed_seed)
+        seed = seed if self.fixed_seed is None else self.fixed_seed
+        box = cropper.box(width, height, seed)
         part = bands[:, box.top : box.top + box.height, box.left : box.left + box.width]
-        side, kind = (cropper.size, cropper.size), PILLOWS[cropper.interpolation]
+        side, kind = (cropper.size, cropper.size), PILLOWS[cropper.filter(seed)]
         for channel, pixels in enumerate(part):
             image = Image.fromarray(np.ascontiguousarray(pixels))
             out[channel] = np.asarray(image.resize(side, kind))

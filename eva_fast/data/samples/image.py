@@ -4,11 +4,12 @@ import numpy as np
 import torch
 
 from eva_fast.data.decode.device import DeviceDecoder
-from eva_fast.data.decode.filters import Interpolation
+from eva_fast.data.decode.filters import Choice
 from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.data.samples.crop import Cropper
 from eva_fast.data.samples.fields import Field, Rows
 from eva_fast.data.sources.base import Item
+from eva_fast.errors import UsageError
 
 
 class ImageField(Field):
@@ -25,12 +26,15 @@ class ImageField(Field):
         flip: float = 0.5,
         *,
         max_megapixels: float = MAX_MEGAPIXELS,
-        interpolation: Interpolation = "bicubic",
+        interpolation: Choice = "bicubic",
+        color_jitter: float = 0.0,
         fixed_seed: int | None = None,
         name: str = "images",
     ):
         self.fixed_seed = fixed_seed
-        self.cropper = Cropper(size, scale, ratio, flip, max_megapixels, interpolation)
+        self.cropper = Cropper(
+            size, scale, ratio, flip, max_megapixels, interpolation, color_jitter
+        )
         super().__init__(name, np.uint8, (3, self.cropper.size, self.cropper.size))
 
     @classmethod
@@ -46,8 +50,12 @@ class ImageField(Field):
 
     def decoded_on(self, device: torch.device) -> Field:
         cropper = self.cropper
-        decoder = DeviceDecoder(device, cropper.size, cropper.max_megapixels, cropper.interpolation)
-        return _DeferredImage(self, decoder)
+        if cropper.color_jitter:
+            raise UsageError(
+                "decode='gpu' has no colour jitter, which needs all of an image: use decode='cpu', or "
+                "color_jitter=0"
+            )
+        return _DeferredImage(self, DeviceDecoder(device, cropper.size, cropper.max_megapixels))
 
 
 class _DeferredImage(Field):
@@ -62,7 +70,7 @@ class _DeferredImage(Field):
         self.field = field
         self.decoder = decoder
         self.encoded = f"{field.name}.encoded"
-        self.companions = (Field(self.encoded, np.int32, (6,)),)
+        self.companions = (Field(self.encoded, np.int32, (7,)),)
 
     def write(self, item: Item, seed: int, rows: Rows, row: int) -> None:
         out = rows[self.name][row]

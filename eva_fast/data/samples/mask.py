@@ -46,7 +46,7 @@ def _block_masks() -> Callable[..., None]:
     assert library is not None
     function = library.eva_block_masks
     integer, pointer = ctypes.c_int64, ctypes.c_void_p
-    function.argtypes = [pointer, *[integer] * 5, pointer, integer, pointer]
+    function.argtypes = [pointer, *[integer] * 6, pointer, integer, pointer]
     function.restype = None
     return function
 
@@ -56,7 +56,8 @@ class BlockMasker:
 
     A mask is a union of rectangles: area uniform in [`min_block`, patches still wanted], aspect
     ratio log-uniform in [0.3, 1/0.3], uniform position; a rectangle is taken when it fits and adds
-    between one patch and the number still wanted. Ten failures in a row end this phase, in which
+    between one patch and the number still wanted. With `max_block`, never more than that are wanted
+    of one rectangle. Ten failures in a row end this phase, in which
     the official generator stops (it reaches its 105 of 256 in 65 % of the draws). What is then
     missing, 0.6 patches on average, is topped up one patch at a time: among the unmasked patches
     with the most masked neighbours (of four) one is drawn uniformly. That fills notches in the
@@ -67,6 +68,7 @@ class BlockMasker:
         count: masked patches of each mask, 1 .. rows * columns.
         min_block: smallest area wanted of a rectangle, in patches. 16 belongs to a 16x16 grid;
             for smaller grids about rows * columns / 16 keeps the look.
+        max_block: largest area wanted of a rectangle, and most patches that one adds; None: `count`.
         seed: start of the sequence that calling the masker gives.
 
     Raises ValueError for arguments out of range.
@@ -78,6 +80,7 @@ class BlockMasker:
         count: int = 105,
         min_block: int = 16,
         seed: int = 0,
+        max_block: int | None = None,
     ) -> None:
         height, width = (int(n) for n in grid)
         if height < 1 or width < 1 or height * width > MAX_PATCHES:
@@ -91,9 +94,13 @@ class BlockMasker:
             )
         if not 1 <= min_block <= MAX_PATCHES:
             raise UsageError(f"min_block must be 1 to {MAX_PATCHES} patches, got {min_block}")
+        most = count if max_block is None else max_block
+        if most < 1:
+            raise UsageError(f"max_block must be at least 1 patch, got {max_block}")
         self.grid = (height, width)
         self.count = int(count)
         self.min_block = int(min_block)
+        self.max_block = min(int(most), self.count)
         self.seed = int(seed)
         self._drawn = 0
 
@@ -124,7 +131,7 @@ class BlockMasker:
     def _indices_native(self, seeds: np.ndarray) -> np.ndarray:
         out = np.empty((len(seeds), self.count), dtype=np.int32)
         _block_masks()(
-            seeds.ctypes.data, len(seeds), *self.grid, self.count, self.min_block,
+            seeds.ctypes.data, len(seeds), *self.grid, self.count, self.min_block, self.max_block,
             _aspects().ctypes.data, LEVELS, out.ctypes.data,
         )  # fmt: skip
         return out
@@ -141,7 +148,8 @@ class BlockMasker:
                 active = np.flatnonzero((wanted > 0) & (failures < TRIES))
                 if not len(active):
                     break
-                added = self._add_block(masks, active, keys[active], 4 * tries, wanted[active])
+                most = np.minimum(wanted[active], self.max_block)
+                added = self._add_block(masks, active, keys[active], 4 * tries, most)
                 failures[active] = np.where(added > 0, 0, failures[active] + 1)
                 tries += 1
             draw = TOP_UP
@@ -190,9 +198,15 @@ class BlockMaskField(Field):
     from_seeds = True
 
     def __init__(
-        self, grid: tuple[int, int], count: int, min_block: int = 16, *, name: str = "mask"
+        self,
+        grid: tuple[int, int],
+        count: int,
+        min_block: int = 16,
+        max_block: int | None = None,
+        *,
+        name: str = "mask",
     ):
-        self.masker = BlockMasker(grid, count, min_block)
+        self.masker = BlockMasker(grid, count, min_block, max_block=max_block)
         super().__init__(name, np.int32, (self.masker.count,))
 
     def make_rows(self, seeds: np.ndarray, out: np.ndarray) -> None:

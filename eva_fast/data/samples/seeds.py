@@ -8,6 +8,8 @@ neither on workers nor on ranks, and a cache of teacher features can be keyed by
 import numpy as np
 
 MASK64 = (1 << 64) - 1
+HALF, LOWER = 2.0**-32, 2**32 - 1
+"""The 64 bits of a seed give two draws: (bits >> 32) * HALF and (bits & LOWER) * HALF, in [0, 1)."""
 _GAMMA = 0x9E3779B97F4A7C15
 _GAMMA_U64 = np.uint64(_GAMMA)
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)

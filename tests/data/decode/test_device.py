@@ -44,7 +44,7 @@ def files():
 
 
 @needs_turbo
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "random", "lanczos"])
 def test_crops_are_those_of_the_workers(files, interpolation):
     png = io.BytesIO()
     Image.open(io.BytesIO(files[0])).save(png, "PNG")
@@ -108,6 +108,11 @@ def test_bad_use(tmp_path):
         build_loader(source, decode="gpu", **options)
     with pytest.raises(ValueError, match="decode must be"):
         build_loader(source, decode="nvjpeg", **options)
+
+
+def test_jittered_colours_are_refused():
+    with pytest.raises(ValueError, match="decode='gpu' has no colour jitter.*use decode='cpu'"):
+        ImageField(32, color_jitter=0.4).decoded_on(torch.device("cpu"))
 
 
 def test_torchvision_without_nvjpeg(monkeypatch):

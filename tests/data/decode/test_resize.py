@@ -1,10 +1,13 @@
 """Crops of many sizes at once, against PyTorch's resize of each alone."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from eva_fast.data.decode import resize as resizing
+from eva_fast.data.decode.pillow import PILLOWS
 from eva_fast.data.decode.resize import resize
 
 SIZES = [(50, 70), (24, 24), (9, 130), (200, 31), (24, 60), (7, 5)]
@@ -35,6 +38,17 @@ def pictures():
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_smaller_and_larger_pictures_mirrored_or_not(interpolation):
     check(pictures(), [False, True, True, False, False, True], 24, interpolation)
+
+
+@pytest.mark.parametrize("interpolation", ["lanczos", "hamming"])
+def test_filters_that_pytorch_has_not_are_pillows(interpolation):
+    parts = pictures()
+    found = resize(parts, [False] * len(parts), 24, interpolation)
+    for row, part in zip(found, parts):
+        for ours, channel in zip(row.numpy(), part.numpy()):
+            image = Image.fromarray(channel.astype(np.float32))  # in which Pillow does not round
+            theirs = np.asarray(image.resize((24, 24), PILLOWS[interpolation]))
+            assert np.abs(ours - theirs.clip(0, 255)).max() <= 0.501
 
 
 def test_parts_of_pictures():

@@ -44,14 +44,26 @@ def test_300_crops_equal_pillows(files, path):
     assert np.mean(means) < 0.75 and min(psnrs) > 40
 
 
-def test_bilinear_crops_equal_pillows(files, path):
+@pytest.mark.parametrize("interpolation", ["bilinear", "lanczos", "hamming", "random"])
+def test_crops_of_other_filters_equal_pillows(files, path, interpolation):
     """Of JPEGs and PNGs, shrunk, whole or larger than the image."""
-    for i in range(60):
+    for i in range(60 if interpolation == "bilinear" else 24):
         png = io.BytesIO()
         if i % 3 == 0:
             Image.open(io.BytesIO(files[i])).save(png, "PNG", compress_level=1)
-        cropper = Cropper((48, 97, 224, 512)[i % 4], interpolation="bilinear")
+        cropper = Cropper((48, 97, 224, 512)[i % 4], interpolation=interpolation)
         check(png.getvalue() or files[i], i, cropper)
+
+
+def test_random_is_bilinear_or_bicubic_by_the_seed_alone(files, path):
+    drawn = Cropper(64, interpolation="random")
+    kinds = [drawn.filter(seed) for seed in range(2000)]
+    assert abs(kinds.count("bilinear") - 1000) < 100 and set(kinds) == {"bilinear", "bicubic"}
+    flips = np.array([drawn.box(100, 100, seed).flip for seed in range(2000)])
+    assert abs(np.corrcoef(flips, np.array(kinds) == "bilinear")[0, 1]) < 0.1
+    for seed in range(8):
+        fixed = Cropper(64, interpolation=kinds[seed])
+        assert np.array_equal(drawn(files[seed], seed), fixed(files[seed], seed))
 
 
 def test_bilinear_pixels_are_those_of_torchvisions_resize(photo, path):
@@ -175,9 +187,10 @@ def test_out_is_written_in_place(files, path):
         (dict(size=8, scale=(0.5, 1.2)), "scale"),
         (dict(size=8, ratio=(2, 1)), "ratio"),
         (dict(size=8, flip=1.5), "flip"),
+        (dict(size=8, color_jitter=-0.1), "color_jitter must be 0 or more, got -0.1"),
         (
-            dict(size=8, interpolation="lanczos"),
-            "interpolation is bicubic or bilinear, got .lanczos",
+            dict(size=8, interpolation="nearest"),
+            "interpolation is one of bicubic, bilinear, .*, got .nearest",
         ),
     ],
 )

@@ -71,6 +71,63 @@ def test_calling_advances_and_starts_from_the_seed():
     assert BlockMasker(seed=-1)(0).shape == (0, 16, 16)
 
 
+def test_largest_block(monkeypatch):
+    """As the official generator has it: of a rectangle at most `max_block` patches are wanted, and more
+    are not taken; without a bound the count is the bound."""
+    keys = seeds(300, 7)
+    small, whole = BlockMasker(max_block=8, min_block=4), BlockMasker(min_block=4)
+    masks = small.indices(keys)
+    assert masks.shape == (300, 105) and (np.diff(masks, axis=1) > 0).all()
+
+    def outline(indices):
+        flat = np.zeros((len(indices), 256), bool)
+        np.put_along_axis(flat, indices.astype(np.int64), True, axis=1)
+        return edges(flat.reshape(-1, 16, 16)).mean()
+
+    assert outline(masks) > 1.3 * outline(whole.indices(keys))
+    assert np.array_equal(
+        BlockMasker(min_block=4, max_block=105).indices(keys), whole.indices(keys)
+    )
+    one = BlockMasker((9, 9), 5, 1, max_block=1).indices(keys)
+    assert one.shape == (300, 5)
+    many = [small.indices(keys), BlockMasker((7, 9), 30, 16, max_block=6).indices(keys), one]
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert np.array_equal(small.indices(keys), many[0])
+    assert np.array_equal(BlockMasker((7, 9), 30, 16, max_block=6).indices(keys), many[1])
+    assert np.array_equal(BlockMasker((9, 9), 5, 1, max_block=1).indices(keys), many[2])
+
+
+def test_a_bounded_mask_is_the_official_generator_s():
+    """The mean outline of masks by the official rule, written anew, that need no topping up."""
+    rng = np.random.default_rng(0)
+    count, least, most, n = 40, 4, 20, 800
+
+    def official():
+        mask, missing = np.zeros((10, 10), bool), count
+        while missing:
+            room, found = min(missing, most), 0
+            for _ in range(10):
+                area = rng.uniform(min(least, room), max(least, room))
+                aspect = np.exp(rng.uniform(np.log(0.3), -np.log(0.3)))
+                h, w = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+                if h < 10 and w < 10:
+                    y, x = rng.integers(0, 11 - h), rng.integers(0, 11 - w)
+                    fresh = h * w - mask[y : y + h, x : x + w].sum()
+                    if 0 < fresh <= room:
+                        mask[y : y + h, x : x + w], found = True, fresh
+                        break
+            if not found:
+                return mask
+            missing -= found
+        return mask
+
+    theirs = np.stack([official() for _ in range(n)])
+    full = theirs[theirs.sum((1, 2)) == count]
+    ours = BlockMasker((10, 10), count, least, max_block=most)(n).numpy()
+    expected, found = edges(full), edges(ours)
+    assert abs(found.mean() / expected.mean() - 1) < 0.03
+
+
 def test_top_up_alone_grows_from_one_patch():
     """On a single row no rectangle fits (it must be lower than the grid): all is topped up."""
     masks = BlockMasker((1, 12), 4, 1)(500).numpy()
@@ -86,6 +143,7 @@ def test_top_up_alone_grows_from_one_patch():
         (dict(grid=(4, 4), count=0), "1 to 16"),
         (dict(grid=(4, 4), count=17), "1 to 16"),
         (dict(min_block=0), "min_block"),
+        (dict(max_block=0), "max_block"),
     ],
 )
 def test_bad_arguments(arguments, message):
