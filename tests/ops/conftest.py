@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from eva_fast.ops import choose
+from eva_fast.ops.native import calls
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +43,15 @@ def gpu_to_race_on(monkeypatch, own_cache):
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=calls.ISA_NAMES)
+def isa(request):
+    """Forces the C++ kernels for one instruction set."""
+    if calls.set_isa(request.param) != request.param:
+        calls.set_isa(None)
+        pytest.skip(f"this CPU does not run {request.param}")
+    choose.set_kernels("native")
+    yield request.param
+    choose.set_kernels("auto")
+    calls.set_isa(None)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from eva_fast import native
 from eva_fast.ops import registry
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -25,6 +26,12 @@ def with_dtypes(cases: Sequence[str] | dict[str, Any], in_all: int = 2) -> list[
 def leaf(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
     """A normal random tensor that requires grad."""
     return (torch.randn(shape, dtype=torch.float64) * scale).to(dtype).requires_grad_()
+
+
+needs_native = pytest.mark.skipif(
+    not native.available() or registry.interpreted(),
+    reason="the C++ kernels are not built, or this process runs Triton's interpreter",
+)
 
 
 def rows_apart(tensor: Tensor) -> Tensor:

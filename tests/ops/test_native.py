@@ -1,4 +1,4 @@
-"""The C++ kernels at every instruction set this CPU has, and for any number of threads."""
+"""The C++ kernels of rows, and what all kernels share, at every instruction set this CPU has."""
 
 import ctypes
 import functools
@@ -6,46 +6,21 @@ import functools
 import pytest
 import torch
 
-from eva_fast import native, ops
+from eva_fast import ops
 from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD
-from eva_fast.ops import choose, registry
+from eva_fast.ops import choose
 from eva_fast.ops.embed_tokens import embed_tokens_backward
-from eva_fast.ops.gemm import matmul
-from eva_fast.ops.linear import linear, weight_gradient
 from eva_fast.ops.masked_gather import masked_gather_backward
 from eva_fast.ops.native import calls
-from eva_fast.ops.packed_attention import (
-    packed_attention,
-    packed_attention_backward,
-    packed_attention_forward,
-)
 from tests.ops.helpers import (
     SHORT,
-    Accuracy,
     check_against_float64,
-    check_compiled,
     leaf,
     masks,
-    opcheck,
-    rows_apart,
+    needs_native,
 )
 
-pytestmark = pytest.mark.skipif(
-    not native.available() or registry.interpreted(),
-    reason="the C++ kernels are not built, or this process runs Triton's interpreter",
-)
-
-
-@pytest.fixture(params=calls.ISA_NAMES)
-def isa(request):
-    """Forces the C++ kernels for one instruction set."""
-    if calls.set_isa(request.param) != request.param:
-        calls.set_isa(None)
-        pytest.skip(f"this CPU does not run {request.param}")
-    choose.set_kernels("native")
-    yield request.param
-    choose.set_kernels("auto")
-    calls.set_isa(None)
+pytestmark = needs_native
 
 
 def norm_inputs(dtype):
@@ -154,181 +129,6 @@ def test_patchify_is_exact_for_every_byte_value(isa):
         )
 
 
-# rows, columns, depth: below a tile, edges of tiles, several passes of depth and blocks of columns;
-# the last B is more than what is packed at a time, and its last part is smaller
-PRODUCTS = [
-    (1, 1, 1), (7, 5, 9), (13, 33, 64), (130, 66, 391), (50, 790, 20), (257, 60, 1600),
-    (30, 1500, 1601),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("size", PRODUCTS, ids=str)
-@pytest.mark.parametrize("transposed", ["", "a", "b", "ab"])
-def test_gemm_against_float64(isa, size, transposed):
-    rows, columns, depth = size
-    a = torch.randn(depth, rows).t() if "a" in transposed else torch.randn(rows, depth)
-    b = torch.randn(columns, depth).t() if "b" in transposed else torch.randn(depth, columns)
-    bias = torch.randn(columns)
-    accuracy = Accuracy()
-    for shift in (None, bias):
-        exact = a.double() @ b.double() + (0 if shift is None else shift.double())
-        # summed in the order of a plain loop, in float32: what a product may cost in rounding
-        steps = (a.t()[:, :, None] * b[:, None, :]).unbind(0) if depth <= 64 else None
-        if steps is None:
-            plain = torch.addmm(bias, a, b) if shift is not None else a @ b
-        else:
-            plain = torch.zeros(rows, columns)
-            for step in steps:
-                plain = plain + step
-            plain = plain if shift is None else plain + shift
-        error = (matmul(a, b, shift).double() - exact).abs().max().item()
-        # the classical bound for a sum in one go; MKL's own error varies with its version
-        bound = 2 * max((plain.double() - exact).abs().max().item(), 6e-8 * depth**0.5 * 2)
-        assert error <= bound
-        accuracy.add("sanity", matmul(a, b, shift), plain, exact)
-
-
-def test_gemm_takes_slices_of_wider_matrices(isa):
-    wide = torch.randn(40, 90)
-    a, b = wide[3:30, 5:64], wide[:, 7:30][:, :13].t()
-    exact = a[:, :40].double() @ b.t().double()
-    found = matmul(a[:, :40], b.t())
-    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
-    both = torch.randn(6, 8, 10)[:, :, 3]  # no stride of 1
-    exact = both.double() @ both.t().double()
-    torch.testing.assert_close(matmul(both, both.t()).double(), exact, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [(0, 5, 3), (5, 0, 3), (5, 3, 0)], ids=str)
-def test_gemm_of_nothing(isa, size):
-    rows, columns, depth = size
-    bias = torch.randn(columns)
-    found = matmul(torch.randn(rows, depth), torch.randn(depth, columns), bias)
-    torch.testing.assert_close(found, bias.expand(rows, columns))
-
-
-@pytest.mark.parametrize("size", [(300, 70, 500), (400, 1500, 1601)], ids=str)
-def test_gemm_gives_the_same_bits_with_any_number_of_threads(size):
-    rows, columns, depth = size
-    a, b = torch.randn(rows, depth), torch.randn(depth, columns)
-    choose.set_kernels("native")
-    before = torch.get_num_threads()
-    try:
-        found = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(matmul(a, b))
-    finally:
-        torch.set_num_threads(before)
-        choose.set_kernels("auto")
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
-
-
-def test_linear_has_the_gradients_of_pytorch(isa):
-    x, weight, bias = leaf(3, 7, 20), leaf(11, 20), leaf(11)
-    check_against_float64(linear, torch.nn.functional.linear, lambda: (x, weight, bias))
-    assert weight_gradient(x[0], x[0], torch.bfloat16).dtype == torch.bfloat16
-
-
-# batch, tokens, queries (None: all), heads, head dimension
-HEADS = [(2, 17, None, 3, 8), (1, 257, None, 2, 64), (2, 65, 26, 2, 88), (1, 700, None, 1, 20)]
-
-
-def attention_inputs(batch, tokens, queries, heads, dim, dtype=torch.float32):
-    q = None if queries is None else leaf(batch, queries, heads, dim, dtype=dtype)
-    return q, leaf(batch, tokens, 3 if q is None else 2, heads, dim, dtype=dtype), dim**-0.5
-
-
-@pytest.mark.parametrize("shape", HEADS, ids=str)
-def test_attention_against_float64(isa, shape):
-    if isa == "baseline":
-        pytest.skip("without vectors PyTorch's own attention runs")
-    check_against_float64(
-        lambda *a: packed_attention(*a)[0],
-        lambda *a: packed_attention.reference(*a)[0],
-        lambda: attention_inputs(*shape),
-    )
-
-
-def biased_inputs(batch, tokens, queries, heads, dim):
-    q, packed, scale = attention_inputs(batch, tokens, queries, heads, dim)
-    bias = leaf(heads, queries or tokens, tokens)
-    return q, packed, bias, scale, torch.randn(batch, *bias.shape[1:])
-
-
-@pytest.mark.parametrize("shape", HEADS[::2], ids=str)
-def test_biased_attention_against_float64(isa, shape):
-    if isa == "baseline":
-        pytest.skip("without vectors PyTorch's operators run")
-    check_against_float64(
-        lambda *a: ops.biased_attention(*a)[0],
-        lambda *a: ops.biased_attention.reference(*a)[0],
-        lambda: biased_inputs(*shape),
-        draws=1,
-    )
-
-
-def test_biased_attention_gives_the_same_bits_with_any_number_of_threads():
-    """The bias's gradient is a sum over images: 70 of them are several groups."""
-    inputs = biased_inputs(70, 20, None, 3, 8)
-    before = torch.get_num_threads()
-    found = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            out, _ = ops.biased_attention(*inputs, implementation="native")
-            torch.manual_seed(1)
-            gradients = torch.autograd.grad(out, inputs[1:3], torch.randn_like(out))
-            found.append([out, *gradients])
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("shape", HEADS[:3], ids=str)
-def test_attention_output_comes_back_where_it_was_not_kept(isa, shape):
-    q, packed, scale = attention_inputs(*shape)
-    with torch.no_grad():
-        out, lse = packed_attention_forward(q, packed, scale)
-        dout = torch.randn_like(out)
-        kept = packed_attention_backward(dout, q, packed, out, lse, scale)
-        again = packed_attention_backward(dout, q, packed, None, lse, scale)
-        exact = packed_attention.reference(
-            None if q is None else q.double(), packed.double(), scale
-        )
-    torch.testing.assert_close(again[2], out, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(again[1], kept[1], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(lse.double(), exact[1], rtol=1e-6, atol=1e-6)
-
-
-def test_attention_of_large_scores(isa):
-    """A row whose scores span thousands: the largest is taken off before exp."""
-    q, packed, scale = attention_inputs(1, 33, None, 2, 16)
-    with torch.no_grad():
-        packed *= 60
-        out, lse = packed_attention_forward(q, packed, scale)
-        exact, exact_lse = packed_attention.reference(q, packed.double(), scale)
-    torch.testing.assert_close(out.double(), exact, rtol=1e-3, atol=1e-2)
-    torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=1e-3)
-
-
-def test_strided_heads(isa):
-    q, packed, scale = attention_inputs(2, 20, 7, 2, 12)
-    apart = rows_apart(packed)
-    dense, gaps = packed_attention(q, packed, scale), packed_attention(q, apart, scale)
-    torch.testing.assert_close(gaps, dense, rtol=0, atol=0)
-
-
-def test_attention_and_gemm_are_well_formed_ops():
-    q, packed, scale = attention_inputs(2, 9, 4, 2, 8)
-    opcheck(torch.ops.eva_fast.packed_attention.default, (q, packed, scale))
-    a, b, bias = torch.randn(5, 7), torch.randn(7, 3), torch.randn(3)
-    opcheck(torch.ops.eva_fast.gemm.default, (a, b, bias))
-    check_compiled(lambda *t: packed_attention(*t)[0], (q, packed, scale))
-    check_compiled(linear, (leaf(2, 5, 7), leaf(3, 7), leaf(3)))
-
-
 def test_a_kernel_takes_what_the_library_says(isa):
     """More or fewer arguments than the C++ function has are an error, not corrupted memory."""
     kernel = calls.KERNELS["masked_gather"]
@@ -407,22 +207,3 @@ def test_indices_outside_the_image_are_refused(isa, index):
             message = rf"{op}: (mask|kept) indices must be in {lowest.get(op, 0)}\.\.8, got"
             with pytest.raises(ValueError, match=message):
                 call()
-
-
-def test_codes(isa):
-    """Tiles and their edges under the running argmax; rows of logits that no vector fits."""
-    if isa == "baseline":
-        pytest.skip("products need AVX2")
-    z, codebook = torch.randn(150, 20), torch.randn(403, 20)
-    found = ops.nearest_code(z, codebook, True)
-    for a, b in zip(found, ops.nearest_code.reference(z, codebook, True), strict=True):
-        torch.testing.assert_close(a, b)
-
-    def inputs():
-        weight = leaf(83, 20, scale=0.2)
-        return leaf(19, 20), weight, leaf(83), torch.randint(83, (19,))
-
-    def loss(*arguments):
-        return ops.linear_cross_entropy(*arguments)[0]
-
-    check_against_float64(loss, ops.linear_cross_entropy.reference, inputs)
