@@ -102,7 +102,7 @@ def test_it_is_evaluated_and_starts_others(trained, options, tmp_path):
     )
     rows = {row.features: row for row in result.rows}
     assert rows["student"].dim == trained.model.width
-    assert result["sizes"]["name"] == options["model"]
+    assert result.sizes["name"] == options["model"]
 
     still = dict(options, steps=1, lr=0.0, min_lr=0.0, warmup_lr=0.0, init_from=trained.weights)
     again = eva_fast.pretrain(out=tmp_path / "run", **still)

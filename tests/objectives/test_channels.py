@@ -85,7 +85,7 @@ def test_it_learns_resumes_and_is_handed_on(trained, options, tmp_path):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     result = evaluate(trained.out, options["data"], probe=["knn"], out=tmp_path / "eval.json")
     assert [row.features for row in result.rows][-1] == "teacher hog"
-    assert result["sizes"]["channels"] == 5
+    assert result.sizes["channels"] == 5
     probed = json.loads((trained.out / "probes.jsonl").read_text())
     assert probed["step"] == 4 and probed["knn"] == result.student.accuracy["knn"]
     count = plan("h100", images=1000, **{k: v for k, v in options.items() if k != "data"}).count

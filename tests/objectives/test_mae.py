@@ -130,7 +130,7 @@ def test_other_formats_are_refused(trained, tmp_path):
 def test_it_is_evaluated(trained, tmp_path):
     result = evaluate(trained[1].out, probe=["knn"], teacher="none", out=tmp_path / "eval.json")
     names = [row.features for row in result.rows]
-    assert names[0] == "student" and result["sizes"]["embed_dim"] == 32
+    assert names[0] == "student" and result.sizes["embed_dim"] == 32
 
 
 def test_it_starts_from_weights(trained, tmp_path):
