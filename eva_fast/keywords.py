@@ -32,6 +32,8 @@ class PretrainOptions(TypedDict, total=False):
     num_heads: int | None
     mlp_hidden: int | None
     drop_path: float
+    normalize: Literal["clip", "imagenet"] | None
+    patch_embed_grad: float
     init_from: AnyPath | None
     teacher_moved: bool
     whiten: bool | None

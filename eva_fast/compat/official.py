@@ -9,6 +9,7 @@ from eva_fast.data.decode.filters import CHOICES, NUMBERS
 
 FUSED = ("adamw", "fusedadamw")
 UNREAD = "the official script reads it nowhere either"
+WITH_MAE = "with `--mae` the official script has none whatever it says: so it is here"
 ONE_BY_ONE = "with `--mae` patches are dropped one by one, as in the official script"
 BILINEAR = "the official script takes `bilinear` then: so it is here"
 WITH_DEEPSPEED = "with `--enable_deepspeed` the official script takes AdamW whatever it says"
@@ -73,7 +74,8 @@ FLAGS: tuple[Flag, ...] = (
         "`objective` is `mae`. The official code minimises plus the cosine, which its published log "
         "contradicts; eva_fast minus the cosine")),
     flag("grad_ckpt", None, False, becomes("grad_checkpointing")),
-    flag("stop_grad_conv1", None, False, refused("eva_fast trains the patch embedding at full rate")),
+    flag("stop_grad_conv1", None, False, used("`patch_embed_grad` is 0.1"), warned(
+        WITH_MAE, lambda said: said.mae and said.stop_grad_conv1)),
     flag("rel_pos_bias", None, False, refused(OF_EVA)),
     flag("decoupled_rel_pos_bias", None, False, refused(OF_EVA), off="disable_decoupled_rel_pos_bias"),
     flag("abs_pos_emb", None, True, refused("students of EVA-01 have positions; leave it out"),
@@ -94,7 +96,7 @@ FLAGS: tuple[Flag, ...] = (
         "the teacher sees the student's crop, resized so that its patches are the student's",
         lambda said: said.second_input_size != said.input_size)),
     flag("drop_path", float, 0.1, used("`drop_path`; with `--mae` 0"), warned(
-        "with `--mae` the official script has none whatever it says: so it is here",
+        WITH_MAE,
         lambda said: said.mae and "drop_path" in said.given and said.drop_path > 0)),
     flag("opt", str, "adamw", used("AdamW, fused or not"),
          warned(WITH_DEEPSPEED, lambda said: _other_optimiser(said) and said.enable_deepspeed),
@@ -141,8 +143,9 @@ FLAGS: tuple[Flag, ...] = (
     flag("data_path", str, "/path/to/merge4pt", becomes("data")),
     flag("val_data_path", str, "/path/to/ImageNet-1K", warned(
         VALIDATION, lambda said: "val_data_path" in said.given)),
-    flag("imagenet_default_mean_and_std", None, False, refused(
-        "the student's images are normalised by CLIP's mean and deviation, as the teacher's")),
+    flag("imagenet_default_mean_and_std", None, False, used(
+        "`normalize` is `imagenet`, of the student's images; the teacher's are normalised by CLIP's, as "
+        "in the official script")),
     flag("bf16", None, False, used("`precision` is `bf16`, else `fp16`; on a CPU `fp32`")),
     flag("output_dir", str, "", used("`out`"), warned(
         "the official script saves nothing then; this run is in a folder of its own below `runs`",

@@ -54,6 +54,7 @@ def options_of(said: Said, processes: int, images: int, device: str = "cuda") ->
         **passed,
         **_objective(said),
         **_crops(said),
+        "normalize": "imagenet" if said.imagenet_default_mean_and_std else None,
         "betas": tuple(said.opt_betas),
         "crop_scale": tuple(said.crop_scale),
         "crop_ratio": tuple(said.crop_ratio),
@@ -82,6 +83,7 @@ def _objective(said: Said) -> dict[str, Any]:
             "objective": "eva", "model": said.model, "drop_path": said.drop_path,
             "mask_count": said.num_mask_patches, "mask_min_block": said.min_mask_patches_per_block,
             "mask_max_block": said.max_mask_patches_per_block,
+            "patch_embed_grad": 0.1 if said.stop_grad_conv1 else 1.0,
         }  # fmt: skip
     if said.model not in MAE:
         raise UsageError(f"--model {said.model}: with --mae it is one of {', '.join(MAE)}")

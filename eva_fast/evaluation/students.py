@@ -27,6 +27,7 @@ from eva_fast.model import (
     swin_sizes_of,
 )
 from eva_fast.model.token_vit import TokenViT
+from eva_fast.model.variant import EVA01, Variant
 from eva_fast.model.vqkd import VqKd
 from eva_fast.objectives import OBJECTIVES, open_objective
 from eva_fast.options import shown, user_path
@@ -48,7 +49,7 @@ from eva_fast.weights.backbone import filled
 from eva_fast.weights.beit import BEIT, beit_state, load_beit
 from eva_fast.weights.folder import weight_file
 from eva_fast.weights.naming import official, timm
-from eva_fast.weights.student import MAE, PRETRAINING_ONLY, SIZE_NAMES
+from eva_fast.weights.student import MAE, PRETRAINING_ONLY, SIZE_NAMES, infer_variant
 
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 RANDOM_INIT_SEED = 0
@@ -104,7 +105,7 @@ def load_student(weights: Path, device: torch.device) -> Student:
     try:
         if metadata.get("network") == MAE:
             return _encoder(sizes, metadata["statistics"], dict(found), device)
-        model = random_student(sizes, device)
+        model = random_student(sizes, device, infer_variant(metadata))
         own = model.state_dict()
         model.load_official({**{name: own[name] for name in PRETRAINING_ONLY}, **state})
     except ValueError as error:
@@ -144,16 +145,17 @@ def load_checkpoint(folder: Path, device: torch.device) -> Student:
     if prefix == encoder:
         sizes = infer_sizes(timm.VIT.read(tensors, ""), known)
         return _encoder(sizes, _statistics(options), tensors, device)
-    model = random_student(infer_sizes(tensors, known), device)
+    variant = infer_variant({"statistics": options.get("normalize") or "clip"})
+    model = random_student(infer_sizes(tensors, known), device, variant)
     model.load_official(tensors)
     return model
 
 
-def random_student(sizes: ModelSizes, device: torch.device) -> EvaViT:
+def random_student(sizes: ModelSizes, device: torch.device, variant: Variant = EVA01) -> EvaViT:
     """The same architecture with initial values of a fixed seed; torch's random state is kept."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_INIT_SEED)
-        model = create_model(**asdict(sizes))
+        model = create_model(**asdict(sizes), variant=variant)
     return model.to(device).eval()
 
 
@@ -163,7 +165,7 @@ def untrained(student: Student, device: torch.device, sizes: Sizes | None = None
         return _untrained_codes(student).to(device).eval()
     sizes = student.sizes if sizes is None else sizes
     if isinstance(sizes, ModelSizes) and isinstance(student, EvaViT):
-        return random_student(sizes, device)
+        return random_student(sizes, device, student.variant)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_INIT_SEED)
         model: Student
@@ -220,6 +222,8 @@ def _tensors(folder: Path, trained: dict[str, Any], prefix: str) -> dict[str, to
 
 def _statistics(options: dict[str, Any]) -> str:
     """What the run of these options normalised its images with."""
+    if options.get("normalize"):
+        return str(options["normalize"])
     name = options.get("objective")
     return open_objective(name).statistics if name in OBJECTIVES else "clip"
 

@@ -1,5 +1,7 @@
 """What networks accept: images as bytes or normalised floats, masks as booleans or indices."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 Channels = tuple[float, ...]
 """One number for red, green and blue each."""
-STATISTICS = {"clip": (CLIP_MEAN, CLIP_STD), "imagenet": (IMAGENET_MEAN, IMAGENET_STD)}
+Statistics = Literal["clip", "imagenet"]
+STATISTICS: dict[str, tuple[Channels, Channels]] = {
+    "clip": (CLIP_MEAN, CLIP_STD),
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+}
 """(mean, deviation) by name, as weight files say what a student's images were normalised with."""
 
 

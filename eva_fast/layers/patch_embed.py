@@ -11,12 +11,33 @@ from eva_fast.ops.linear import linear
 from eva_fast.ops.patchify import patchify
 
 
+class _ShareOfGradient(torch.autograd.Function):
+    """The same numbers; `share` of their gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, share: float) -> Tensor:
+        ctx.share = share
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.share, None
+
+
+def share_of_gradient(x: Tensor, share: float) -> Tensor:
+    """x, to which only `share` of the gradient goes: share x + (1 - share) stop(x), not rounded."""
+    return x if share == 1 else _ShareOfGradient.apply(x, share)
+
+
 class PatchConv(RoundedWeight, nn.Conv2d):
     """The weight and bias of a convolution whose kernel is its stride, read as a GEMM's."""
 
 
 class PatchEmbed(nn.Module):
-    """Patch convolution, mask token, CLS and positions: [B, C, H, W] -> [B, N + 1, D]."""
+    """Patch convolution, mask token, CLS and positions: [B, C, H, W] -> [B, N + 1, D].
+
+    grad_share: of the gradient, what weight and bias of the convolution get.
+    """
 
     def __init__(
         self,
@@ -25,10 +46,12 @@ class PatchEmbed(nn.Module):
         mean: Channels = CLIP_MEAN,
         std: Channels = CLIP_STD,
         channels: int = 3,
+        grad_share: float = 1.0,
     ):
         super().__init__()
         self.proj = PatchConv(channels, embed_dim, patch_size, patch_size)
         self.mean, self.std = mean, std
+        self.grad_share = grad_share
 
     def forward(
         self,
@@ -48,6 +71,9 @@ class PatchEmbed(nn.Module):
         patch = self.proj.kernel_size[0]
         rows = patch_rows(images.contiguous(), patch, dtype, self.mean, self.std)
         weight, copy = self.proj.matrix(dtype)
+        bias = self.proj.bias
+        assert bias is not None
+        weight = share_of_gradient(weight, self.grad_share)
         patches = linear(rows, weight, None, copy)
         if pos_embed is None:
             pos_embed = cls_token.new_zeros(1, patches.shape[1] + 1, patches.shape[2])
@@ -57,7 +83,7 @@ class PatchEmbed(nn.Module):
             mask_token.flatten(),
             cls_token.flatten(),
             pos_embed.flatten(0, 1),
-            self.proj.bias,
+            share_of_gradient(bias, self.grad_share),
         )
 
 

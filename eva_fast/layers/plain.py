@@ -15,6 +15,7 @@ from eva_fast.layers import rel_pos
 from eva_fast.layers.attention import QkvBias
 from eva_fast.layers.block import LAYER_NORM_EPS
 from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD, Channels, normalise, take_rows
+from eva_fast.layers.patch_embed import share_of_gradient
 from eva_fast.layers.recompute import run_branches
 from eva_fast.layers.stream import drop_path_scale
 
@@ -72,10 +73,12 @@ class PatchEmbed(nn.Module):
         mean: Channels = CLIP_MEAN,
         std: Channels = CLIP_STD,
         channels: int = 3,
+        grad_share: float = 1.0,
     ):
         super().__init__()
         self.proj = nn.Conv2d(channels, embed_dim, patch_size, patch_size)
         self.mean, self.std = mean, std
+        self.grad_share = grad_share
 
     def forward(
         self,
@@ -87,6 +90,7 @@ class PatchEmbed(nn.Module):
         dtype: torch.dtype,
     ) -> Tensor:
         x = self.proj(normalise(images, dtype, self.mean, self.std)).flatten(2).transpose(1, 2)
+        x = share_of_gradient(x, self.grad_share)
         if masked is not None:
             rows = masked.long().unsqueeze(-1).expand(-1, -1, x.shape[-1])
             x = x.scatter(1, rows, mask_token.to(x.dtype).expand_as(rows))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from eva_fast.options import option, require, user_path
 
@@ -30,6 +31,13 @@ class ModelConfig:
     drop_path: float = 0.1
     """Stochastic depth of the last block; grows linearly from 0. mae and pixels have none, nor have some
     networks of other libraries."""
+    normalize: Literal["clip", "imagenet"] | None = None
+    """Whose mean and deviation the student's images of three channels are normalised with: clip or
+    imagenet; by default clip (eva, mae, and eva_... under fd), which others do not choose. The teacher
+    sees its own."""
+    patch_embed_grad: float = 1.0
+    """Share of the gradient that reaches the patch embedding, above 0: 0.1 is what the official code
+    calls stop_grad_conv1."""
     init_from: Path | None = option(None, resume=True)
     """Start from these student weights instead of random ones: a file or folder of the official code,
     timm, transformers, open_clip or a run."""
@@ -37,3 +45,5 @@ class ModelConfig:
     def __post_init__(self):
         object.__setattr__(self, "init_from", user_path(self.init_from))
         require(0 <= self.drop_path < 1, f"drop_path must be in [0, 1), got {self.drop_path}")
+        share = self.patch_embed_grad
+        require(0 < share <= 1, f"patch_embed_grad must be above 0 and at most 1, got {share}")

@@ -7,7 +7,7 @@ dropped tokens alone: the loss reads no others.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from eva_fast.errors import UsageError
 from eva_fast.layers import plain
 from eva_fast.layers.block import LAYER_NORM_EPS
-from eva_fast.layers.inputs import STATISTICS
+from eva_fast.layers.inputs import STATISTICS, Statistics
 from eva_fast.layers.recompute import spread
 from eva_fast.model.head import Head
 from eva_fast.model.mae_init import init_weights, position_table
@@ -25,7 +25,6 @@ from eva_fast.model.student import VitStudent
 from eva_fast.ops.unshuffle_tokens import unshuffle_tokens
 
 MLP_RATIO = 4
-Statistics = Literal["clip", "imagenet"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

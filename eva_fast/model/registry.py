@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from eva_fast.errors import UsageError
 from eva_fast.model.beit import BeitViT
 from eva_fast.model.networks.backbone import Backbone
 from eva_fast.model.networks.masked import MaskedBackbone
@@ -11,6 +12,7 @@ from eva_fast.model.networks.sizes import BackboneSizes, backbone_sizes_of, is_b
 from eva_fast.model.sizes import ModelSizes, is_beit, sizes_of
 from eva_fast.model.swin import SwinV2
 from eva_fast.model.swin_sizes import SwinSizes, is_swin, swin_sizes_of
+from eva_fast.model.variant import EVA01, VARIANT_OPTIONS, Variant
 from eva_fast.model.vit import EvaViT
 
 Sizes = ModelSizes | SwinSizes | BackboneSizes
@@ -28,6 +30,7 @@ def create_model(
     mlp_hidden: int | None = None,
     channels: int | None = None,
     drop_path: float = 0.0,
+    variant: Variant = EVA01,
     compute_dtype: torch.dtype = torch.float32,
     kernels: str = "auto",
 ) -> Any:
@@ -38,7 +41,8 @@ def create_model(
     so are keywords alone; `beit_base_patch16_224`, ... a `BeitViT`, with `mask_token` and `lm_head`
     where `predict_dim` is given; `swinv2_base_window14_224`, ... a `SwinV2`, which has no head.
     `timm/NAME` and `torchvision/NAME` are those libraries' networks, a `Backbone`, in a `MaskedBackbone`
-    where `predict_dim` is given; of the sizes they take those that the library's builder does."""
+    where `predict_dim` is given; of the sizes they take those that the library's builder does.
+    variant: what an `EvaViT` has beside EVA-01's network; UsageError for another student."""
     sizes = named_sizes(
         name,
         predict_dim=predict_dim,
@@ -50,6 +54,10 @@ def create_model(
         mlp_hidden=mlp_hidden,
         channels=channels,
     )
+    if variant != EVA01 and (not isinstance(sizes, ModelSizes) or is_beit(name)):
+        raise UsageError(
+            f"{', '.join(VARIANT_OPTIONS)} are of EVA's ViT (eva_SIZE_patchP_R), not of {name}"
+        )
     options: dict[str, Any] = dict(
         drop_path=drop_path, compute_dtype=compute_dtype, kernels=kernels
     )
@@ -62,7 +70,7 @@ def create_model(
         return SwinV2(sizes, **options)
     if is_beit(name):
         return BeitViT(sizes, masked=predict_dim is not None, **options)
-    return EvaViT(sizes, **options)
+    return EvaViT(sizes, variant=variant, **options)
 
 
 def named_sizes(name: str | None, **overrides: int | None) -> Sizes:

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from eva_fast.layers import plain
 from eva_fast.layers.block import LAYER_NORM_EPS
+from eva_fast.layers.inputs import STATISTICS
 from eva_fast.model.head import Head
 from eva_fast.model.init import init_weights
 from eva_fast.model.sizes import ModelSizes
 from eva_fast.model.student import VitStudent, drop_path_rates
+from eva_fast.model.variant import EVA01, Variant
 
 
 class EvaViT(VitStudent):
@@ -31,6 +33,7 @@ class EvaViT(VitStudent):
     Args:
         sizes: shapes of the model.
         drop_path: rate of the last block; it grows linearly from 0 in the first.
+        variant: what it has beside EVA-01's network.
         compute_dtype, kernels: as for `VitStudent`.
     """
 
@@ -38,12 +41,17 @@ class EvaViT(VitStudent):
         self,
         sizes: ModelSizes,
         drop_path: float = 0.0,
+        variant: Variant = EVA01,
         compute_dtype: torch.dtype = torch.float32,
         kernels: str = "auto",
     ):
         super().__init__(sizes, compute_dtype, kernels)
         kit, dim = self.kit, sizes.embed_dim
-        self.patch_embed = kit.PatchEmbed(sizes.patch_size, dim, channels=sizes.channels)
+        self.variant = variant
+        self.patch_embed = kit.PatchEmbed(
+            sizes.patch_size, dim, *STATISTICS[variant.normalize], sizes.channels,
+            variant.patch_embed_grad,
+        )  # fmt: skip
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, sizes.num_patches + 1, dim))

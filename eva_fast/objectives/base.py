@@ -23,8 +23,8 @@ from eva_fast.data import BandsField, Batch, Field, ImageField, Ragged
 from eva_fast.data.decode.filters import Choice
 from eva_fast.data.samples.fields import IDS, VIEWS
 from eva_fast.errors import UsageError
+from eva_fast.layers.inputs import Statistics
 from eva_fast.model import Backbone, BeitViT, EvaViT, MaeEncoder, SwinV2
-from eva_fast.model.mae import Statistics
 from eva_fast.objectives.picture import save_columns
 from eva_fast.objectives.request import TEACHERS_VIEW, Request
 from eva_fast.objectives.setting import Setting
@@ -61,6 +61,8 @@ class Objective:
     """Whether `loss` and `after_step` can be captured as a CUDA graph: they read the batch's fields on
     the device alone, change tensors in place, and ask the host for nothing, not for a random number."""
 
+    variants: tuple[str, ...] = ()
+    """Options of the student's network (`model/variant.py`) that it takes; of others' students, none."""
     statistics: Statistics = "clip"
     """What the student's uint8 images are normalised with."""
     interpolation: Choice = "bicubic"

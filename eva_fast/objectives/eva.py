@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from eva_fast.data import Batch, Field
 from eva_fast.model import EvaViT, MaskedBackbone
+from eva_fast.model.variant import VARIANT_OPTIONS
 from eva_fast.objectives.blocks import block_masks
 from eva_fast.objectives.masked_features import MaskedFeatures, head_alternatives
 from eva_fast.objectives.picture import save_picture
@@ -26,6 +27,7 @@ class Eva(MaskedFeatures):
 
     name = "eva"
     capturable = True
+    variants = VARIANT_OPTIONS
     backbones = "masked"
     any_channels = True
     baselines = ("official", "tuned")

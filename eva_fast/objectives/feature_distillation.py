@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from eva_fast.data import Batch
 from eva_fast.model import Backbone
 from eva_fast.model.distilled import Distilled
+from eva_fast.model.variant import VARIANT_OPTIONS
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.code_picture import squares
 from eva_fast.objectives.picture import pca_colours, save_columns
@@ -32,6 +33,7 @@ class FeatureDistillation(Objective):
 
     name = "fd"
     capturable = True
+    variants = VARIANT_OPTIONS
     perfect = 0.0
     statistics = "imagenet"
     interpolation = "bilinear"

@@ -27,6 +27,7 @@ class Mae(MaskedFeatures):
 
     name = "mae"
     capturable = True
+    variants = ("normalize",)
 
     def sample(self, setting: Setting) -> list[Field]:
         return [*super().sample(setting), *uniform_masks(setting)]

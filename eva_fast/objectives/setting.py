@@ -9,6 +9,7 @@ import torch
 from eva_fast.acceleration import accelerate
 from eva_fast.errors import UsageError
 from eva_fast.layers import use_fp8
+from eva_fast.layers.inputs import Statistics
 from eva_fast.model import (
     Backbone,
     BeitViT,
@@ -22,8 +23,8 @@ from eva_fast.model import (
     create_model,
     is_beit,
 )
-from eva_fast.model.mae import Statistics
 from eva_fast.model.token_vit import TokenViT
+from eva_fast.model.variant import VARIANT_OPTIONS, Variant
 from eva_fast.model.vqkd import VqKd
 
 if TYPE_CHECKING:
@@ -59,6 +60,12 @@ class Setting:
         assert isinstance(self.sizes, ModelSizes)
         return self.sizes
 
+    @property
+    def variant(self) -> Variant:
+        """What an `EvaViT` has beside EVA-01's network, as the options say it."""
+        said = {name: getattr(self.config.model, name) for name in VARIANT_OPTIONS}
+        return Variant(**{name: value for name, value in said.items() if value is not None})
+
     def student(self, predict_dim: int) -> EvaViT | MaskedBackbone:
         """The student that the options name, with a head of that width, random values."""
         model, run = self.config.model, self.config.run
@@ -67,6 +74,7 @@ class Setting:
             **chosen_sizes(self.config),
             predict_dim=predict_dim,
             drop_path=model.drop_path,
+            variant=self.variant,
             compute_dtype=self.compute_dtype,
             kernels=run.kernels,
         )
@@ -81,6 +89,7 @@ class Setting:
             **chosen_sizes(self.config),
             predict_dim=1 if eva else None,
             drop_path=model.drop_path,
+            variant=self.variant,
             compute_dtype=self.compute_dtype,
             kernels=self.config.run.kernels,
         )
@@ -94,8 +103,9 @@ class Setting:
     ) -> MaskedAutoencoder:
         """A masked autoencoder of the student's sizes with predictions of that width, random values.
         decoder_depth: of a decoder whose depth the options leave open; the options name the rest.
-        statistics: what uint8 images are normalised with."""
+        statistics: what uint8 images are normalised with, unless the options say it."""
         options = self.config.objective
+        statistics = self.config.model.normalize or statistics
         depth = decoder_depth if options.decoder_depth is None else options.decoder_depth
         return self.as_run(
             MaskedAutoencoder(

@@ -14,8 +14,10 @@ from eva_fast.data.loader.workers import can_start, check_count
 from eva_fast.device import choose_device
 from eva_fast.errors import UsageError
 from eva_fast.files import RUN_PICTURES, cpu_count
-from eva_fast.model import BackboneSizes, SwinSizes, named_sizes
+from eva_fast.model import BackboneSizes, ModelSizes, SwinSizes, is_beit, named_sizes
+from eva_fast.model.config import ModelConfig
 from eva_fast.model.networks.sizes import trains_on_one_image
+from eva_fast.model.variant import VARIANT_OPTIONS
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.request import check_sample
 from eva_fast.objectives.setting import Setting, chosen_sizes
@@ -141,6 +143,20 @@ def _check_student(setting: Setting, objective: Objective) -> None:
             f"the objective {objective.name!r} is of images with three channels, not {data.channels}: "
             "'eva' and 'fd' take others"
         )
+    for option in VARIANT_OPTIONS:
+        said = getattr(setting.config.model, option)
+        if said == getattr(ModelConfig(), option):
+            continue
+        own = isinstance(sizes, ModelSizes) and not is_beit(name)
+        if option not in objective.variants or not own:
+            raise UsageError(
+                f"{option}={said!r} is of EVA's own students (eva_SIZE_patchP_R) under the objectives "
+                "'eva' and 'fd', and normalize also under 'mae': leave it out"
+            )
+        if option == "normalize" and data.channels != 3:
+            raise UsageError(
+                f"normalize is of images with three channels: mean and std are of {data.channels}"
+            )
     if data.channels == 3 and setting.config.teacher.teacher_channels is not None:
         raise UsageError(
             "teacher_channels is of images with other than three channels, and these have three"

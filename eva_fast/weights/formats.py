@@ -25,7 +25,7 @@ from torch import Tensor
 from eva_fast.errors import UsageError
 from eva_fast.files import atomic_write
 from eva_fast.layers.block import LAYER_NORM_EPS
-from eva_fast.layers.inputs import CLIP_MEAN, CLIP_STD, STATISTICS
+from eva_fast.layers.inputs import STATISTICS
 from eva_fast.model import Backbone, BeitViT, EvaViT, MaeEncoder, ModelSizes, SwinSizes, SwinV2
 from eva_fast.model.networks.timm import mlp_ratio
 from eva_fast.weights import naming
@@ -269,7 +269,7 @@ def _timm_file(
 
 def _timm(model: EvaViT, path: Path) -> Exported:
     _timm_file(_plain(model, naming.timm.EVA), path)
-    found = _timm_snippet(TIMM_MODEL, timm_arguments(model.sizes), path, "clip")
+    found = _timm_snippet(TIMM_MODEL, timm_arguments(model.sizes), path, model.variant.normalize)
     return found if model.sizes.channels == 3 else _of_channels(found)
 
 
@@ -307,7 +307,7 @@ def _hf(model: EvaViT, folder: Path) -> Exported:
 
 
 def _hf_vit(model: EvaViT, folder: Path) -> Exported:
-    sizes = model.sizes
+    sizes, (mean, std) = model.sizes, STATISTICS[model.variant.normalize]
     config = dict(
         architectures=["ViTModel"],
         model_type="vit",
@@ -332,8 +332,8 @@ def _hf_vit(model: EvaViT, folder: Path) -> Exported:
         resample=3,  # bicubic
         do_rescale=True,
         do_normalize=True,
-        image_mean=CLIP_MEAN,
-        image_std=CLIP_STD,
+        image_mean=mean,
+        image_std=std,
     )
     _write_json(folder / "config.json", config)
     _write_json(folder / "preprocessor_config.json", images)
@@ -347,7 +347,7 @@ def _hf_vit(model: EvaViT, folder: Path) -> Exported:
 
 
 def _open_clip(model: EvaViT, folder: Path) -> Exported:
-    sizes = model.sizes
+    sizes, (mean, std) = model.sizes, STATISTICS[model.variant.normalize]
     vision = dict(
         image_size=sizes.img_size,
         timm_model_name=f"local-dir:{folder}",
@@ -357,9 +357,7 @@ def _open_clip(model: EvaViT, folder: Path) -> Exported:
     )
     config = dict(
         model_cfg=dict(embed_dim=512, custom_text=True, vision_cfg=vision, text_cfg=TEXT),
-        preprocess_cfg=dict(
-            size=sizes.img_size, mean=CLIP_MEAN, std=CLIP_STD, interpolation="bicubic"
-        ),
+        preprocess_cfg=dict(size=sizes.img_size, mean=mean, std=std, interpolation="bicubic"),
     )
     _write_json(folder / "open_clip_config.json", config)
     _timm_folder(model, folder)
@@ -396,13 +394,13 @@ def _plain(model: EvaViT, names: naming.Naming) -> dict[str, Tensor]:
 
 def _timm_folder(model: EvaViT, folder: Path) -> None:
     """What timm reads of a folder: the model's name and arguments, preprocessing, weights."""
-    sizes = model.sizes
+    sizes, (mean, std) = model.sizes, STATISTICS[model.variant.normalize]
     pretrained = dict(
         num_classes=0,
         input_size=(3, sizes.img_size, sizes.img_size),
         fixed_input_size=True,
-        mean=CLIP_MEAN,
-        std=CLIP_STD,
+        mean=mean,
+        std=std,
         interpolation="bicubic",
         crop_pct=1.0,
         first_conv="patch_embed.proj",

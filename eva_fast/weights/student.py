@@ -1,9 +1,9 @@
 """Students as weight files: safetensors in the official EVA-01 naming, which others read.
 
 The metadata holds the sizes as JSON under `sizes` (img_size, patch_size, embed_dim, depth, num_heads,
-mlp_hidden, predict_dim; of MAE's encoder also `network` and `statistics`), so a file alone is enough to
-build its model. Files written by others
-have none: `infer_sizes` reads the sizes off the tensor shapes.
+mlp_hidden, predict_dim; of MAE's encoder also `network` and `statistics`, which a student says too whose
+images are not normalised by CLIP's), so a file alone is enough to build its model. Files written by
+others have none: `infer_sizes` reads the sizes off the tensor shapes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from eva_fast.errors import UsageError
+from eva_fast.layers.inputs import STATISTICS, Statistics
 from eva_fast.model import BeitViT, EvaViT, MaeEncoder, ModelSizes, SwinSizes, SwinV2
+from eva_fast.model.variant import Variant
 from eva_fast.weights import naming
 from eva_fast.weights.beit import TABLE, beit_state, table_side
 from eva_fast.weights.blocks import count_blocks
@@ -80,7 +83,8 @@ def _description(model: EvaViT | MaeEncoder | SwinV2 | BeitViT) -> dict[str, obj
         return {**sizes, "predict_dim": 1, "network": MAE, "statistics": model.statistics}
     if isinstance(model, BeitViT):
         return {**sizes, "network": "beit"}
-    return sizes
+    normalize = model.variant.normalize
+    return sizes if normalize == "clip" else {**sizes, "statistics": normalize}
 
 
 def read_student(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -150,6 +154,16 @@ def infer_sizes(
         predict_dim=1 if head is None else head.shape[0],
         channels=channels,
     )
+
+
+def infer_variant(metadata: Mapping[str, object]) -> Variant:
+    """What the student has beside EVA-01's network. UsageError for statistics that are none."""
+    said = str(metadata.get("statistics", "clip"))
+    if said not in STATISTICS:
+        raise UsageError(
+            f"statistics in its metadata are {said!r:.50}, not {' or '.join(STATISTICS)}"
+        )
+    return Variant(normalize=cast(Statistics, said))
 
 
 def _whole(heads: object) -> int:

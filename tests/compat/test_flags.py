@@ -224,6 +224,22 @@ def test_filters_are_what_the_official_script_makes_of_their_names(
     assert [line.split()[0] for line in lines] == [f"--{name}_interpolation" for name in warned]
 
 
+def test_what_the_students_images_are_normalised_with():
+    assert options(read())["normalize"] is None
+    assert options(read("--imagenet_default_mean_and_std"))["normalize"] == "imagenet"
+    mae = ["--mae", "--model", "mae_vit_base_patch16_dec512d8b", "--output_dir", "x"]
+    assert options(read(*mae, "--imagenet_default_mean_and_std"))["normalize"] == "imagenet"
+
+
+def test_a_tenth_of_the_gradient():
+    assert options(read("--stop_grad_conv1"))["patch_embed_grad"] == 0.1
+    mae = ["--mae", "--model", "mae_vit_base_patch16_dec512d8b", "--output_dir", "x"]
+    said = read(*mae, "--stop_grad_conv1")
+    assert options(said).get("patch_embed_grad", 1.0) == 1.0
+    (line,) = flags.warnings(FLAGS, said)
+    assert line.startswith("--stop_grad_conv1: with `--mae` the official script has none")
+
+
 def test_what_mae_does_not_read():
     words = ["--mae", "--model", "mae_vit_large_patch16_dec512d4b", "--output_dir", "x"]
     assert flags.warnings(FLAGS, read(*words)) == []

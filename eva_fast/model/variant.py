@@ -1,0 +1,19 @@
+"""What EVA's student may have beside its published network: the options of its code."""
+
+from dataclasses import dataclass
+
+from eva_fast.layers.inputs import Statistics
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """How an `EvaViT` differs from EVA-01's; by default not at all."""
+
+    normalize: Statistics = "clip"
+    """Whose mean and deviation uint8 images of three channels are normalised with."""
+    patch_embed_grad: float = 1.0
+    """Share of the gradient that reaches the patch embedding."""
+
+
+EVA01 = Variant()
+VARIANT_OPTIONS = tuple(Variant.__dataclass_fields__)
