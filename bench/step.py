@@ -13,7 +13,7 @@ from bench.official import official_code
 from bench.shapes import Shape
 from eva_fast.baselines import training as plain
 from eva_fast.data import Batch
-from eva_fast.layers import keep_copies
+from eva_fast.layers import keep_copies, keep_largest
 from eva_fast.layers.inputs import normalise
 from eva_fast.model import EvaViT
 from eva_fast.objectives.eva import Eva
@@ -53,7 +53,9 @@ def step_and_batch(
     device, dtype = torch.device(shape.device), shape.dtype
     state = TrainState(
         module=model, teacher=None, loader=loader, device=device, sums=Sums((), device),
-        optimizer=make_optimizer(model, copies=keep_copies(model, dtype)),
+        optimizer=make_optimizer(
+            model, copies=keep_copies(model, dtype), largest=keep_largest(model)
+        ),
         guard=Guard(device, scaled=dtype == torch.float16, spike=OptimConfig().spike),
     )  # fmt: skip
     step = TrainStep(state, Eva(), lambda batch: target, clip_grad=plain.CLIP_NORM)

@@ -18,16 +18,17 @@ from torch import Tensor
 
 from eva_fast.kernels.aot_case import AotCase, AotShape
 from eva_fast.kernels.launch import kernel, triton_op
+from eva_fast.kernels.quantise_fp8 import magnitude_bits
 from eva_fast.ops.graphs import keep, on_device
+from eva_fast.ops.largest import CHUNK
 
-CHUNK = 16384  # elements a program
 BLOCK = 1024  # elements an iteration: 8 for each of 128 threads
 ALIGNMENT = 16
 
 # Columns of the address table: 64-bit addresses as two 32-bit words, low one first, so that a
 # 64-bit load in the machine code always means data that missed its 128-bit access.
-PARAM, COPY, GRAD, EXP_AVG, EXP_AVG_SQ, STEP, SIZE = (tl.constexpr(i) for i in range(7))
-COLUMNS = tl.constexpr(7)
+PARAM, COPY, GRAD, EXP_AVG, EXP_AVG_SQ, STEP, SIZE, PARTS = (tl.constexpr(i) for i in range(8))
+COLUMNS = tl.constexpr(8)
 
 
 @triton.jit
@@ -55,9 +56,10 @@ def adamw_kernel(
     p_table, p_chunks, p_decays, p_lr, p_grad_scale,
     BETA1: tl.constexpr, BETA2: tl.constexpr, LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr,
     EPS: tl.constexpr, GRAD_TYPE: tl.constexpr, COPY_TYPE: tl.constexpr, ALIGNED: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    LARGEST: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: one chunk of one tensor. COPY_TYPE None: no copies.
+    """One program: one chunk of one tensor. COPY_TYPE None: no copies. LARGEST: writes the largest
+    magnitude of the chunk's new values.
 
     The betas are constants, so that 1 - beta is exact: in fp32 1 - 0.98 is off by 1e-6 of itself.
     """
@@ -86,6 +88,8 @@ def adamw_kernel(
     correction2 = 1.0 - tl.exp(step * LOG_BETA2)
     step_size = (lr / correction1).to(tl.float32)
     root = tl.sqrt(correction2).to(tl.float32)
+    if LARGEST:
+        b_most = tl.zeros([BLOCK], tl.int32)
     for offset in range(0, CHUNK, BLOCK):
         o = start + offset + tl.arange(0, BLOCK)
         m = o < size
@@ -101,6 +105,12 @@ def adamw_kernel(
         tl.store(p_param + o, b_param, mask=m)
         if COPY_TYPE is not None:
             tl.store(p_copy + o, b_param.to(COPY_TYPE), mask=m)
+        if LARGEST:
+            b_most = tl.maximum(b_most, tl.where(m, magnitude_bits(b_param), 0))
+    if LARGEST:
+        p_part = table_pointer(p_table, tensor, PARTS, tl.float32, False) + start // CHUNK
+        # of a skipped step nothing is written
+        tl.store(p_part, tl.max(b_most, 0).to(tl.float32, bitcast=True), mask=start < size)
 
 
 class _Launch(NamedTuple):
@@ -113,6 +123,7 @@ class _Launch(NamedTuple):
     grad_type: torch.dtype
     copy_type: torch.dtype | None
     aligned: bool
+    largest: bool
 
 
 _KEPT = 8  # gradients come back at the same few addresses, step after step
@@ -127,10 +138,13 @@ class _Tensors:
         decays: tuple[float, ...], device: torch.device,
     ):  # fmt: skip
         self.device, self.sizes, self.decays = device, np.array(sizes), np.array(decays, np.float32)
-        self.rows = np.zeros((len(sizes), 7), np.int64)
-        for column, values in zip((PARAM, COPY, EXP_AVG, EXP_AVG_SQ, STEP), pointers, strict=True):
+        self.rows = np.zeros((len(sizes), 8), np.int64)
+        for column, values in zip(
+            (PARAM, COPY, EXP_AVG, EXP_AVG_SQ, STEP, PARTS), pointers, strict=True
+        ):
             self.rows[:, column.value] = values or 0
         self.rows[:, SIZE.value] = sizes
+        self.largest = bool(pointers[-1])
         moved = [c.value for c in (PARAM, COPY, EXP_AVG, EXP_AVG_SQ, SIZE)]
         self.aligned = (self.rows[:, moved] % ALIGNMENT == 0).all(1)
         self.kinds = list(dict.fromkeys(types))
@@ -167,7 +181,16 @@ class _Tensors:
                     spare = [s for s in spare if s.table is not old]
                     table = on_device(values, self.device, old)
                     made.append(
-                        _Launch(programs, table, chunks, decays, grad_type, copy_type, whole)
+                        _Launch(
+                            programs,
+                            table,
+                            chunks,
+                            decays,
+                            grad_type,
+                            copy_type,
+                            whole,
+                            self.largest,
+                        )
                     )
         return made
 
@@ -200,10 +223,12 @@ def _capturing(device: torch.device) -> bool:
 _known: dict[Any, _Tensors] = {}
 
 
-def _tensors(params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays) -> _Tensors:
+def _tensors(
+    params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays, largest
+) -> _Tensors:
     pointers = [
         tuple(map(Tensor.data_ptr, tensors))
-        for tensors in (params, copies, exp_avgs, exp_avg_sqs, steps)
+        for tensors in (params, copies, exp_avgs, exp_avg_sqs, steps, largest)
     ]
     sizes = tuple(map(Tensor.numel, params))
     copy_types = [copy.dtype for copy in copies] or [None] * len(params)
@@ -233,9 +258,9 @@ def _log(beta: float) -> float:
 @triton_op("adamw")
 def _step(
     params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays, lr, beta1, beta2, eps,
-    grad_scale,
+    grad_scale, largest,
 ):  # fmt: skip
-    tensors = _tensors(params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays)
+    tensors = _tensors(params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays, largest)
     for launch in tensors.launches(tuple(map(Tensor.data_ptr, grads))):
         copy_type = launch.copy_type
         adamw_kernel[(launch.programs,)](
@@ -243,7 +268,7 @@ def _step(
             BETA1=beta1, BETA2=beta2, LOG_BETA1=_log(beta1), LOG_BETA2=_log(beta2), EPS=eps,
             GRAD_TYPE=_TRITON_TYPES[launch.grad_type],
             COPY_TYPE=_TRITON_TYPES[copy_type] if copy_type is not None else None,
-            ALIGNED=launch.aligned, CHUNK=CHUNK, BLOCK=BLOCK, num_warps=4,
+            ALIGNED=launch.aligned, LARGEST=launch.largest, CHUNK=CHUNK, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
 
 
@@ -254,10 +279,18 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
     pointers |= {f"p_{name}": "*fp32" for name in ("decays", "lr", "grad_scale")}
     constants = {"BETA1": 0.9, "BETA2": 0.98, "LOG_BETA1": _log(0.9), "LOG_BETA2": _log(0.98)}
     constants |= {"EPS": 1e-6, "ALIGNED": True, "CHUNK": CHUNK, "BLOCK": BLOCK}
-    types = ((element, element, "16 bit"), (tl.float32, None, "fp32"))[element is None :]
+    types = (
+        (element, element, False, "16 bit"),
+        (element, None, True, "for 8 bits"),
+        (tl.float32, None, False, "fp32"),
+    )
+    types = types[2 if element is None else 0 :]
     return [
         AotCase(
-            adamw_kernel, pointers, {**constants, "GRAD_TYPE": grad, "COPY_TYPE": copy}, label=label
+            adamw_kernel,
+            pointers,
+            {**constants, "GRAD_TYPE": grad, "COPY_TYPE": copy, "LARGEST": largest},
+            label=label,
         )
-        for grad, copy, label in types
+        for grad, copy, largest, label in types
     ]

@@ -23,7 +23,7 @@ They use `eva_fast.ops` alone. Parameters have the names of the official code.
 from eva_fast.layers.add_norm import LayerNorm
 from eva_fast.layers.attention import Attention
 from eva_fast.layers.block import Block
-from eva_fast.layers.fp8 import use_fp8
+from eva_fast.layers.fp8 import keep_largest, use_fp8
 from eva_fast.layers.linear import Linear, drop_copies, keep_copies
 from eva_fast.layers.mlp import Mlp
 from eva_fast.layers.patch_embed import KeptPatchEmbed, PatchEmbed
@@ -47,5 +47,6 @@ __all__ = [
     "Stream",
     "drop_copies",
     "keep_copies",
+    "keep_largest",
     "use_fp8",
 ]

@@ -6,7 +6,8 @@ patches and head, is as in bfloat16, and parameters stay float32.
 
 A weight is quantised once for each value that the parameter has, from float32, as rows and as columns;
 no bfloat16 copy of it is kept. As with all kept copies (`eva_fast.layers.linear`), that is after
-`keep_copies`; before, it is quantised in each call.
+`keep_copies`; before, it is quantised in each call. Its largest magnitude is what the optimiser left
+when it wrote the value (`keep_largest`); only of a value that came otherwise is it found anew.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from eva_fast.layers.block import Block
 from eva_fast.layers.linear import Linear
 from eva_fast.layers.products import FORMAT, EightBitWeight
-from eva_fast.ops import copies
+from eva_fast.ops import copies, largest
 from eva_fast.ops.largest_row_norm import row_norm_unchecked
 from eva_fast.ops.quantise_fp8 import MULTIPLE, Quantised, quantise_unchecked
 
@@ -35,6 +36,8 @@ class EightBits:
 
     def __init__(self, lengths: Lengths | None = None) -> None:
         self.keep = False
+        self.largest: Tensor | None = None
+        """Parts of the parameter's largest magnitude, for the optimiser to write; None: nobody does."""
         self._lengths = lengths
         self._kept: tuple[EightBitWeight, bool] | None = None
 
@@ -42,7 +45,7 @@ class EightBits:
         return EightBits, (self._lengths,)  # a copied or pickled module has parameters of its own
 
     def forget(self) -> None:
-        self.keep, self._kept = False, None
+        self.keep, self._kept, self.largest = False, None, None
 
     def of(self, weight: Tensor) -> EightBitWeight:
         """`weight` [N, K], quantised."""
@@ -63,9 +66,25 @@ class EightBits:
 
     @torch.no_grad()
     def _quantised(self, weight: Tensor) -> EightBitWeight:
-        q = quantise_unchecked(weight.detach(), None, FORMAT, True, True)
+        parts = self.largest
+        if parts is not None:
+            if not copies.is_copy_of(parts, weight):  # scaled by another parameter, say
+                parts = None
+            elif not copies.is_current(parts, weight):
+                largest.fill(parts, weight)
+        q = quantise_unchecked(weight.detach(), None, FORMAT, True, True, parts)
         norm = self._lengths and row_norm_unchecked(self._lengths(q), q.scale)
         return EightBitWeight(*q, norm)
+
+
+def keep_largest(module: nn.Module) -> dict[Tensor, Tensor]:
+    """Has the largest magnitudes of kept 8-bit weights kept beside them; {parameter: its parts}, for
+    `make_optimizer(largest=...)`. Call it after `keep_copies`."""
+    found: dict[Tensor, Tensor] = {}
+    for layer in module.modules():
+        if isinstance(layer, Linear) and layer.eight_bits is not None and layer.eight_bits.keep:
+            layer.eight_bits.largest = found[layer.weight] = largest.parts_of(layer.weight)
+    return found
 
 
 def _rows(q: Quantised) -> Tensor:

@@ -5,6 +5,7 @@
     m = m + (1 - b1) (g - m),  v = b2 v + (1 - b2) g^2
     p = p - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
     copy = p                                         rounded to the compute dtype
+    largest = max |p| of each chunk                  for 8-bit copies (`eva_fast.ops.largest`)
 
 in the order of torch.optim.AdamW, so the numbers agree. Plain PyTorch reads and writes the
 gradient once to scale it and the master once more to round it; here each tensor is touched once.
@@ -22,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from eva_fast.ops.checks import FLOATS
+from eva_fast.ops.checks import FLOATS, check
 from eva_fast.ops.choose import chosen
 from eva_fast.ops.direct import direct
+from eva_fast.ops.largest import CHUNK, write
 from eva_fast.ops.registry import define
 
 __all__ = ["adamw"]
@@ -44,6 +46,7 @@ def reference(
     betas: tuple[float, float] = (0.9, 0.98),
     eps: float = 1e-6,
     grad_scale: Tensor | None = None,
+    largest: Sequence[Tensor] = (),
 ) -> None:
     """`adamw` in plain PyTorch, tensor by tensor; reads its scalars on the host."""
     if grad_scale is not None and not math.isfinite(grad_scale.item()):
@@ -59,6 +62,8 @@ def reference(
         p.addcdiv_(m, denominator, value=-rate / (1 - betas[0] ** step))
         if copies:
             copies[i].copy_(p)
+        if largest:
+            write(largest[i], p)
 
 
 def _adamw(
@@ -74,17 +79,18 @@ def _adamw(
     beta2: float,
     eps: float,
     grad_scale: Tensor | None,
+    largest: Sequence[Tensor],
 ) -> None:
     if params:
         grads = [g if g.is_contiguous() else g.contiguous() for g in grads]
         chosen(OP, params[0])(
             params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays, lr,
-            beta1, beta2, eps, grad_scale,
+            beta1, beta2, eps, grad_scale, largest,
         )  # fmt: skip
 
 
 _adamw_op = torch.library.custom_op(
-    "eva_fast::adamw", mutates_args=("params", "copies", "exp_avgs", "exp_avg_sqs")
+    "eva_fast::adamw", mutates_args=("params", "copies", "exp_avgs", "exp_avg_sqs", "largest")
 )(_adamw)
 
 
@@ -94,7 +100,8 @@ def _(*_args):
 
 
 def adamw_unchecked(params, copies, grads, exp_avgs, exp_avg_sqs, *settings) -> None:
-    """`adamw` without the checks: steps, weight_decays, lr, beta1, beta2, eps, grad_scale follow."""
+    """`adamw` without the checks: steps, weight_decays, lr, beta1, beta2, eps, grad_scale, largest
+    follow."""
     if not (params and direct(params[0])):
         _adamw_op(params, copies, grads, exp_avgs, exp_avg_sqs, *settings)
         return
@@ -114,6 +121,7 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.98),
     eps: float = 1e-6,
     grad_scale: Tensor | None = None,
+    largest: Sequence[Tensor] = (),
 ) -> None:
     """One AdamW step on all tensors, in place.
 
@@ -121,25 +129,35 @@ def adamw(
     copies: tensors that receive the new parameters in their own dtype, one each or none at all.
     steps: float32 [] each, the number of this step (1 at the first), already incremented.
     weight_decays: one each. lr, grad_scale: float32 [] on the parameters' device, so that a
-    captured CUDA graph sees new values; grad_scale None is 1. Raises ValueError naming what does
-    not fit.
+    captured CUDA graph sees new values; grad_scale None is 1. largest: float32 tensors that receive
+    the largest magnitude of each 16384 elements of the new parameter, one each or none at all.
+    Raises ValueError naming what does not fit.
     """
-    check_tensors(params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays)
+    check_tensors(params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays, largest)
     adamw_unchecked(
         list(params), list(copies), list(grads), list(exp_avgs), list(exp_avg_sqs), list(steps),
-        list(weight_decays), lr, *betas, eps, grad_scale,
+        list(weight_decays), lr, *betas, eps, grad_scale, list(largest),
     )  # fmt: skip
 
 
-def check_tensors(params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays) -> None:
+def check_tensors(
+    params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays, largest=()
+) -> None:
     """ValueError that names what does not fit `adamw`."""
     lists = dict(grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, steps=steps)
     lists["weight_decays"] = weight_decays
     if copies:
         lists["copies"] = copies
+    if largest:
+        lists["largest"] = largest
     for name, values in lists.items():
         if len(values) != len(params):
             raise ValueError(f"{_NAME}: {len(values)} {name} for {len(params)} params")
+    for i, (p, parts) in enumerate(zip(params, largest)):
+        check(
+            _NAME, f"largest[{i}]", parts, shape=(-(-p.numel() // CHUNK),), dtypes=(torch.float32,),
+            like=p,
+        )  # fmt: skip
     for i, p in enumerate(params):
         for name in ("params", "exp_avgs", "exp_avg_sqs", "copies", "grads"):
             values = params if name == "params" else lists.get(name)
@@ -165,7 +183,7 @@ _BATCH = 1 << 26  # elements whose scaled gradients exist at once, in plain PyTo
 
 def _step_torch(
     params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays, lr, beta1, beta2, eps,
-    grad_scale,
+    grad_scale, largest,
 ):  # fmt: skip
     """torch's fused AdamW on batches of tensors with one weight decay."""
     overflow = None
@@ -185,6 +203,8 @@ def _step_torch(
         )  # fmt: skip
     if copies:
         torch._foreach_copy_(copies, params)
+    for parts, p in zip(largest, params):
+        write(parts, p)
 
 
 def _batches(params: Sequence[Tensor], weight_decays: Sequence[float]) -> list[list[int]]:

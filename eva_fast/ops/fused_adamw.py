@@ -18,16 +18,22 @@ class _Call:
         self.group = group
         self.params: list[Tensor] = []
         self.copies: list[Tensor] = []
+        self.largest: list[Tensor] = []
         self.exp_avgs: list[Tensor] = []
         self.exp_avg_sqs: list[Tensor] = []
         self.steps: list[Tensor] = []
         self.decays: list[float] = []
         self.noted: list[tuple[Tensor, Tensor]] = []
-        """Copies, each with the parameter that the call rounds into it."""
+        """Copies and largest magnitudes, each with the parameter that the call writes it of."""
         self.sharded = False
 
     def add(
-        self, p: Tensor, copy: Tensor | None, state: dict[str, Tensor], weight_decay: float
+        self,
+        p: Tensor,
+        copy: Tensor | None,
+        largest: Tensor | None,
+        state: dict[str, Tensor],
+        weight_decay: float,
     ) -> None:
         self.params.append(p)
         self.sharded |= is_shard(p)
@@ -38,6 +44,9 @@ class _Call:
         if copy is not None:
             self.copies.append(copy)
             self.noted.append((copy, p))
+        if largest is not None:
+            self.largest.append(largest)
+            self.noted.append((largest, p))
 
     def arguments(self) -> list[Any]:
         """The lists as `adamw` takes them, with the gradients as they are now; of sharded tensors
@@ -55,7 +64,8 @@ class FusedAdamW(torch.optim.AdamW):
     """torch.optim.AdamW in one pass over memory; its state dict and torch's are interchangeable.
 
     Parameters are float32 masters. copies: {parameter: tensor of the compute dtype} that each step
-    rewrites, and notes as current (`eva_fast.ops.copies`). `step(grad_scale=...)` takes a factor of
+    rewrites, and notes as current (`eva_fast.ops.copies`); largest: {parameter: its largest magnitudes},
+    written and noted likewise (`eva_fast.ops.largest`). `step(grad_scale=...)` takes a factor of
     all gradients, float32 [] on the device, NaN to skip the step. Groups with the same lr, betas and
     eps run in one call. For a captured CUDA graph give lr as a tensor on the device. Sharded
     parameters (DTensor) are updated shard by shard.
@@ -69,9 +79,10 @@ class FusedAdamW(torch.optim.AdamW):
         eps: float = 1e-6,
         weight_decay: float = 0.05,
         copies: dict[Tensor, Tensor] | None = None,
+        largest: dict[Tensor, Tensor] | None = None,
     ):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        self.copies = dict(copies or {})
+        self.copies, self.largest = dict(copies or {}), dict(largest or {})
         self._key: Any = None
         self.calls: list[_Call] = []
         """What the last step ran; another list when something moved or changed its form."""
@@ -98,7 +109,9 @@ class FusedAdamW(torch.optim.AdamW):
                 torch._foreach_add_(steps, [torch.isfinite(grad_scale).float()] * len(steps))
             # a skipped step rounds nothing: a copy that is behind stays so for its reader to see
             noted = [pair for pair in call.noted if kept.is_current(*pair)]
-            adamw_unchecked(*call.arguments(), lr, *group["betas"], group["eps"], grad_scale)
+            adamw_unchecked(
+                *call.arguments(), lr, *group["betas"], group["eps"], grad_scale, call.largest
+            )
             for copy, parameter in noted:
                 kept.note(copy, parameter)
         return loss
@@ -115,6 +128,7 @@ class FusedAdamW(torch.optim.AdamW):
         # its own and starts without copies.
         super().__setstate__(state)
         self.__dict__.setdefault("copies", {})
+        self.__dict__.setdefault("largest", {})
         self._key, self.calls = None, []
 
     def _ready_calls(self) -> list["_Call"]:
@@ -146,11 +160,12 @@ class FusedAdamW(torch.optim.AdamW):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                copy = self.copies.get(p)
-                call = calls.setdefault((first, p.device, copy is not None), _Call(first))
-                call.add(p, copy, self._state(p), group["weight_decay"])
+                copy, largest = self.copies.get(p), self.largest.get(p)
+                kind = first, p.device, copy is not None, largest is not None
+                call = calls.setdefault(kind, _Call(first))
+                call.add(p, copy, largest, self._state(p), group["weight_decay"])
         for call in calls.values():
-            check_tensors(*call.arguments())
+            check_tensors(*call.arguments(), call.largest)
         return list(calls.values())
 
     def _state(self, p: Tensor) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from eva_fast.data import Batch
 from eva_fast.errors import UsageError, first_line
 from eva_fast.layers.sharding import is_sharded
-from eva_fast.ops import copies
+from eva_fast.ops import copies, largest
 from eva_fast.ops.graphs import Graph
 from eva_fast.teachers import Teacher
 from eva_fast.train.step import Outcome, TrainStep
@@ -183,6 +183,9 @@ class _Captured:
         for parameter, copy in self.state.optimizer.copies.items():
             if not copies.is_current(copy, parameter):  # weights that were loaded, say
                 copies.write(copy, parameter)
+        for parameter, parts in self.state.optimizer.largest.items():
+            if not copies.is_current(parts, parameter):
+                largest.fill(parts, parameter)
         self.graph.replay()
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate

@@ -38,11 +38,13 @@ def make_optimizer(
     eps: float = 1e-6,
     weight_decay: float = 0.05,
     copies: dict[Tensor, Tensor] | None = None,
+    largest: dict[Tensor, Tensor] | None = None,
 ) -> FusedAdamW:
     """AdamW over `model` in two groups, decayed and not, in one pass over memory (`ops.adamw`).
 
     `copies` maps parameters to 16-bit tensors that every step rewrites
-    (`eva_fast.layers.keep_copies`). Its state dict and torch.optim.AdamW's are interchangeable.
+    (`eva_fast.layers.keep_copies`), `largest` to their largest magnitudes, for 8-bit copies
+    (`eva_fast.layers.keep_largest`). Its state dict and torch.optim.AdamW's are interchangeable.
     """
     parameters = dict(model.named_parameters())
     decay, no_decay = decay_groups(model)
@@ -51,7 +53,7 @@ def make_optimizer(
         {"params": [parameters[n] for n in no_decay], "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
-    return FusedAdamW(groups, lr=lr, betas=betas, eps=eps, copies=copies)
+    return FusedAdamW(groups, lr=lr, betas=betas, eps=eps, copies=copies, largest=largest)
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:

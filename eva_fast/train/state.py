@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from eva_fast.errors import UsageError
-from eva_fast.layers import keep_copies
+from eva_fast.layers import keep_copies, keep_largest
 from eva_fast.objectives.base import Objective
 from eva_fast.objectives.setting import Setting
 from eva_fast.ops import FusedAdamW
@@ -81,6 +81,7 @@ class TrainState:
                 optim.eps,
                 optim.weight_decay,
                 copies=keep_copies(module, dtype),
+                largest=keep_largest(module),
             ),
             guard=Guard(device, scaled=dtype == torch.float16, spike=optim.spike),
             sums=Sums(objective.metrics + ((LOSS,) if baseline else ()), device),

@@ -11,7 +11,16 @@ import pytest
 import torch
 
 import eva_fast
-from eva_fast.layers import Block, drop_copies, keep_copies, products, use_fp8
+from eva_fast.layers import (
+    Block,
+    attention,
+    drop_copies,
+    fp8,
+    keep_copies,
+    keep_largest,
+    products,
+    use_fp8,
+)
 from eva_fast.ops import quantise_fp8
 from eva_fast.train import make_optimizer
 
@@ -147,6 +156,38 @@ def test_weights_are_quantised_once_for_each_value(batch):
     assert torch.equal(second.rows.float(), again.rows.float()) and second.scale == again.scale
     drop_copies(model)
     assert layer.operand(BF16).copy is not layer.operand(BF16).copy
+
+
+def test_the_optimiser_leaves_the_largest_magnitudes_of_weights(batch, monkeypatch):
+    """Losses of steps are those without; a weight that came otherwise is looked at anew."""
+    curves = []
+    for kept in (False, True):
+        model = student()
+        copies_, parts = keep_copies(model, BF16), keep_largest(model) if kept else {}
+        names = {name for name, p in model.named_parameters() if p in parts}
+        assert len(names) == (8 if kept else 0) and all(n.endswith("weight") for n in names)
+        optimizer = make_optimizer(model, lr=3e-3, copies=copies_, largest=parts)
+        curves.append([])
+        for step in range(5):
+            if step == 3:
+                with torch.no_grad():
+                    model.blocks[0].mlp.fc1.weight.mul_(4)
+            loss, _ = gradients(model, batch)
+            curves[-1].append(loss.item())
+            optimizer.step()
+    assert curves[0] == curves[1]
+    fills = []
+    monkeypatch.setattr(fp8.largest, "fill", lambda *given: fills.append(given))
+    model.loss(*batch)
+    assert fills == []  # the last step left them
+
+
+def test_attention_in_8_bits_is_attention_and_quantising_in_turn(batch, monkeypatch):
+    loss, expected = gradients(student(), batch)
+    monkeypatch.setattr(attention, "EightBitWeight", ())  # isinstance(..., ()) is False
+    again, found = gradients(student(), batch)
+    assert torch.equal(loss, again)
+    assert all(torch.equal(found[name], g) for name, g in expected.items())
 
 
 def test_a_copied_model_has_weights_of_its_own(batch):

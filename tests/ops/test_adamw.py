@@ -5,6 +5,7 @@ import torch
 
 from eva_fast import ops
 from eva_fast.ops import choose, copies
+from eva_fast.ops.largest import parts_of
 from tests.ops.helpers import Accuracy, opcheck
 
 BETAS, EPS = (0.9, 0.98), 1e-6
@@ -195,6 +196,31 @@ def test_copied_optimizer_goes_on(kernels):
     assert train(twin, copied, 2, 1) == train(model, optimizer, 2, 1)
 
 
+@pytest.mark.parametrize("with_copies", [True, False], ids=["copies", "no copies"])
+def test_largest_magnitudes_of_each_chunk(kernels, with_copies):
+    """Two chunks of the first tensor, one of each other; the new values are as without."""
+    arguments, plain = tensors(), tensors()
+    for name, values in arguments.items():
+        if isinstance(values, list) and name != "weight_decays":
+            plain[name] = [v.clone() for v in values]
+    if not with_copies:
+        arguments["copies"] = plain["copies"] = []
+    parts = [torch.full_like(parts_of(p), torch.nan) for p in arguments["params"]]
+    assert [len(p) for p in parts] == [2, 1, 1, 1]
+    ops.adamw(**arguments, largest=parts)
+    ops.adamw(**plain)
+    for p, same, found in zip(arguments["params"], plain["params"], parts, strict=True):
+        assert torch.equal(p, same)
+        wanted = [chunk.abs().max() for chunk in p.flatten().split(16384)]
+        assert found.tolist() == [w.item() for w in wanted]
+    skipped = [p.clone() for p in parts]
+    ops.adamw(**{**arguments, "grad_scale": torch.tensor(torch.nan)}, largest=skipped)
+    assert all(torch.equal(a, b) for a, b in zip(skipped, parts, strict=True))
+    arguments["grads"][1][0, 0] = torch.nan
+    ops.adamw(**arguments, largest=parts)
+    assert parts[1].isnan().all() and parts[0].isfinite().all()
+
+
 def test_skipped_step_does_not_pass_a_stale_copy_for_current(kernels):
     model, optimizer = model_and_optimizer(ops.FusedAdamW)
     first = model[0].weight
@@ -236,7 +262,9 @@ def test_sharded_parameters(tmp_path):
 
 def test_opcheck(kernels):
     arguments = list(tensors().values())[:8]
-    opcheck(torch.ops.eva_fast.adamw.default, [*arguments, *BETAS, EPS, torch.tensor(0.5)])
+    for largest in ([], [parts_of(p) for p in arguments[0]]):
+        given = [*arguments, *BETAS, EPS, torch.tensor(0.5), largest]
+        opcheck(torch.ops.eva_fast.adamw.default, given)
 
 
 def test_compiled():
@@ -256,6 +284,8 @@ BAD = {
     r"grads\[1\] has shape": lambda a: a["grads"].__setitem__(1, torch.randn(3, 7)),
     r"params\[2\] has dtype": lambda a: a["params"].__setitem__(2, torch.zeros(1).half()),
     r"exp_avgs\[0\] is on": lambda a: a["exp_avgs"].__setitem__(0, a["exp_avgs"][0].to("meta")),
+    r"largest\[0\] has shape": lambda a: a.update(largest=[torch.zeros(1)] * 4),
+    r"2 largest for 4 params": lambda a: a.update(largest=[torch.zeros(2)] * 2),
     r"params\[3\] has strides": lambda a: a["params"].__setitem__(3, torch.randn(88, 60).t()),
 }
 

@@ -5,6 +5,7 @@ from ctypes import c_double, c_int32, c_int64, c_void_p
 
 import torch
 
+from eva_fast.ops.largest import write
 from eva_fast.ops.native.calls import CODES, KERNELS, at, mirrored, native_op, vector
 
 
@@ -29,7 +30,7 @@ class AdamTensor(ctypes.Structure):
 @native_op("adamw")
 def _step(
     params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays, lr, beta1, beta2, eps,
-    grad_scale,
+    grad_scale, largest,
 ):  # fmt: skip
     table = (AdamTensor * len(params))()
     for i, p in enumerate(params):
@@ -44,3 +45,5 @@ def _step(
         ctypes.byref(table), len(params), at(lr), beta1, beta2, eps, at(grad_scale),
         torch.get_num_threads(),
     )  # fmt: skip
+    for parts, p in zip(largest, params):
+        write(parts, p)
