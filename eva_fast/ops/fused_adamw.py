@@ -165,7 +165,7 @@ class FusedAdamW(torch.optim.AdamW):
                 call = calls.setdefault(kind, _Call(first))
                 call.add(p, copy, largest, self._state(p), group["weight_decay"])
         for call in calls.values():
-            check_tensors(*call.arguments(), call.largest)
+            check_tensors(*[*call.arguments(), call.largest])
         return list(calls.values())
 
     def _state(self, p: Tensor) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from eva_fast.planning.count import StepCount
 from eva_fast.planning.counter import count_step_at
 from eva_fast.planning.memory import block_bytes, estimate
 from eva_fast.planning.network import exposed_of, exposed_seconds, ring_seconds
-from eva_fast.planning.rates import Device, wide
+from eva_fast.planning.rates import FP8, Device, wide
 from eva_fast.planning.result import Option
 from eva_fast.planning.roofline import (
     Prediction,
@@ -16,6 +16,7 @@ from eva_fast.planning.roofline import (
     optimizer_seconds,
     part_seconds,
     predict_step,
+    quantise_seconds,
 )
 from eva_fast.planning.run import PlannedRun
 from eva_fast.planning.students import OURS
@@ -59,7 +60,7 @@ class Costs:
             teacher=self._teacher_bytes // self._teacher_spread,
             ema=self.ema,
         )
-        prediction, wire, exposed = self._time(count, passes)
+        prediction, wire, exposed = self._time(count, passes, self.share if checkpointing else 0.0)
         return Option(
             micro_batch=micro,
             accumulate=passes,
@@ -102,7 +103,9 @@ class Costs:
             return self.run.block_bytes(micro)
         return block_bytes(self.formulation, self.run.setting.vit, micro, **self._options)
 
-    def _time(self, count: StepCount, passes: int) -> tuple[Prediction, float, float]:
+    def _time(
+        self, count: StepCount, passes: int, recompute: float
+    ) -> tuple[Prediction, float, float]:
         device, micro = self.device, count.batch
         name = str(self.dtype).removeprefix("torch.")
         one = predict_step(count, device)
@@ -117,6 +120,9 @@ class Costs:
         parts["optimizer"] += optimizer_seconds(
             self.formulation, parameters // spread, device, name
         )
+        if self.dtype == FP8:
+            once = quantise_seconds(parameters, device, self.gpus > 1)
+            parts["quantise"] += once * (passes * (1 + recompute) if self.gpus > 1 else 1)
         wire, exposed = exposed_seconds(
             parameters,
             wide(self.dtype).itemsize,

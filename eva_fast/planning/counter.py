@@ -99,7 +99,7 @@ class Recorder(TorchDispatchMode):
             label,
             formulas.flops(func, args, kwargs, out),
             size,
-            str(_arithmetic(results + tensors)).removeprefix("torch."),
+            str(_arithmetic(formulas.part_of(label), results + tensors)).removeprefix("torch."),
             sum(t.numel() for t in results),
         )
 
@@ -110,9 +110,10 @@ class Recorder(TorchDispatchMode):
         )
 
 
-def _arithmetic(tensors: list[Tensor]) -> torch.dtype:
+def _arithmetic(part: str, tensors: list[Tensor]) -> torch.dtype:
     """What an operator on these computes in: that of its first result, but 8-bit products give 16."""
-    return FP8 if any(t.dtype in FORMATS for t in tensors) else tensors[0].dtype
+    products = part == "gemm" and any(t.dtype in FORMATS for t in tensors)
+    return FP8 if products else tensors[0].dtype
 
 
 @contextmanager

@@ -108,10 +108,8 @@ def predict_step(
 
 # Bytes a parameter that clipping and AdamW move: (float32 training, 16-bit with float32 masters).
 # One pass reads gradient, master and both moments and writes the last three (and the 16-bit copy);
-# the norm reads the gradients once more. With fp8 no 16-bit copy is written; the masters are read for
-# their scale and again to be quantised, by rows and by columns, and most of the 8-bit ones are read
-# again for their rows' lengths. PyTorch's fused AdamW is one such pass
-# plus a clipping pass; the unfused one passes over its operands some ten times.
+# the norm reads the gradients once more. With fp8 no 16-bit copy is written. PyTorch's fused AdamW is
+# one such pass plus a clipping pass; the unfused one passes over its operands some ten times.
 OPTIMIZER_BYTES = {
     "official": (28 + 4 + 8 + 60, 26 + 4 + 8 + 60 + 6),
     "tuned": (28 + 4 + 8, 26 + 4 + 8 + 6),
@@ -124,6 +122,19 @@ def optimizer_seconds(formulation: str, parameters: int, device: Device, dtype: 
     single, mixed = OPTIMIZER_BYTES[formulation]
     each = single if dtype == "float32" else mixed
     if dtype == "float8_e4m3fn":
-        each += 4 + 4 + 1 + 1 + 1 - 2
+        each -= 2
     moved = parameters * each
+    return moved / device.resident.at(moved)
+
+
+# Bytes a parameter that quantising moves: read (with the scale from the optimiser), written by rows
+# and by columns, and most of these read again for their rows' lengths. One process quantises its
+# float32 weights, once a step. Of several each quantises all weights whenever they come, in 16 bit,
+# which are read for their scale first: in every micro-batch, and where a block is computed again.
+QUANTISE_BYTES, QUANTISE_GATHERED_BYTES = 4 + 2 + 1, 2 + 2 + 2 + 1
+
+
+def quantise_seconds(parameters: int, device: Device, gathered: bool) -> float:
+    """Predicted seconds to quantise that many weights on one device, once."""
+    moved = parameters * (QUANTISE_GATHERED_BYTES if gathered else QUANTISE_BYTES)
     return moved / device.resident.at(moved)

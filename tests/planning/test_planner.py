@@ -18,6 +18,7 @@ from eva_fast.planning.roofline import (
     operator_seconds,
     optimizer_seconds,
     predict_step,
+    quantise_seconds,
 )
 from eva_fast.planning.students import model_flops, parameter_count
 from eva_fast.planning.tables import to_text
@@ -115,6 +116,30 @@ def test_ring_moves_all_but_one_share():
 def test_optimizer_passes():
     assert optimizer_seconds("eva_fast", 10**9, ROUND, "float16") == pytest.approx(15)
     assert optimizer_seconds("tuned", 10**9, ROUND, "float32") == pytest.approx(20)
+
+
+def test_quantising_weights_in_fp8():
+    """One process does it once a step, each of several in every pass and in every block that is
+    computed again, however the state is sharded."""
+    assert quantise_seconds(10**9, ROUND, False) == pytest.approx(3.5)
+    assert quantise_seconds(10**9, ROUND, True) == pytest.approx(3.5)
+
+    def planned(gpus, **options):
+        small = dict(model="eva_ti_patch16_96", batch_size=8 * gpus, images=1e5, precision="fp8")
+        return plan(gpus=gpus, **small, **options)
+
+    def quantising(found):
+        return {
+            (o.micro_batch, o.checkpointing): o.prediction.parts["quantise"] for o in found.options
+        }
+
+    one, shared = planned(1), quantising(planned(2, sharding="replicate"))
+    for sharding in ("zero2", "full", "hybrid"):
+        assert quantising(planned(2, sharding=sharding)) == shared
+    once = quantise_seconds(one.count.parameters, DEVICES["h100"], True)
+    for (micro, checkpointing), alone in quantising(one).items():
+        extra = shared[micro, checkpointing] - alone
+        assert extra == pytest.approx(once * (8 // micro * (1 + checkpointing) - 1))
 
 
 _EVA = dict(model="eva_g_patch14_224", teacher="openai/ViT-L-14", batch_size=4096, images=29.6e6)
