@@ -4,7 +4,7 @@
     out = softmax(q k^T / sqrt d) v;  result: x', out Wproj^T  (bias pending)
 
 A plain block keeps some twenty tensors for the backward pass. A branch keeps the residual stream,
-the row statistics, qkv, the attention output (not on CPUs) and the log-sum-exp; the norm is
+the row statistics, qkv, the attention output (not in float32 on CPUs) and the log-sum-exp; the norm is
 computed again, inside an op that reads its input anyway. The result is not added: it is returned
 with the stream (`Stream`), and the next norm does the addition, the drop-path factor and the bias
 in the same pass. Only q and v have biases whose gradients are summed: the softmax does not see what is

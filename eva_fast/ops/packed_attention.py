@@ -15,8 +15,8 @@ An implementation gets q, k, v as views [B, Tq or T, H, d] with last stride 1, a
 gradient to fill; out may be None, then it writes out to `again`. It returns None, or a function that
 gives the sums of dq and dv over all tokens, float32 [2, H d], where it has them at hand.
 
-On a CPU not even out need be kept: the backward forms the probabilities anyway, and one more small
-product gives out again for the projection's weight gradient.
+On a CPU, in float32, not even out need be kept: the backward forms the probabilities anyway, and one
+more small product gives out again for the projection's weight gradient.
 """
 
 import contextlib
@@ -137,8 +137,10 @@ def _(dout, q, packed, out, lse, scale, implementation="auto", want_sums=False):
 
 
 def recomputes_output(packed: Tensor) -> bool:
-    """Whether a branch should let the backward compute out again instead of keeping it."""
-    return packed.device.type == "cpu" and not _keeping_output
+    """Whether a branch should let the backward compute out again instead of keeping it: where the C++
+    kernels run, whose backward has it at hand. In 16 bits a library does, and would attend twice."""
+    on_cpu = packed.device.type == "cpu" and packed.dtype == torch.float32
+    return on_cpu and not _keeping_output
 
 
 _keeping_output = False
