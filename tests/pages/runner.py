@@ -17,7 +17,7 @@ from eva_fast.cli.main import read
 from eva_fast.compat import run_eva_pretraining
 from eva_fast.config import Config
 from tests.pages.blocks import RUN, SHOWN, Block, commands, ours
-from tests.pages.small import here
+from tests.pages.small import here, planning
 
 SECONDS = 120
 OFFICIAL = "eva_fast.compat.run_eva_pretraining"
@@ -92,7 +92,8 @@ def type_command(command: str) -> str:
     with mock.patch.dict(os.environ, own), contextlib.redirect_stdout(io.StringIO()) as printed:
         if (known := ours(command)) is not None:
             assert not SHELL.search(re.sub(r"'[^']*'|\{\d+\.\.\d+\}", "", command)), "needs a shell"
-            cli.main(known)
+            with planning() if known[:1] == ["plan"] else contextlib.nullcontext():
+                cli.main(known)
         elif OFFICIAL in words:
             run_eva_pretraining.main(words[words.index(OFFICIAL) + 1 :])
         elif script := next((w for w in words[1:] if w.endswith(".py")), None):

@@ -4,6 +4,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 from eva_fast.config import Config
 from eva_fast.presets import with_defaults
@@ -12,6 +13,8 @@ ABSOLUTE = re.compile(r"(?<![\w./~-])/(?=(data|weights|checkpoints|path/to)\b)")
 HUBS = re.compile(r"(openai|open_clip|hf|timm|torchvision)/[^:]*$")
 A_CLIP = "ViT-L-14.pt"  # of `materials`
 FEW_STEPS, FEW_IMAGES = 8, 8
+PLANNED_IMAGES = 512  # a multiple of every page's number of GPUs
+WHOLE = Config.from_options
 SIZES = dict(embed_dim=32, num_heads=2)
 OWN_SIZES = dict(depth=2, mlp_hidden=64)
 DECODER = dict(decoder_dim=32, decoder_depth=1, decoder_heads=2)
@@ -50,6 +53,19 @@ def small(options: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+def small_plan(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a plan, whose hardware is not this CPU, and whose batch many GPUs can share."""
+    device = options.get("device", "auto")
+    return {**small(options), "batch_size": PLANNED_IMAGES, "device": device}
+
+
+@contextlib.contextmanager
+def planning() -> Iterator[None]:
+    """Within `all_small`: meanwhile options are of a plan."""
+    with mock.patch.object(Config, "from_options", lambda options: WHOLE(small_plan(options))):
+        yield
+
+
 def _is_a_vit(name: str) -> bool:
     return bool(re.match(r"(timm/)?(naflex)?(vit|deit|eva|beit|samvit)", name))
 
@@ -68,12 +84,12 @@ def narrow(create: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def all_small(monkeypatch: Any) -> Iterator[None]:
+def all_small() -> Iterator[None]:
     """Meanwhile every run of this process is small, and so are timm's ViTs."""
     import timm
 
-    whole = Config.from_options
-    with monkeypatch.context() as patched:
-        patched.setattr(Config, "from_options", lambda options: whole(small(options)))
-        patched.setattr(timm, "create_model", narrow(timm.create_model))
+    with (
+        mock.patch.object(Config, "from_options", lambda options: WHOLE(small(options))),
+        mock.patch.object(timm, "create_model", narrow(timm.create_model)),
+    ):
         yield

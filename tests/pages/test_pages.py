@@ -27,7 +27,7 @@ def folder(files, tmp_path, monkeypatch):
     monkeypatch.chdir(home)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     known = {op.name for op in registry.ops()}
-    with all_small(monkeypatch):
+    with all_small():
         yield home
     for op in [op for op in registry.ops() if op.name not in known]:
         registry.forget(op)
