@@ -11,6 +11,7 @@ def check(
     limit: int = 10_000,
     image_size: int = 224,
     patch_size: int = 14,
+    channels: int = 3,
     max_megapixels: float = MAX_MEGAPIXELS,
     gpu_images_per_second: float | None = None,
     contact_sheet: Path | None = None,
@@ -23,6 +24,7 @@ def check(
         limit: images to decode, spread by chance; 0 for all.
         image_size: side of the crops that are timed and drawn, in pixels.
         patch_size: side of a patch in pixels.
+        channels: of the images, as --channels of pretrain.
         max_megapixels: images of more million pixels count as unreadable, as in training.
         gpu_images_per_second: a training speed, to say how many cores feed it.
         contact_sheet: write a PNG of crops and their masks here.
@@ -32,7 +34,7 @@ def check(
     from eva_fast.data.check import render
 
     found = make_check(
-        data, limit=limit or None, image_size=image_size, patch_size=patch_size,
+        data, limit=limit or None, image_size=image_size, patch_size=patch_size, channels=channels,
         max_megapixels=max_megapixels, gpu_images_per_second=gpu_images_per_second,
         contact_sheet=contact_sheet,
     )  # fmt: skip

@@ -14,6 +14,9 @@ from PIL import Image
 
 from eva_fast.data.check_report import render
 from eva_fast.data.check_samples import draw, images, images_per_second
+from eva_fast.data.config import DataConfig
+from eva_fast.data.decode.bands import kind_of, read_bands
+from eva_fast.data.decode.formats import reading_arrays
 from eva_fast.data.decode.limits import MAX_MEGAPIXELS
 from eva_fast.data.decode.pillow import look
 from eva_fast.data.loader.loader import build_loader
@@ -21,6 +24,7 @@ from eva_fast.data.loader.maker import Bad
 from eva_fast.data.loader.order import permute
 from eva_fast.data.loader.streamfeed import flat, has_stream
 from eva_fast.data.progress import progress
+from eva_fast.data.samples.bands import BandsField
 from eva_fast.data.samples.fields import Field
 from eva_fast.data.samples.image import ImageField
 from eva_fast.data.samples.mask import BlockMasker
@@ -46,6 +50,7 @@ def check(
     image_size: int = 224,
     patch_size: int = 14,
     mask_ratio: float = 105 / 256,
+    channels: int = 3,
     max_megapixels: float = MAX_MEGAPIXELS,
     gpu_images_per_second: float | None = None,
     contact_sheet: str | os.PathLike | None = None,
@@ -57,6 +62,8 @@ def check(
         data, split: as for `open_source`.
         limit: images to decode, spread over the data set by chance; None decodes them all.
         image_size, patch_size, mask_ratio: of the samples timed and drawn.
+        channels: of the images, as training has it: others count as unreadable, and where it is not 3
+            arrays (.npy) and the bands of TIFF are images.
         max_megapixels: images of more million pixels count as unreadable, as in training.
         gpu_images_per_second: a training speed, to say how many cores feed it.
         contact_sheet: where to write a PNG of up to 24 crops beside their masks.
@@ -78,27 +85,42 @@ def check(
         raise UsageError(f"gpu_images_per_second must be above 0, got {gpu_images_per_second}")
     if contact_sheet is not None and Path(contact_sheet).is_dir():
         raise UsageError(f"contact_sheet must be a file to write, {contact_sheet} is a folder")
-    source = open_source(data, split)
+    prepared = DataConfig(channels=channels)
     side = image_size // patch_size
     masker = BlockMasker(
         (side, side), max(1, round(mask_ratio * side * side)), max(1, side * side // 16)
     )
-    crop = ImageField(image_size, max_megapixels=max_megapixels)
+    crop: ImageField | BandsField = (
+        ImageField(image_size, max_megapixels=max_megapixels)
+        if channels == 3
+        else BandsField(*prepared.statistics, image_size, max_megapixels=max_megapixels)
+    )
+    with reading_arrays(channels != 3):
+        result = _found(open_source(data, split), limit, crop, masker, seed, contact_sheet)
+    rate = result["images_per_second_per_core"]
+    result["gpu_images_per_second"] = gpu_images_per_second
+    needs = gpu_images_per_second and rate
+    result["cores_needed"] = math.ceil(gpu_images_per_second / rate) if needs else None  # type: ignore[operator]
+    return result
+
+
+def _found(
+    source: Source, limit: int | None, crop: "ImageField | BandsField", masker: BlockMasker, seed: int,
+    contact_sheet: str | os.PathLike | None,
+) -> dict[str, Any]:  # fmt: skip
+    """What `check` says of the images alone."""
     chosen, share = _spread_by_chance(source, limit, seed)
     tally = _read(chosen, share, crop, seed, total=min(limit or len(source), len(source)))
     if not tally.checked:
         raise UsageError("no image found in the data")
     result = _summary(source, tally)
     good = images(chosen, tally.good, seed, share)
-    rate = images_per_second(good, crop.cropper, masker, seed) if good else 0.0
+    rate = images_per_second(good, crop, masker, seed) if good else 0.0
     result["images_per_second_per_core"] = round(rate, 1)
-    result["gpu_images_per_second"] = gpu_images_per_second
-    needs = gpu_images_per_second and rate
-    result["cores_needed"] = math.ceil(gpu_images_per_second / rate) if needs else None  # type: ignore[operator]
     result["contact_sheet"] = None
     if contact_sheet is not None and good:
         with writing_to(contact_sheet, "contact_sheet"):
-            draw(Path(contact_sheet), good[:_DRAWN], crop.cropper, masker, seed)
+            draw(Path(contact_sheet), good[:_DRAWN], crop, masker, seed)
         result["contact_sheet"] = str(contact_sheet)
     return result
 
@@ -141,9 +163,9 @@ class _Seen(Field):
     Training may decode only the part of a file that a crop needs; here all of it is decoded too.
     """
 
-    def __init__(self, max_megapixels: float) -> None:
+    def __init__(self, max_megapixels: float, channels: int) -> None:
         super().__init__("seen", np.uint8, most=4096, on_device=False)
-        self.max_megapixels = max_megapixels
+        self.max_megapixels, self.channels = max_megapixels, channels
 
     def make(self, item: Item, seed: int, out: np.ndarray) -> int:
         label = item.get("label")
@@ -157,6 +179,10 @@ class _Seen(Field):
             return {"format": "tensor", "mode": "", "size": (data.shape[-1], data.shape[-2])}
         if isinstance(data, Image.Image):
             return {"format": data.format or "PIL image", "mode": data.mode, "size": data.size}
+        if self.channels != 3:
+            bands = read_bands(data, self.channels, self.max_megapixels)
+            size = bands.shape[:0:-1]
+            return {"format": kind_of(data), "mode": "", "size": size, "bytes": len(data)}
         form, mode, size = look(data, self.max_megapixels)
         return {"format": form, "mode": mode, "size": size, "bytes": len(data)}
 
@@ -196,11 +222,13 @@ class _Tally:
             self.unreadable.append({"name": bad.name, "reason": bad.reason})
 
 
-def _read(source: Source, share: int | None, crop: ImageField, seed: int, total: int) -> _Tally:
+def _read(
+    source: Source, share: int | None, crop: ImageField | BandsField, seed: int, total: int
+) -> _Tally:
     """Every image of `source` once, through the loader that training uses."""
     tally = _Tally(crop.cropper.size)
     loader = build_loader(
-        source, [crop, _Seen(crop.cropper.max_megapixels)], batch_size=_BATCH, seed=seed,
+        source, [crop, _Seen(crop.cropper.max_megapixels, crop.shape[0])], batch_size=_BATCH, seed=seed,
         order="once", limit=share, workers=min(cpu_count(), total // 16),
         on_bad=tally.add_bad, max_bad_fraction=1.0,
     )  # fmt: skip

@@ -32,6 +32,7 @@ from eva_fast.evaluation.students import (
     Student,
     find_weights,
     load_student,
+    prepared_as,
     run_config,
     untrained,
 )
@@ -89,7 +90,7 @@ def evaluate(
     probes = check_probes(probe)
     weights = find_weights(run_or_weights)
     where = choose_device(device)
-    prepared = _preparation(run_config(weights))
+    prepared = prepared_as(run_config(weights))
     bands = None if prepared.channels == 3 else prepared.statistics
     with reading_arrays(bands is not None):
         sources = open_labelled(data)
@@ -121,12 +122,6 @@ def evaluate(
     file = _beside(run_or_weights, weights) if out is None else user_path(out)
     _write(file, result.to_dict())
     return result
-
-
-def _preparation(config: dict[str, Any]) -> DataConfig:
-    """What a run's options say of its images' channels."""
-    mean, std = (None if config.get(n) is None else tuple(config[n]) for n in ("mean", "std"))
-    return DataConfig(channels=config.get("channels", 3), mean=mean, std=std)
 
 
 def _extractors(

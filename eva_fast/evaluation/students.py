@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from eva_fast.data.config import DataConfig
 from eva_fast.documents import read_yaml
 from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.keywords import AnyPath
@@ -83,6 +84,12 @@ def run_config(weights: Path) -> dict[str, Any]:
         return {}
     options = read_yaml(path)
     return options if isinstance(options, dict) else {}
+
+
+def prepared_as(options: dict[str, Any]) -> DataConfig:
+    """What a run's options say of its images' channels."""
+    mean, std = (None if options.get(n) is None else tuple(options[n]) for n in ("mean", "std"))
+    return DataConfig(channels=options.get("channels", 3), mean=mean, std=std)
 
 
 def load_student(weights: Path, device: torch.device) -> Student:

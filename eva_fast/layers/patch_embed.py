@@ -89,11 +89,13 @@ class PatchEmbed(nn.Module):
 
 class KeptPatchEmbed(nn.Module):
     """Patch convolution, CLS and fixed positions of the patches that are kept, the gather before the
-    GEMM: [B, 3, H, W] -> [B, K + 1, D]."""
+    GEMM: [B, C, H, W] -> [B, K + 1, D]."""
 
-    def __init__(self, patch_size: int, embed_dim: int, mean: Channels, std: Channels):
+    def __init__(
+        self, patch_size: int, embed_dim: int, mean: Channels, std: Channels, channels: int = 3
+    ):
         super().__init__()
-        self.proj = PatchConv(3, embed_dim, patch_size, patch_size)
+        self.proj = PatchConv(channels, embed_dim, patch_size, patch_size)
         self.mean, self.std = mean, std
 
     def forward(

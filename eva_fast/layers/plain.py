@@ -99,12 +99,14 @@ class PatchEmbed(nn.Module):
 
 
 class KeptPatchEmbed(nn.Module):
-    """Patch convolution, CLS and fixed positions, then the patches that are kept: [B, 3, H, W] ->
+    """Patch convolution, CLS and fixed positions, then the patches that are kept: [B, C, H, W] ->
     [B, K + 1, D]."""
 
-    def __init__(self, patch_size: int, embed_dim: int, mean: Channels, std: Channels):
+    def __init__(
+        self, patch_size: int, embed_dim: int, mean: Channels, std: Channels, channels: int = 3
+    ):
         super().__init__()
-        self.proj = nn.Conv2d(3, embed_dim, patch_size, patch_size)
+        self.proj = nn.Conv2d(channels, embed_dim, patch_size, patch_size)
         self.mean, self.std = mean, std
 
     def forward(

@@ -67,7 +67,9 @@ class MaeEncoder(VitStudent):
         super().__init__(sizes, compute_dtype, kernels)
         kit, dim = self.kit, sizes.embed_dim
         self.statistics = statistics
-        self.patch_embed = kit.KeptPatchEmbed(sizes.patch_size, dim, *STATISTICS[statistics])
+        self.patch_embed = kit.KeptPatchEmbed(
+            sizes.patch_size, dim, *STATISTICS[statistics], sizes.channels
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.register_buffer("pos_embed", position_table(sizes.grid, dim))
         self.blocks = nn.ModuleList(

@@ -28,6 +28,7 @@ class Mae(MaskedFeatures):
     name = "mae"
     capturable = True
     variants = ("normalize",)
+    any_channels = True
 
     def sample(self, setting: Setting) -> list[Field]:
         return [*super().sample(setting), *uniform_masks(setting)]

@@ -121,15 +121,26 @@ def visible(images: Tensor) -> Tensor:
     or one as grey, or two as red and green, each stretched from its darkest to its brightest percent."""
     if images.dtype == torch.uint8 or not images.is_floating_point():
         return images
+    return as_bytes(images, of=images)[0]
+
+
+def as_bytes(*pictures: Tensor, of: Tensor) -> list[Tensor]:
+    """`visible` of several floats [n,C,S,S], all stretched as the images `of` are."""
+    flat = _colours(of).transpose(0, 1).flatten(1)
+    low, high = torch.quantile(flat, torch.tensor([0.01, 0.99]), dim=1)[:, :, None, None]
+    span = torch.where(high > low, high - low, torch.ones_like(high))
+    units = [torch.nan_to_num((_colours(picture) - low) / span) for picture in pictures]
+    return [(unit.clamp(0, 1) * 255).round().to(torch.uint8) for unit in units]
+
+
+def _colours(images: Tensor) -> Tensor:
+    """float32 [n,3,S,S] on the CPU: nan where there is no third channel."""
     shown = images[:, :3].float().cpu()
     if shown.shape[1] == 1:
-        shown = shown.expand(-1, 3, -1, -1)
-    elif shown.shape[1] == 2:
-        shown = torch.cat((shown, torch.full_like(shown[:, :1], torch.nan)), dim=1)
-    flat = shown.transpose(0, 1).flatten(1)
-    low, high = torch.quantile(flat, torch.tensor([0.01, 0.99]), dim=1)[:, :, None, None]
-    unit = (shown - low) / torch.where(high > low, high - low, torch.ones_like(high))
-    return (torch.nan_to_num(unit).clamp(0, 1) * 255).round().to(torch.uint8)
+        return shown.expand(-1, 3, -1, -1)
+    if shown.shape[1] == 2:
+        return torch.cat((shown, torch.full_like(shown[:, :1], torch.nan)), dim=1)
+    return shown
 
 
 def cell_side(side: int) -> int:

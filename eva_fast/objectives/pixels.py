@@ -17,7 +17,7 @@ from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD
 from eva_fast.layers.patch_embed import patch_rows
 from eva_fast.model import MaeEncoder, MaskedAutoencoder
 from eva_fast.objectives.base import Objective
-from eva_fast.objectives.picture import GREY, save_columns
+from eva_fast.objectives.picture import GREY, as_bytes, save_columns
 from eva_fast.objectives.setting import Setting
 from eva_fast.objectives.visible import uniform_masks
 
@@ -30,6 +30,7 @@ class Pixels(Objective):
 
     name = "pixels"
     capturable = True
+    any_channels = True
     statistics = "imagenet"
     perfect = 0.0
     norm_pix = True
@@ -38,7 +39,7 @@ class Pixels(Objective):
         return [*super().sample(setting), *uniform_masks(setting)]
 
     def build(self, setting: Setting, teacher: nn.Module | None) -> MaskedAutoencoder:
-        width = 3 * setting.vit.patch_size**2
+        width = setting.vit.channels * setting.vit.patch_size**2
         self.norm_pix = setting.config.objective.norm_pix
         return setting.autoencoder(width, DECODER_DEPTH, self.statistics)
 
@@ -70,29 +71,34 @@ class Pixels(Objective):
         network = cast(MaskedAutoencoder, module)
         patch, images = network.sizes.patch_size, batch.images
         every = torch.arange(network.sizes.num_patches, device=images.device, dtype=torch.int32)
+        channels = images.shape[1]
         true = pixel_targets(images, every.expand(len(images), -1), patch, norm_pix=False)
         painted = network(images, batch.visible).float()
         if self.norm_pix:
             painted = painted * _deviation(true) + true.mean(-1, keepdim=True)
         mask = torch.zeros(true.shape[:2], dtype=torch.bool, device=images.device)
         mask = mask.scatter(1, batch.mask.long(), True)[..., None]
-        shown = _as_images(torch.where(mask, painted, true), patch, network.grid)
-        hidden = _as_images(mask.expand_as(true).float(), patch, network.grid, raw=True) > 0
+        shown = _as_images(torch.where(mask, painted, true), patch, channels, network.grid)
+        hidden = _as_images(mask.expand_as(true).float(), patch, channels, network.grid)[:, :1] > 0
+        if images.dtype == torch.uint8:
+            shown = _unnormalised(shown)
+        else:  # each channel from its darkest to its brightest, of the images alike
+            images, shown = as_bytes(images, shown, of=images)
         grey = images.new_tensor(GREY).view(3, 1, 1)
-        visible = torch.where(hidden, grey, images)
+        visible = torch.where(hidden.to(images.device), grey, images)
         save_columns(path, {"image": images, "visible": visible, "reconstruction": shown})
 
 
 def pixel_targets(images: Tensor, patches: Tensor, patch: int, *, norm_pix: bool) -> Tensor:
-    """What the decoder paints, float32 [B,K,3 P P] in (row, column, channel) order, of the patches int32
+    """What the decoder paints, float32 [B,K,C P P] in (row, column, channel) order, of the patches int32
     [B,K]; images are uint8, which ImageNet's statistics normalise, or floats normalised already."""
     rows = patch_rows(images, patch, torch.float32, IMAGENET_MEAN, IMAGENET_STD, patches)
-    rows = rows.unflatten(-1, (3, -1)).transpose(-1, -2).flatten(-2)
+    rows = rows.unflatten(-1, (images.shape[1], -1)).transpose(-1, -2).flatten(-2)
     return (rows - rows.mean(-1, keepdim=True)) / _deviation(rows) if norm_pix else rows
 
 
 def pixel_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean over dropped patches of the mean square over a patch, float32 scalar. prediction [M,3 P P],
+    """Mean over dropped patches of the mean square over a patch, float32 scalar. prediction [M,C P P],
     target of as many numbers."""
     return F.mse_loss(prediction.float(), target.view(prediction.shape))
 
@@ -102,11 +108,13 @@ def _deviation(rows: Tensor) -> Tensor:
     return (rows.var(-1, keepdim=True) + EPS).sqrt()
 
 
-def _as_images(rows: Tensor, patch: int, grid: tuple[int, int], *, raw: bool = False) -> Tensor:
-    """uint8 [B,3,H,W] of normalised rows [B,N,3 P P]; `raw`: the numbers as they are."""
-    tiles = rows.unflatten(1, grid).unflatten(3, (patch, patch, 3))  # b i j u v c
-    images = tiles.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
-    if raw:
-        return images
-    mean, std = (rows.new_tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+def _as_images(rows: Tensor, patch: int, channels: int, grid: tuple[int, int]) -> Tensor:
+    """[B,C,H,W] of rows [B,N,C P P]."""
+    tiles = rows.unflatten(1, grid).unflatten(3, (patch, patch, channels))  # b i j u v c
+    return tiles.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def _unnormalised(images: Tensor) -> Tensor:
+    """uint8 [B,3,H,W] of what ImageNet's statistics normalised."""
+    mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return ((images * std + mean).clamp(0, 1) * 255).round().byte()

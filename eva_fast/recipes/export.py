@@ -15,6 +15,8 @@ from eva_fast.evaluation.students import (
     find_weights,
     load_checkpoint,
     load_student,
+    prepared_as,
+    run_config,
     untrained,
 )
 from eva_fast.files import writing_to
@@ -65,10 +67,23 @@ def export(
     model = _resized(_student(given), img_size, patch_size, resize)
     with writing_to(path):
         if not isinstance(model, VqKd | TokenViT):
-            return weights.export(model, path, format, DTYPES[dtype])
+            return weights.export(model, path, format, DTYPES[dtype], _statistics(given, model))
         if dtype != "float32":
             raise UsageError("tokenizers and students of tokens are exported in float32")
         return weights.export_codes(model, path, format)
+
+
+def _statistics(source: Path, model: Student) -> weights.ChannelStatistics | None:
+    """What a run's options say of images with other than three channels; None of three, and where
+    there are no options."""
+    channels = getattr(model.sizes, "channels", 3)
+    if (source / checkpoint.STATE).is_file():
+        options = checkpoint.options_in(source)
+    else:
+        options = run_config(source if source.is_file() else source / WEIGHTS)
+    if channels == 3 or options.get("channels") != channels:
+        return None
+    return prepared_as(options).statistics
 
 
 def _student(source: Path) -> Student:

@@ -141,7 +141,7 @@ def _check_student(setting: Setting, objective: Objective) -> None:
     if data.channels != 3 and not objective.any_channels:
         raise UsageError(
             f"the objective {objective.name!r} is of images with three channels, not {data.channels}: "
-            "'eva' and 'fd' take others"
+            "'eva', 'fd', 'mae' and 'pixels' take others"
         )
     for option in VARIANT_OPTIONS:
         said = getattr(setting.config.model, option)

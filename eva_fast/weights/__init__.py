@@ -18,7 +18,7 @@ from eva_fast.weights.backbone import (
 )
 from eva_fast.weights.code_formats import export_codes
 from eva_fast.weights.codes import CODEBOOK, code_model, holds_codes, write_code_model
-from eva_fast.weights.formats import FOLDERS, FORMATS, Exported, export
+from eva_fast.weights.formats import FOLDERS, FORMATS, ChannelStatistics, Exported, export
 from eva_fast.weights.reader import Weights, read
 from eva_fast.weights.resize import RESIZES, resize_patches, resize_positions
 from eva_fast.weights.student import (
@@ -42,6 +42,7 @@ __all__ = [
     "FOLDERS",
     "FORMATS",
     "RESIZES",
+    "ChannelStatistics",
     "Exported",
     "Weights",
     "code_model",

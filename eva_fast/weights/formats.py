@@ -28,6 +28,7 @@ from eva_fast.layers.block import LAYER_NORM_EPS
 from eva_fast.layers.inputs import STATISTICS
 from eva_fast.model import Backbone, BeitViT, EvaViT, MaeEncoder, ModelSizes, SwinSizes, SwinV2
 from eva_fast.model.networks.timm import mlp_ratio
+from eva_fast.model.networks.torchvision import IN_CHANS, first_convolution
 from eva_fast.weights import naming
 from eva_fast.weights.backbone import write_backbone
 from eva_fast.weights.student import PRETRAINING_ONLY, write_student
@@ -46,6 +47,10 @@ TORCH_SUFFIXES = (".pt", ".pth")
 TEXT = dict(context_length=77, vocab_size=49408, width=512, heads=8, layers=12)
 
 
+ChannelStatistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and deviation, a number a channel."""
+
+
 @dataclass(frozen=True)
 class Exported:
     """What was written, and how the other library loads it."""
@@ -62,6 +67,7 @@ def export(
     out: str | os.PathLike[str],
     format: str = "official",
     dtype: torch.dtype = torch.float32,
+    statistics: ChannelStatistics | None = None,
 ) -> Exported:
     """Writes a student for another library.
 
@@ -75,6 +81,8 @@ def export(
         out: the file, or for the last three the folder; what it held under the same names is replaced.
         dtype: of the numbers; other than float32 for the official code alone, whose published files are
             in float16: the other libraries cast when they load.
+        statistics: mean and deviation of each channel that images with other than three are prepared
+            with; the folder of the format hf says them.
 
     UsageError for an unknown format or a folder's name that is a file's; OSError where it cannot be
     written.
@@ -84,10 +92,16 @@ def export(
     path = Path(out).absolute()
     if format in FOLDERS and path.exists() and not path.is_dir():
         raise UsageError(f"format {format} is a folder, and {path} is a file; choose another out=")
-    if isinstance(model, EvaViT) and model.sizes.channels != 3 and format not in FILES:
+    channels = 3 if isinstance(model, SwinV2) else model.sizes.channels
+    if channels != 3 and format == "open_clip":
         raise UsageError(
-            f"format {format} says how images with three channels are prepared, and these have "
-            f"{model.sizes.channels}: the student is written as {' or '.join(FILES)}"
+            f"open_clip reads images with three channels, and these have {channels}: the student is "
+            f"written as {', '.join(name for name in FORMATS if name != format)}"
+        )
+    if channels != 3 and format == "hf" and statistics is None:
+        raise UsageError(
+            f"format hf says how images are prepared, and nothing says it of these with {channels} "
+            "channels: export the run's folder, whose config.yaml does"
         )
     if not isinstance(model, EvaViT) and format not in FILES:
         kinds = {
@@ -110,6 +124,8 @@ def export(
         return _timm_beit(model, path)
     if isinstance(model, SwinV2):
         return _timm_swin(model, path)
+    if format == "hf":
+        return _hf(model, path, statistics)
     return FORMATS[format](model, path)
 
 
@@ -122,13 +138,25 @@ def _backbone(model: Backbone, path: Path) -> Exported:
         write_backbone(model, path)
         imports, load = "from safetensors.torch import load_file", f"load_file({_text(path)})"
     family, _, name = model.sizes.name.partition("/")
-    arguments = "".join(f", {key}={value!r}" for key, value in model.sizes.arguments)
+    given = dict(model.sizes.arguments)
+    exchanged = ""
+    if family == "torchvision" and given.pop(IN_CHANS, None):
+        conv_name, conv = first_convolution(model.network)
+        bias = conv.bias is not None
+        exchanged = (
+            f"model.set_submodule({_text(conv_name)}, torch.nn.Conv2d(\n"
+            f"    {conv.in_channels}, {conv.out_channels}, {conv.kernel_size}, {conv.stride}, "
+            f"{conv.padding}, bias={bias}\n))\n"
+        )
+    arguments = "".join(f", {key}={value!r}" for key, value in given.items())
     if family == "timm":
         imports = f"import timm\n{imports}"
         build = f"timm.create_model({_text(name)}, num_classes=0{arguments})"
         gives = "# model.forward_features(images): what was trained\n"
     else:
         imports += "\nfrom torchvision.models import get_model"
+        if exchanged and not imports.startswith("import torch\n"):
+            imports = f"import torch\n{imports}"
         build = f"get_model({_text(name)}, weights=None{arguments})"
         gives = "# its classifier is a fresh one\n"
     prepared = f"normalised by mean {model.mean} and std {model.std}"
@@ -136,7 +164,7 @@ def _backbone(model: Backbone, path: Path) -> Exported:
         prepared = "less the mean and over the std of the run"
     return Exported(
         path,
-        f"{imports}\n\nmodel = {build}\nmodel.load_state_dict({load})\nmodel.eval()\n"
+        f"{imports}\n\nmodel = {build}\n{exchanged}model.load_state_dict({load})\nmodel.eval()\n"
         f"# images {prepared}\n{gives}",
     )
 
@@ -163,7 +191,7 @@ def _timm_vit(model: MaeEncoder, path: Path, dtype: torch.dtype) -> Exported:
     _timm_file(tensors, path, lambda: write_student(model, path, tensors, dtype))
     arguments = {**timm_arguments(model.sizes), "fc_norm": False}
     del arguments["use_fc_norm"]
-    return _timm_snippet(TIMM_VIT, arguments, path, model.statistics)
+    return _timm_snippet(TIMM_VIT, arguments, path, model.statistics, model.sizes.channels)
 
 
 def timm_swin_arguments(sizes: SwinSizes) -> dict[str, Any]:
@@ -202,7 +230,8 @@ def _timm_beit(model: BeitViT, path: Path) -> Exported:
     """One file for timm's `Beit`, whose names are the official ones."""
     state = model.official_state_dict()
     _timm_file({k: v for k, v in state.items() if k not in PRETRAINING_ONLY}, path)
-    return _timm_snippet(TIMM_BEIT, timm_beit_arguments(model.sizes), path, "imagenet")
+    arguments = timm_beit_arguments(model.sizes)
+    return _timm_snippet(TIMM_BEIT, arguments, path, "imagenet", model.sizes.channels)
 
 
 def _official(model: EvaViT | SwinV2 | BeitViT, path: Path, dtype: torch.dtype) -> Exported:
@@ -243,6 +272,7 @@ def _in_dtype(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
     return state
 
 
+OWN_STATISTICS = "# images less the mean and over the std of the run\n"
 _TIMM_GIVES = (
     "# model.forward_features(images): all tokens after the last norm, class token first, [B,T,D]\n"
     "# model(images): the mean of the patch tokens, [B,D]\n"
@@ -269,21 +299,19 @@ def _timm_file(
 
 def _timm(model: EvaViT, path: Path) -> Exported:
     _timm_file(_plain(model, naming.timm.EVA), path)
-    found = _timm_snippet(TIMM_MODEL, timm_arguments(model.sizes), path, model.variant.normalize)
-    return found if model.sizes.channels == 3 else _of_channels(found)
+    arguments = timm_arguments(model.sizes)
+    normalised = model.variant.normalize
+    return _timm_snippet(TIMM_MODEL, arguments, path, normalised, model.sizes.channels)
 
 
-def _of_channels(written: Exported) -> Exported:
-    """With what is said of images with other than three channels."""
-    said = "# images less the mean and over the std of the run\n"
-    return Exported(written.path, written.snippet.replace(_TIMM_GIVES, said + _TIMM_GIVES))
-
-
-def _timm_snippet(name: str, arguments: dict[str, Any], path: Path, statistics: str) -> Exported:
+def _timm_snippet(
+    name: str, arguments: dict[str, Any], path: Path, statistics: str, channels: int = 3
+) -> Exported:
     options = dict(num_classes=0, **arguments, checkpoint_path=str(path))
     lines = "".join(f"    {key}={_text(value)},\n" for key, value in options.items())
     mean, std = STATISTICS[statistics]
     inputs = f"# images normalised by mean {mean} and std {std}\n" if statistics != "clip" else ""
+    inputs = inputs if channels == 3 else OWN_STATISTICS
     return Exported(
         path,
         f'import timm\n\nmodel = timm.create_model(\n    "{name}",\n{lines}).eval()\n'
@@ -292,8 +320,8 @@ def _timm_snippet(name: str, arguments: dict[str, Any], path: Path, statistics: 
     )
 
 
-def _hf(model: EvaViT, folder: Path) -> Exported:
-    _timm_folder(model, folder)
+def _hf(model: EvaViT, folder: Path, statistics: ChannelStatistics | None = None) -> Exported:
+    _timm_folder(model, folder, statistics)
     return Exported(
         folder,
         "import timm\n\n"
@@ -313,6 +341,7 @@ def _hf_vit(model: EvaViT, folder: Path) -> Exported:
         model_type="vit",
         image_size=sizes.img_size,
         patch_size=sizes.patch_size,
+        num_channels=sizes.channels,
         hidden_size=sizes.embed_dim,
         num_hidden_layers=sizes.depth,
         num_attention_heads=sizes.num_heads,
@@ -336,13 +365,15 @@ def _hf_vit(model: EvaViT, folder: Path) -> Exported:
         image_std=std,
     )
     _write_json(folder / "config.json", config)
-    _write_json(folder / "preprocessor_config.json", images)
+    if sizes.channels == 3:  # the library prepares no others
+        _write_json(folder / "preprocessor_config.json", images)
     write(folder / WEIGHTS, _plain(model, naming.hf.VIT), {"format": "pt"})
     return Exported(
         folder,
         "from transformers import ViTModel\n\n"
         f"model = ViTModel.from_pretrained({_text(folder)}, add_pooling_layer=False).eval()\n"
-        "# model(images).last_hidden_state: all tokens after the last norm, [B,T,D]\n",
+        + ("" if sizes.channels == 3 else OWN_STATISTICS)
+        + "# model(images).last_hidden_state: all tokens after the last norm, [B,T,D]\n",
     )
 
 
@@ -392,12 +423,12 @@ def _plain(model: EvaViT, names: naming.Naming) -> dict[str, Tensor]:
     return names.write(model.official_state_dict())
 
 
-def _timm_folder(model: EvaViT, folder: Path) -> None:
+def _timm_folder(model: EvaViT, folder: Path, statistics: ChannelStatistics | None = None) -> None:
     """What timm reads of a folder: the model's name and arguments, preprocessing, weights."""
-    sizes, (mean, std) = model.sizes, STATISTICS[model.variant.normalize]
+    sizes, (mean, std) = model.sizes, statistics or STATISTICS[model.variant.normalize]
     pretrained = dict(
         num_classes=0,
-        input_size=(3, sizes.img_size, sizes.img_size),
+        input_size=(sizes.channels, sizes.img_size, sizes.img_size),
         fixed_input_size=True,
         mean=mean,
         std=std,

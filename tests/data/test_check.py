@@ -111,3 +111,29 @@ def test_wrong_settings(tmp_path):
         check("builtin", contact_sheet=tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         check(tmp_path / "nowhere")
+
+
+def test_images_of_other_channels(tmp_path):
+    """Arrays and bands count, and what has three channels does not."""
+    folder, rng = tmp_path / "scenes", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(5):
+        np.save(folder / f"{number}.npy", rng.integers(0, 65536, (5, 40, 60), dtype=np.uint16))
+    (folder / "photo.jpg").write_bytes(encoded(6, (300, 200)))
+    sheet = tmp_path / "sheet.png"
+    result = check(
+        folder,
+        channels=5,
+        image_size=32,
+        patch_size=8,
+        contact_sheet=sheet,
+        gpu_images_per_second=9,
+    )
+    assert result["formats"] == {"NPY": 5} and (result["checked"], result["images"]) == (6, 6)
+    assert result["width"]["max"] == 60 and result["height"]["max"] == 40
+    assert result["unreadable_count"] == 1
+    assert "3 channels, and the run reads 5" in result["unreadable"][0]["reason"]
+    assert result["cores_needed"] == 1 and "NPY 5" in told(result)
+    with Image.open(sheet) as image:
+        assert image.width > 4 * 64 and np.asarray(image).std() > 10
+    assert check(folder, image_size=32, patch_size=8)["formats"] == {"JPEG": 1}

@@ -27,10 +27,14 @@ TINY = dict(
 )  # fmt: skip
 VIT = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_hidden=48)
 FIVE = dict(channels=5, teacher_channels=(4, 2, 0), mean=(0.5,) * 5, std=(0.3, 0.3, 0.3, 0.3, 0.2))
+SMALL = dict(decoder_dim=32, decoder_depth=1, decoder_heads=2)
 RUNS = {
     "own": dict(VIT, **FIVE, model="eva_ti_patch8_32"),
     "timm": dict(VIT, **FIVE, model="timm/vit_tiny_patch16_224"),
     "fd": dict(FIVE, model="timm/test_convnext", img_size=64, objective="fd"),
+    "torchvision": dict(FIVE, model="torchvision/shufflenet_v2_x0_5", img_size=64, objective="fd"),
+    "mae": dict(VIT, **FIVE, model="eva_ti_patch8_32", objective="mae", **SMALL),
+    "pixels": dict(VIT, **FIVE, model="eva_ti_patch8_32", objective="pixels", **SMALL),
 }
 
 
@@ -80,6 +84,10 @@ def test_it_learns_resumes_and_is_handed_on(trained, options, tmp_path):
         exec(export(source, tmp_path / f"{source.name}.pth", format="timm").snippet, space)
         with torch.no_grad():
             expected = trained.model.forward_features(images)
+            if "torchvision" in options["model"]:
+                network = trained.model.network
+                torch.testing.assert_close(space["model"](images), network(images))
+                continue
             found = space["model"].forward_features(images)
         found = found if found.ndim == 3 else found.flatten(2).mT
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -89,7 +97,7 @@ def test_it_learns_resumes_and_is_handed_on(trained, options, tmp_path):
     probed = json.loads((trained.out / "probes.jsonl").read_text())
     assert probed["step"] == 4 and probed["knn"] == result.student.accuracy["knn"]
     count = plan("h100", images=1000, **{k: v for k, v in options.items() if k != "data"}).count
-    if "timm" not in options["model"]:
+    if options["model"].startswith("eva") and "objective" not in options:
         assert count.parameters == parameter_count(trained.model.sizes)
 
 
@@ -178,17 +186,14 @@ def test_what_is_shown():
         (dict(channels=2, std=(1.0, 0.0)), "std must be above 0"),
         (dict(channels=5, decode="gpu"), "decode='gpu' is of JPEGs with three channels"),
         (dict(channels=5, data="builtin"), "the built-in drawings have three channels"),
-        (dict(channels=5, objective="mae"), "'mae' is of images with three channels"),
+        (dict(channels=5, objective="vqkd"), "'vqkd' is of images with three channels"),
+        (dict(channels=5, objective="tokens"), "'tokens' is of images with three channels"),
         (dict(channels=5), "teacher 'hog' sees three channels, and the images have 5"),
         (dict(channels=5, teacher_channels=(0, 1, 5)), "three numbers from 0 to 4"),
         (dict(teacher_channels=(0, 1, 2)), "teacher_channels is of images with other than three"),
         (
             dict(channels=5, objective="fd", model="swinv2_tiny_window4_64"),
             "other than three channels are of a ViT",
-        ),
-        (
-            dict(channels=5, objective="fd", model="torchvision/shufflenet_v2_x0_5"),
-            "takes no channels",
         ),
     ],
 )
@@ -198,3 +203,57 @@ def test_what_cannot_be_is_said_before_training(options, message, scenes, tmp_pa
     with pytest.raises(ValueError, match=message):
         eva_fast.pretrain(**given)
     assert not (out / "metrics.jsonl").exists()
+
+
+def test_pixels_of_all_channels_and_their_picture():
+    """What is painted is what was asked for, whatever the channels; a bright patch stays bright."""
+    from eva_fast.objectives.picture import as_bytes
+    from eva_fast.objectives.pixels import _as_images, pixel_targets
+
+    images = torch.randn(2, 5, 12, 12)
+    every = torch.arange(9, dtype=torch.int32).expand(2, -1)
+    rows = pixel_targets(images, every, 4, norm_pix=False)
+    assert rows.shape == (2, 9, 5 * 16)
+    assert torch.equal(_as_images(rows, 4, 5, (3, 3)), images)
+    one, brighter = as_bytes(images, images + 0.5, of=images)
+    assert (brighter >= one).all() and torch.equal(one, visible(images))
+
+
+def test_images_of_other_channels_than_the_run_are_one_error(scenes, tmp_path, caplog):
+    options = {**TINY, **RUNS["own"], "data": str(scenes), "steps": 1}
+    out = eva_fast.pretrain(out=tmp_path / "run", **options).out
+    caplog.clear()
+    with pytest.raises(ValueError, match="of the first 8 images none can be read: .*3 channels"):
+        evaluate(out)
+    assert not [r for r in caplog.records if "left out" in r.getMessage()]
+
+
+def test_folders_of_other_libraries(scenes, tmp_path):
+    """With the run's own statistics; open_clip has no place for such images."""
+    pytest.importorskip("transformers")
+    options = {**TINY, **RUNS["own"], "data": str(scenes), "steps": 1}
+    trained = eva_fast.pretrain(out=tmp_path / "run", **options)
+    out, images = trained.out, torch.randn(2, 5, 32, 32)
+    with torch.no_grad():
+        expected = trained.model.forward_features(images)
+    for format, extract in (
+        ("hf", lambda m: m.forward_features(images)),
+        ("hf-vit", lambda m: m(images).last_hidden_state),
+    ):
+        space: dict = {}
+        written = export(out, tmp_path / format, format=format)
+        exec(written.snippet, space)
+        with torch.no_grad():
+            torch.testing.assert_close(extract(space["model"]), expected, rtol=1e-5, atol=1e-5)
+        said = json.loads((written.path / "config.json").read_text())
+        if format == "hf":
+            assert said["pretrained_cfg"]["std"] == list(FIVE["std"])
+            assert said["pretrained_cfg"]["input_size"] == [5, 32, 32]
+        else:
+            assert said["num_channels"] == 5
+    with pytest.raises(ValueError, match="open_clip reads images with three channels"):
+        export(out, tmp_path / "clip", format="open_clip")
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((out / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="nothing says it of these with 5 channels"):
+        export(alone, tmp_path / "hf2", format="hf")

@@ -19,7 +19,7 @@ from eva_fast.evaluation.students import load_student
 from eva_fast.layers.inputs import IMAGENET_MEAN, IMAGENET_STD, normalise
 from eva_fast.model import MaeEncoder
 from eva_fast.objectives import open_objective
-from eva_fast.objectives.pixels import _as_images, pixel_targets
+from eva_fast.objectives.pixels import _as_images, _unnormalised, pixel_targets
 from eva_fast.recipes.export import export
 from eva_fast.train import TrainState, TrainStep
 from eva_fast.train.resolve import setting_of
@@ -196,7 +196,7 @@ def test_the_picture_puts_pixels_where_they_were(norm_pix):
         assert rows.mean(-1).abs().max() < 1e-6
         torch.testing.assert_close(rows.var(-1), torch.ones(2, 9), rtol=0, atol=1e-4)
     else:
-        assert torch.equal(_as_images(rows, 4, (3, 3)), images)
+        assert torch.equal(_unnormalised(_as_images(rows, 4, 3, (3, 3))), images)
 
 
 @pytest.mark.parametrize("objective", ["mae", "pixels"])

@@ -46,6 +46,16 @@ def read_bands(data: Any, channels: int, max_megapixels: float = MAX_MEGAPIXELS)
     return bands
 
 
+def kind_of(data: bytes) -> str:
+    """A file's format by its first bytes: NPY, TIFF, or as Pillow names it."""
+    if data.startswith(NPY):
+        return "NPY"
+    if data.startswith(TIFF):
+        return "TIFF"
+    with Image.open(io.BytesIO(data)) as image:
+        return str(image.format)
+
+
 def scaled(values: np.ndarray) -> np.ndarray:
     """float32, as the module says."""
     if values.dtype.kind == "u":

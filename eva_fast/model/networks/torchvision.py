@@ -17,6 +17,9 @@ HEADS = {
 }  # fmt: skip
 """Top-level modules of the classifiers that come after the last features."""
 IMAGE_SIDE = 224
+CHANNELS, IN_CHANS = "channels", "in_chans"
+"""The option, and what it is called among a network's arguments, after timm's. torchvision's builders
+have no such argument: the first convolution is exchanged (`see_channels`)."""
 _INCEPTIONS = ("googlenet", "inception_v3")
 OTHERWISE = "or take a model of this package, eva_SIZE_patchP_R"
 
@@ -39,19 +42,29 @@ class Torchvision(Library):
 
     def settle(self, asked: dict[str, int]) -> tuple[int, dict[str, Any]]:
         for option in asked:
-            if option != "img_size":
+            if option not in ("img_size", CHANNELS):
                 raise self.takes_not(option)
         side = asked.get("img_size", IMAGE_SIDE)
         fixed = self.model.startswith("vit_") and side != IMAGE_SIDE
-        return side, {"image_size": side} if fixed else {}
+        arguments: dict[str, Any] = {"image_size": side} if fixed else {}
+        if CHANNELS in asked:
+            arguments[IN_CHANS] = asked[CHANNELS]
+        return side, arguments
 
     def build(self, arguments: dict[str, Any], drop_path: float = 0.0) -> nn.Module:
         # Said, so that these two need no warning and no library for their initial values.
         quiet = {"init_weights": False} if self.model in _INCEPTIONS else {}
+        own = {name: value for name, value in arguments.items() if name != IN_CHANS}
         try:
-            return self.models.get_model(self.model, weights=None, **quiet, **arguments)
+            network = self.models.get_model(self.model, weights=None, **quiet, **own)
         except REFUSALS as error:
             raise self.refused(arguments, error) from error
+        if IN_CHANS in arguments:
+            see_channels(network, arguments[IN_CHANS])
+        return network
+
+    def first_weights(self, network: nn.Module) -> list[str]:
+        return [f"{first_convolution(network)[0]}.weight"]
 
     def drop_paths(self, network: nn.Module, rate: float) -> list[DrawnDropPath]:
         """Their rates are set to grow linearly, as torchvision's own do."""
@@ -90,6 +103,28 @@ class Torchvision(Library):
 
     def statistics(self, network: nn.Module) -> Statistics:
         return Statistics(IMAGENET_MEAN, IMAGENET_STD)
+
+
+def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
+    """The convolution that sees the image, and its name."""
+    return next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
+
+
+@torch.no_grad()
+def see_channels(network: nn.Module, channels: int) -> None:
+    """Puts a convolution of so many channels in the place of the first, random values from a normal
+    distribution as wide as those that it had."""
+    name, old = first_convolution(network)
+    new = nn.Conv2d(
+        channels, old.out_channels, old.kernel_size, old.stride, old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None, device=old.weight.device,
+    )  # fmt: skip
+    if not old.weight.is_meta:
+        new.weight.normal_(0, float(old.weight.std()))
+        if old.bias is not None and new.bias is not None:
+            new.bias.copy_(old.bias)
+    parent, _, last = name.rpartition(".")
+    setattr(network.get_submodule(parent), last, new)
 
 
 @torch.no_grad()
