@@ -34,6 +34,8 @@ class PretrainOptions(TypedDict, total=False):
     drop_path: float
     normalize: Literal["clip", "imagenet"] | None
     patch_embed_grad: float
+    layer_scale: float | None
+    relative_bias: Literal["none", "shared", "decoupled"]
     init_from: AnyPath | None
     teacher_moved: bool
     whiten: bool | None

@@ -14,7 +14,6 @@ ONE_BY_ONE = "with `--mae` patches are dropped one by one, as in the official sc
 BILINEAR = "the official script takes `bilinear` then: so it is here"
 WITH_DEEPSPEED = "with `--enable_deepspeed` the official script takes AdamW whatever it says"
 WITHOUT_MIXUP = "without `--mixup` the official script does not read it either"
-OF_EVA = "students of EVA-01 have none here; leave it out"
 VALIDATION = (
     "no validation loss is computed while training; `eva-fast eval OUTPUT_DIR --data FOLDER` judges "
     "the features"
@@ -76,12 +75,17 @@ FLAGS: tuple[Flag, ...] = (
     flag("grad_ckpt", None, False, becomes("grad_checkpointing")),
     flag("stop_grad_conv1", None, False, used("`patch_embed_grad` is 0.1"), warned(
         WITH_MAE, lambda said: said.mae and said.stop_grad_conv1)),
-    flag("rel_pos_bias", None, False, refused(OF_EVA)),
-    flag("decoupled_rel_pos_bias", None, False, refused(OF_EVA), off="disable_decoupled_rel_pos_bias"),
+    flag("rel_pos_bias", None, False, used("`relative_bias` is `shared`"),
+         warned(WITH_MAE, lambda said: said.mae and said.rel_pos_bias),
+         refused("one of the two, as in the official script", lambda said: not said.mae
+                 and said.rel_pos_bias and said.decoupled_rel_pos_bias)),
+    flag("decoupled_rel_pos_bias", None, False, used("`relative_bias` is `decoupled`"),
+         warned(WITH_MAE, lambda said: said.mae and said.decoupled_rel_pos_bias),
+         off="disable_decoupled_rel_pos_bias"),
     flag("abs_pos_emb", None, True, refused("students of EVA-01 have positions; leave it out"),
          off="disable_abs_pos_emb"),
-    flag("layer_scale_init_value", float, 0.0, refused(
-        f"above 0: {OF_EVA}", lambda said: said.layer_scale_init_value > 0)),
+    flag("layer_scale_init_value", float, 0.0, used("above 0 it is `layer_scale`"), warned(
+        WITH_MAE, lambda said: said.mae and said.layer_scale_init_value > 0)),
     flag("num_mask_patches", int, 105, used(
         "`mask_count`: exactly so many (official masks have up to a tenth fewer); with `--mae` three "
         "quarters"),

@@ -84,6 +84,9 @@ def _objective(said: Said) -> dict[str, Any]:
             "mask_count": said.num_mask_patches, "mask_min_block": said.min_mask_patches_per_block,
             "mask_max_block": said.max_mask_patches_per_block,
             "patch_embed_grad": 0.1 if said.stop_grad_conv1 else 1.0,
+            "layer_scale": said.layer_scale_init_value if said.layer_scale_init_value > 0 else None,
+            "relative_bias": "shared" if said.rel_pos_bias
+            else "decoupled" if said.decoupled_rel_pos_bias else "none",
         }  # fmt: skip
     if said.model not in MAE:
         raise UsageError(f"--model {said.model}: with --mae it is one of {', '.join(MAE)}")

@@ -112,7 +112,7 @@ def load_student(weights: Path, device: torch.device) -> Student:
     try:
         if metadata.get("network") == MAE:
             return _encoder(sizes, metadata["statistics"], dict(found), device)
-        model = random_student(sizes, device, infer_variant(metadata))
+        model = random_student(sizes, device, infer_variant(state, metadata))
         own = model.state_dict()
         model.load_official({**{name: own[name] for name in PRETRAINING_ONLY}, **state})
     except ValueError as error:
@@ -152,7 +152,7 @@ def load_checkpoint(folder: Path, device: torch.device) -> Student:
     if prefix == encoder:
         sizes = infer_sizes(timm.VIT.read(tensors, ""), known)
         return _encoder(sizes, _statistics(options), tensors, device)
-    variant = infer_variant({"statistics": options.get("normalize") or "clip"})
+    variant = infer_variant(tensors, options)
     model = random_student(infer_sizes(tensors, known), device, variant)
     model.load_official(tensors)
     return model

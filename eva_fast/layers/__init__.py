@@ -29,12 +29,13 @@ from eva_fast.layers.mlp import Mlp
 from eva_fast.layers.patch_embed import KeptPatchEmbed, PatchEmbed
 from eva_fast.layers.precision import Precision
 from eva_fast.layers.projection import PointwiseProjection, Projection
-from eva_fast.layers.rel_pos import RelativePositionBias
+from eva_fast.layers.rel_pos import DecoupledRelativePositionBias, RelativePositionBias
 from eva_fast.layers.stream import Stream
 
 __all__ = [
     "Attention",
     "Block",
+    "DecoupledRelativePositionBias",
     "KeptPatchEmbed",
     "LayerNorm",
     "Linear",

@@ -178,7 +178,15 @@ class RelativePositionBias(rel_pos.RelativePositionBias):
     """The bias of all heads, [H,T,T], by indexing."""
 
     def forward(self) -> Tensor:
-        return self.relative_position_bias_table[self.index].permute(2, 0, 1)
+        return self.relative_position_bias_table[self.get_buffer("index")].permute(2, 0, 1)
+
+
+class DecoupledRelativePositionBias(rel_pos.DecoupledRelativePositionBias):
+    """The bias of all heads, [H,T,T], by indexing."""
+
+    def forward(self) -> Tensor:
+        down, across = (self.table(name)[self.get_buffer(f"{name}_index")] for name in rel_pos.AXES)
+        return (down + across).permute(2, 0, 1)
 
 
 class Mlp(nn.Module):

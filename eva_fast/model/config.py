@@ -1,5 +1,6 @@
 """Options of the student."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,6 +39,12 @@ class ModelConfig:
     patch_embed_grad: float = 1.0
     """Share of the gradient that reaches the patch embedding, above 0: 0.1 is what the official code
     calls stop_grad_conv1."""
+    layer_scale: float | None = None
+    """Initial gamma of LayerScale, above 0: both branches of every block are multiplied by a vector that
+    trains; by default there is none."""
+    relative_bias: Literal["none", "shared", "decoupled"] = "none"
+    """What attention's scores know of where two patches stand to each other, beside the positions: none,
+    a table that all blocks share (BEiT's), or one of rows and one of columns (decoupled)."""
     init_from: Path | None = option(None, resume=True)
     """Start from these student weights instead of random ones: a file or folder of the official code,
     timm, transformers, open_clip or a run."""
@@ -46,4 +53,6 @@ class ModelConfig:
         object.__setattr__(self, "init_from", user_path(self.init_from))
         require(0 <= self.drop_path < 1, f"drop_path must be in [0, 1), got {self.drop_path}")
         share = self.patch_embed_grad
+        gamma = self.layer_scale
+        require(gamma is None or 0 < gamma < math.inf, f"layer_scale must be above 0, got {gamma}")
         require(0 < share <= 1, f"patch_embed_grad must be above 0 and at most 1, got {share}")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 STD = 0.015
-KEPT = ("gamma_1", "gamma_2", "relative_position_bias_table")
+KEPT = ("gamma_1", "gamma_2", "bias_table", "bias_for_high", "bias_for_width")
 
 
 @torch.no_grad()

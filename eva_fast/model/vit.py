@@ -55,8 +55,13 @@ class EvaViT(VitStudent):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, sizes.num_patches + 1, dim))
+        self.rel_pos_bias: nn.Module | None = None
+        if variant.relative_bias != "none":
+            decoupled = variant.relative_bias == "decoupled"
+            kind = kit.DecoupledRelativePositionBias if decoupled else kit.RelativePositionBias
+            self.rel_pos_bias = kind(sizes.grid, sizes.num_heads)
         self.blocks = nn.ModuleList(
-            kit.Block(dim, sizes.num_heads, sizes.mlp_hidden, rate)
+            kit.Block(dim, sizes.num_heads, sizes.mlp_hidden, rate, layer_scale=variant.layer_scale)
             for rate in drop_path_rates(drop_path, sizes.depth)
         )
         self.norm = kit.LayerNorm(dim, eps=LAYER_NORM_EPS)
@@ -98,7 +103,7 @@ class EvaViT(VitStudent):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters without weight decay beside biases and 1-D ones, as EVA-01's code has them;
-        `mask_token` decays."""
+        `mask_token` and tables of relative positions decay."""
         return {"pos_embed", "cls_token"}
 
     def _tokens(
@@ -109,11 +114,12 @@ class EvaViT(VitStudent):
         self._check_images(images)
         x = self.patch_embed(images, masked, self.mask_token, self.cls_token, self.pos_embed, dtype)
         *blocks, last = self.blocks
+        bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
         scales = self._drop_path_scales(x, self.blocks)
         if scales is not None:
             for block, own in zip(blocks, scales):
-                x = block(x, scales=own)
-            return last(x, rows, scales[-1])
+                x = block(x, scales=own, bias=bias)
+            return last(x, rows, scales[-1], bias)
         for block in blocks:
-            x = block(x)
-        return last(x, rows)
+            x = block(x, bias=bias)
+        return last(x, rows, bias=bias)

@@ -86,6 +86,8 @@ class PlannedRun:
     def baselines(self) -> tuple[str, ...]:
         """Other formulations of the same step that can be counted."""
         own = isinstance(self.sizes, ModelSizes) and self.sizes.channels == 3
+        variant = self.setting.variant
+        own = own and variant.layer_scale is None and variant.relative_bias == "none"
         return self.objective.baselines if own else ()
 
     @property

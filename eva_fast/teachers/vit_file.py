@@ -59,6 +59,11 @@ def read_vit(
             "that is to teach as a file of its own"
         )
     state = names.read(weights, prefix)
+    if any(name.startswith("rel_pos_bias.") for name in state):
+        raise UsageError(
+            f"{weights.path}: its attention has a bias of relative positions, which teachers have not "
+            "here: load it by yourself and give the module as teacher="
+        )
     for name in ("patch_embed.proj.weight", "pos_embed", *_FEED_FORWARD):
         if name not in state:
             raise UsageError(f"{weights.path}: the vision transformer lacks {name!r}")

@@ -28,6 +28,7 @@ BEIT = Naming(
         Rule((), "head.{p}"),
         Rule((), "cls_pt_layers.{rest}"),
     ),
+    absent=("pos_embed",),  # EVA's student with the same options has it
 )
 
 

@@ -114,6 +114,8 @@ def export(
         )
     if dtype != torch.float32 and (format != "official" or isinstance(model, Backbone)):
         raise UsageError(f"dtype is of EVA's own code; for other libraries {format} is in float32")
+    if isinstance(model, EvaViT) and format in ("timm", "hf", "open_clip"):
+        timm_model(model)  # says what timm has no place for before anything is written
     if isinstance(model, Backbone):
         return _backbone(model, path)
     if isinstance(model, MaeEncoder):
@@ -185,6 +187,26 @@ def timm_arguments(sizes: ModelSizes) -> dict[str, Any]:
     )
 
 
+def timm_model(model: EvaViT) -> tuple[str, dict[str, Any]]:
+    """The name of timm's model of EVA's student, and the arguments for its sizes. A shared relative
+    position bias has timm's `Beit` alone. UsageError for what timm has no place for."""
+    arguments, variant = timm_arguments(model.sizes), model.variant
+    if variant.layer_scale is not None:
+        arguments["init_values"] = variant.layer_scale
+    if variant.relative_bias == "none":
+        return TIMM_MODEL, arguments
+    if variant.relative_bias == "decoupled":
+        raise UsageError(
+            "timm has no place for a decoupled relative position bias: the student is written as "
+            "official"
+        )
+    arguments |= dict(
+        use_abs_pos_emb=True, use_rel_pos_bias=False, use_shared_rel_pos_bias=True,
+        init_values=variant.layer_scale or 0.0,  # timm passes over None, and this model has 0.1
+    )  # fmt: skip
+    return TIMM_BEIT, arguments
+
+
 def _timm_vit(model: MaeEncoder, path: Path, dtype: torch.dtype) -> Exported:
     """One file for timm's plain ViT, whose names are the official ones too."""
     tensors = _in_dtype(model, dtype)
@@ -243,6 +265,10 @@ def _official(model: EvaViT | SwinV2 | BeitViT, path: Path, dtype: torch.dtype) 
         write_student(model, path, _in_dtype(model, dtype), dtype)
         load = f"from safetensors.torch import load_file\n\nstate = load_file({_text(path)})\n"
     (gives,) = (text for kind, text in _OFFICIAL_GIVES.items() if isinstance(model, kind))
+    if isinstance(model, EvaViT) and model.variant.relative_bias != "none":
+        gives = gives.replace(
+            "load_state_dict(state)", "load_state_dict(state, strict=False)"
+        ).replace("of the same sizes", "of the same sizes; what it misses is computed")
     return Exported(path, load + gives)
 
 
@@ -299,9 +325,8 @@ def _timm_file(
 
 def _timm(model: EvaViT, path: Path) -> Exported:
     _timm_file(_plain(model, naming.timm.EVA), path)
-    arguments = timm_arguments(model.sizes)
     normalised = model.variant.normalize
-    return _timm_snippet(TIMM_MODEL, arguments, path, normalised, model.sizes.channels)
+    return _timm_snippet(*timm_model(model), path, normalised, model.sizes.channels)
 
 
 def _timm_snippet(
@@ -336,6 +361,11 @@ def _hf(model: EvaViT, folder: Path, statistics: ChannelStatistics | None = None
 
 def _hf_vit(model: EvaViT, folder: Path) -> Exported:
     sizes, (mean, std) = model.sizes, STATISTICS[model.variant.normalize]
+    if model.variant.layer_scale is not None or model.variant.relative_bias != "none":
+        raise UsageError(
+            "transformers' ViTModel has neither LayerScale nor relative positions: the student is "
+            "written as official, timm or hf"
+        )
     config = dict(
         architectures=["ViTModel"],
         model_type="vit",
@@ -426,6 +456,7 @@ def _plain(model: EvaViT, names: naming.Naming) -> dict[str, Tensor]:
 def _timm_folder(model: EvaViT, folder: Path, statistics: ChannelStatistics | None = None) -> None:
     """What timm reads of a folder: the model's name and arguments, preprocessing, weights."""
     sizes, (mean, std) = model.sizes, statistics or STATISTICS[model.variant.normalize]
+    architecture, arguments = timm_model(model)
     pretrained = dict(
         num_classes=0,
         input_size=(sizes.channels, sizes.img_size, sizes.img_size),
@@ -438,11 +469,11 @@ def _timm_folder(model: EvaViT, folder: Path, statistics: ChannelStatistics | No
         classifier="head",
     )
     config = dict(
-        architecture=TIMM_MODEL,
+        architecture=architecture,
         num_classes=0,
         num_features=sizes.embed_dim,
         global_pool="avg",
-        model_args=timm_arguments(sizes),
+        model_args=arguments,
         pretrained_cfg=pretrained,
     )
     _write_json(folder / "config.json", config)

@@ -2,8 +2,9 @@
 
 The metadata holds the sizes as JSON under `sizes` (img_size, patch_size, embed_dim, depth, num_heads,
 mlp_hidden, predict_dim; of MAE's encoder also `network` and `statistics`, which a student says too whose
-images are not normalised by CLIP's), so a file alone is enough to build its model. Files written by
-others have none: `infer_sizes` reads the sizes off the tensor shapes.
+images are not normalised by CLIP's, and the initial `layer_scale` of one that has it), so a file alone
+is enough to build its model. Files written by others have none: `infer_sizes` and `infer_variant` read
+off the tensors what they show.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from torch import Tensor
 
 from eva_fast.errors import UsageError
 from eva_fast.layers.inputs import STATISTICS, Statistics
+from eva_fast.layers.rel_pos import SPECIAL_ROWS
 from eva_fast.model import BeitViT, EvaViT, MaeEncoder, ModelSizes, SwinSizes, SwinV2
-from eva_fast.model.variant import Variant
+from eva_fast.model.beit import LAYER_SCALE
+from eva_fast.model.variant import RelativeBias, Variant
 from eva_fast.weights import naming
 from eva_fast.weights.beit import TABLE, beit_state, table_side
 from eva_fast.weights.blocks import count_blocks
 from eva_fast.weights.hints import heads_beside
+from eva_fast.weights.naming.official import DECOUPLED
 from eva_fast.weights.reader import Weights, read
 from eva_fast.weights.resize import adapt_channels, resize_patches, resize_positions
 from eva_fast.weights.resize_bias import resize_relative_bias
@@ -83,8 +87,9 @@ def _description(model: EvaViT | MaeEncoder | SwinV2 | BeitViT) -> dict[str, obj
         return {**sizes, "predict_dim": 1, "network": MAE, "statistics": model.statistics}
     if isinstance(model, BeitViT):
         return {**sizes, "network": "beit"}
-    normalize = model.variant.normalize
-    return sizes if normalize == "clip" else {**sizes, "statistics": normalize}
+    normalize, gamma = model.variant.normalize, model.variant.layer_scale
+    said = {} if normalize == "clip" else {"statistics": normalize}
+    return {**sizes, **said, **({} if gamma is None else {"layer_scale": gamma})}
 
 
 def read_student(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -156,14 +161,27 @@ def infer_sizes(
     )
 
 
-def infer_variant(metadata: Mapping[str, object]) -> Variant:
-    """What the student has beside EVA-01's network. UsageError for statistics that are none."""
-    said = str(metadata.get("statistics", "clip"))
-    if said not in STATISTICS:
+def infer_variant(state: Mapping[str, Tensor], said: Mapping[str, object]) -> Variant:
+    """What the student that `state` belongs to has beside EVA-01's network; what the tensors do not show
+    is said by its metadata or, of a checkpoint, the run's options. UsageError for what is none."""
+    statistics = str(said.get("statistics") or said.get("normalize") or "clip")
+    if statistics not in STATISTICS:
         raise UsageError(
-            f"statistics in its metadata are {said!r:.50}, not {' or '.join(STATISTICS)}"
+            f"its images are said to be normalised by {statistics!r:.50}, which is none of "
+            f"{', '.join(STATISTICS)}"
         )
-    return Variant(normalize=cast(Statistics, said))
+    gamma = None
+    if "blocks.0.gamma_1" in state:
+        try:
+            gamma = float(str(said.get("layer_scale") or LAYER_SCALE))
+        except ValueError as error:
+            raise UsageError(f"its layer_scale is no number: {error}") from None
+    bias: RelativeBias = "none"
+    if TABLE in state:
+        bias = "shared"
+    elif DECOUPLED[0] in state:
+        bias = "decoupled"
+    return Variant(normalize=cast(Statistics, statistics), layer_scale=gamma, relative_bias=bias)
 
 
 def _whole(heads: object) -> int:
@@ -178,12 +196,14 @@ def initialise(model: EvaViT, path: str | os.PathLike[str]) -> None:
     Positions and the patch convolution are resized where the file is of another image or patch size, and
     a convolution of three channels is made one of as many as the images have (`adapt_channels`).
     What pre-training alone needs and the file lacks (mask token, prediction head, or one of another
-    teacher's width) keeps the model's own start, and that is logged. UsageError where the rest does
-    not fit.
+    teacher's width), LayerScale and relative positions too, keeps the model's own start, and that is
+    logged. UsageError where the rest does not fit.
     """
     state, _ = read_student(path)
     own = model.state_dict()
+    _check_extras(state, own, path)
     fresh = [n for n in PRETRAINING_ONLY if n not in state or state[n].shape != own[n].shape]
+    fresh += [n for n in own if _is_extra(n) and n not in state]
     state = fit(state, model.sizes) | {name: own[name] for name in fresh}
     try:
         model.load_official(state)
@@ -191,6 +211,25 @@ def initialise(model: EvaViT, path: str | os.PathLike[str]) -> None:
         raise UsageError(f"{path}: {error}") from None
     if fresh:
         logger.warning("%s has no %s for this student: they start anew", path, ", ".join(fresh))
+
+
+def _is_extra(name: str) -> bool:
+    """Whether it is of LayerScale or of relative positions."""
+    return name.endswith(("gamma_1", "gamma_2")) or name.startswith("rel_pos_bias.")
+
+
+def _check_extras(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: object) -> None:
+    """UsageError where the file has what the student's options leave out."""
+    surplus = [name for name in state if _is_extra(name) and name not in own]
+    if surplus:
+        options = sorted({_OPTIONS[name.startswith("rel_pos_bias.")] for name in surplus})
+        raise UsageError(
+            f"{path} has {surplus[0]}, and the student of these options has none: give "
+            f"{' and '.join(options)} too"
+        )
+
+
+_OPTIONS = {False: "layer_scale", True: "relative_bias"}
 
 
 def initialise_encoder(encoder: MaeEncoder, path: str | os.PathLike[str]) -> None:
@@ -239,6 +278,13 @@ def fit(
     if TABLE in state:
         side = table_side(state[TABLE])
         out[TABLE] = resize_relative_bias(state[TABLE], (side, side), sizes.grid, resize)
+    for name in DECOUPLED:
+        if name in state and len(state[name]) != 2 * sizes.grid[0] - 1 + SPECIAL_ROWS:
+            side = (len(state[name]) - SPECIAL_ROWS + 1) // 2
+            raise UsageError(
+                f"{name} is of {side} patches a side and is not resized to {sizes.grid[0]}: choose an "
+                "img_size and patch_size with as many"
+            )
     resized = [name for name in out if out[name] is not state[name]]
     if resized:
         logger.info("resized to %s: %s", sizes, ", ".join(resized))

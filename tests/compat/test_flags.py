@@ -157,11 +157,11 @@ def test_values_reach_the_configuration():
 
 def test_refusals_come_together():
     with pytest.raises(UsageError) as refused:
-        read("--mixup", "0.8", "--rel_pos_bias", "--start_epoch", "3", "--lr", "1")
+        read("--mixup", "0.8", "--disable_abs_pos_emb", "--start_epoch", "3", "--lr", "1")
     lines = str(refused.value).splitlines()
     assert len(lines) == 4
     assert [re.match(r" +(--\w+)", line)[1] for line in lines[1:]] == [
-        "--rel_pos_bias",
+        "--disable_abs_pos_emb",
         "--mixup",
         "--start_epoch",
     ]
@@ -238,6 +238,22 @@ def test_a_tenth_of_the_gradient():
     assert options(said).get("patch_embed_grad", 1.0) == 1.0
     (line,) = flags.warnings(FLAGS, said)
     assert line.startswith("--stop_grad_conv1: with `--mae` the official script has none")
+
+
+def test_what_students_may_have():
+    assert options(read("--layer_scale_init_value", "1e-5"))["layer_scale"] == 1e-5
+    assert options(read("--layer_scale_init_value", "-1"))["layer_scale"] is None
+    assert options(read("--rel_pos_bias"))["relative_bias"] == "shared"
+    assert options(read("--decoupled_rel_pos_bias"))["relative_bias"] == "decoupled"
+    off = read("--decoupled_rel_pos_bias", "--disable_decoupled_rel_pos_bias")
+    assert options(off)["relative_bias"] == options(read())["relative_bias"] == "none"
+    with pytest.raises(UsageError, match="--rel_pos_bias: one of the two"):
+        read("--rel_pos_bias", "--decoupled_rel_pos_bias")
+    mae = ["--mae", "--model", "mae_vit_base_patch16_dec512d8b", "--output_dir", "x"]
+    typed = ["--rel_pos_bias", "--layer_scale_init_value", "0.1"]
+    assert options(read(*mae, *typed)) == options(read(*mae))
+    lines = flags.warnings(FLAGS, read(*mae, *typed))
+    assert {line.split()[0].rstrip(":") for line in lines} == {typed[0], typed[1]}
 
 
 def test_what_mae_does_not_read():

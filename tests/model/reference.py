@@ -45,4 +45,26 @@ def attention(x, w, heads, bias):
 
 def pair_bias(p, grid):
     """[H, T, T], or 0 without a table. Tokens are CLS and the patches row by row."""
-    return 0
+    name = "rel_pos_bias.relative_position_bias_"
+    shared = p.get(f"{name}table")
+    down, across = p.get(f"{name}for_high"), p.get(f"{name}for_width")
+    if shared is None and down is None:
+        return 0
+    height, width = grid
+    places = [None, *((y, x) for y in range(height) for x in range(width))]
+
+    def row(asking, asked):
+        if shared is not None:
+            special = (2 * height - 1) * (2 * width - 1)
+        if asking is None or asked is None:
+            which = 2 if asking is asked else 0 if asking is None else 1
+            if shared is not None:
+                return shared[special + which]
+            return down[2 * height - 1 + which] + across[2 * width - 1 + which]
+        dy, dx = asked[0] - asking[0], asked[1] - asking[1]
+        if shared is not None:
+            return shared[(height - 1 - dy) * (2 * width - 1) + width - 1 - dx]
+        return down[dy + height - 1] + across[dx + width - 1]
+
+    rows = [torch.stack([row(i, j) for j in places]) for i in places]
+    return torch.stack(rows).permute(2, 0, 1)

@@ -11,8 +11,9 @@ from eva_fast.model.variant import Variant
 from eva_fast.objectives import open_objective
 from eva_fast.planning import plan
 from eva_fast.recipes.export import export
+from eva_fast.train import decay_groups
 from eva_fast.train.resolve import sample_options, setting_of
-from eva_fast.weights import read
+from eva_fast.weights import formats, initialise, read, write_student
 from tests.model.reference import STATISTICS, predictions
 
 SIZES = dict(
@@ -21,6 +22,13 @@ SIZES = dict(
 VARIANTS = {
     "imagenet": Variant(normalize="imagenet"),
     "tenth": Variant(patch_embed_grad=0.1),
+    "scaled": Variant(layer_scale=0.1),
+    "shared": Variant(relative_bias="shared"),
+    "decoupled": Variant(relative_bias="decoupled"),
+    "all": Variant(
+        normalize="imagenet", patch_embed_grad=0.1, layer_scale=1e-5, relative_bias="decoupled"
+    ),
+    "beits": Variant(layer_scale=0.1, relative_bias="shared"),
 }
 TINY = dict(
     device="cpu", workers=0, progress=False, kernels="torch", teacher="hog", batch_size=8, steps=2,
@@ -114,6 +122,9 @@ def test_fused_is_plain_with_drop_path_and_checkpoints(name):
 RUNS = {
     "imagenet": dict(normalize="imagenet"),
     "tenth": dict(patch_embed_grad=0.1),
+    "beits": dict(layer_scale=0.1, relative_bias="shared", normalize="imagenet"),
+    "decoupled": dict(relative_bias="decoupled"),
+    "fd": dict(objective="fd", layer_scale=0.2, relative_bias="shared"),
 }
 
 
@@ -157,6 +168,9 @@ def test_a_run_its_files_and_its_plan(name, tmp_path):
         ),
         (dict(channels=2, teacher_channels=(0, 1, 1), normalize="imagenet"), "with three channels"),
         (dict(patch_embed_grad=0.0), "patch_embed_grad must be above 0"),
+        (dict(layer_scale=0.0), "layer_scale must be above 0, got 0"),
+        (dict(relative_bias="both"), "relative_bias must be one of none, shared, decoupled"),
+        (dict(objective="vqkd", layer_scale=0.1), "layer_scale=0.1 is of EVA's own students"),
     ],
 )
 def test_what_cannot_be(options, message):
@@ -172,3 +186,93 @@ def test_maes_encoder_takes_other_statistics(tmp_path):
     )  # fmt: skip
     assert result.model.statistics == "imagenet"
     assert "imagenet" in read(result.weights).metadata["sizes"]
+
+
+def test_initial_values_and_decay():
+    """As the official code: gamma constant and not decayed, tables 0 and decayed."""
+    plain, made = (
+        (torch.manual_seed(5), create_model(**SIZES, variant=v))[1]
+        for v in (Variant(), VARIANTS["all"])
+    )
+    state = made.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in plain.state_dict().items())
+    extra = state.keys() - plain.state_dict().keys()
+    tables = {f"rel_pos_bias.relative_position_bias_for_{axis}" for axis in ("high", "width")}
+    gammas = {f"blocks.{i}.gamma_{k}" for i in range(3) for k in (1, 2)}
+    assert extra == tables | gammas
+    assert all((state[name] == 1e-5).all() for name in gammas)
+    assert all(state[name].shape == (12, 3) and not state[name].any() for name in tables)
+    decayed, others = map(set, decay_groups(made))
+    assert tables <= decayed and gammas <= others
+
+
+@pytest.mark.parametrize("name", ["scaled", "shared", "beits"])
+@pytest.mark.parametrize("format", ["timm", "hf"])
+def test_timm_gives_the_same(name, format, tmp_path):
+    model = student(VARIANTS[name]).eval()
+    found = {}
+    exec(formats.export(model, tmp_path / ("a.safetensors" * (format == "timm")), format).snippet
+         .split("\nfrom transformers")[0], found)  # fmt: skip
+    images = torch.randn(2, 3, 40, 40)
+    torch.testing.assert_close(
+        found["model"].forward_features(images),
+        model.forward_features(images),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_places_that_others_lack(tmp_path):
+    decoupled, scaled = student(VARIANTS["decoupled"]), student(VARIANTS["scaled"])
+    for format in ("timm", "hf", "open_clip"):
+        with pytest.raises(
+            ValueError, match="timm has no place for a decoupled relative position bias"
+        ):
+            formats.export(decoupled, tmp_path / ("x.pth" if format == "timm" else "x"), format)
+    for model in (decoupled, scaled):
+        with pytest.raises(
+            ValueError, match="ViTModel has neither LayerScale nor relative positions"
+        ):
+            formats.export(model, tmp_path / "y", "hf-vit")
+    assert not list(tmp_path.iterdir())
+    said = formats.export(decoupled, tmp_path / "z.pth").snippet
+    assert "strict=False" in said and "what it misses is computed" in said
+
+
+def test_starting_from_files(tmp_path):
+    """Gammas and tables that a file lacks start anew; those that the student lacks are an error; a
+    shared table is resized, a decoupled one is not."""
+    plain, beits = student(Variant()), student(VARIANTS["beits"])
+    path = formats.export(plain, tmp_path / "plain.pth").path
+    fresh = create_model(**SIZES, variant=VARIANTS["beits"])
+    initialise(fresh, path)
+    assert torch.equal(fresh.blocks[1].mlp.fc1.weight, plain.blocks[1].mlp.fc1.weight)
+    assert (fresh.blocks[1].gamma_2 == 0.1).all() and not any(
+        fresh.rel_pos_bias.parameters().__next__().flatten()
+    )
+    path = formats.export(beits, tmp_path / "beits.pth").path
+    with pytest.raises(
+        ValueError, match="has rel_pos_bias.*give layer_scale and relative_bias too"
+    ):
+        initialise(create_model(**SIZES), path)
+    larger = create_model(**{**SIZES, "img_size": 56}, variant=VARIANTS["beits"])
+    initialise(larger, path)
+    assert larger.rel_pos_bias.relative_position_bias_table.shape == (13 * 13 + 3, 3)
+    path = formats.export(student(VARIANTS["decoupled"]), tmp_path / "decoupled.pth").path
+    other = create_model(**{**SIZES, "img_size": 56}, variant=VARIANTS["decoupled"])
+    with pytest.raises(ValueError, match="is of 5 patches a side and is not resized to 7"):
+        initialise(other, path)
+
+
+def test_a_scaled_student_is_a_teacher(tmp_path):
+    model = student(VARIANTS["scaled"]).eval()
+    images = torch.randint(256, (2, 3, 40, 40), dtype=torch.uint8)
+    teacher = eva_fast.load_teacher(
+        str(write_student(model, tmp_path / "s.safetensors")), grid=(5, 5)
+    )
+    torch.testing.assert_close(
+        teacher(images), model.forward_features(images)[:, 1:], rtol=1e-4, atol=1e-4
+    )
+    path = write_student(student(VARIANTS["shared"]), tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match="its attention has a bias of relative positions"):
+        eva_fast.load_teacher(str(path), grid=(5, 5))

@@ -90,6 +90,8 @@ class Naming:
     prefix: str = ""
     """What is written in front of their names."""
     beside: tuple[Rule, ...] = ()
+    absent: tuple[str, ...] = ()
+    """Names that another kind of network has beside `probes`."""
 
     def find(self, names: Mapping[str, object]) -> str | None:
         """The prefix under which `names` hold such a network, the first of several, or None."""
@@ -101,7 +103,8 @@ class Naming:
         for name in names:
             prefix = name[: -len(probe)]
             begins = name.endswith(probe) and (prefix == "" or prefix[-1] == ".")
-            if begins and all(prefix + other in names for other in others):
+            whole = begins and all(prefix + other in names for other in others)
+            if whole and not any(prefix + other in names for other in self.absent):
                 yield prefix
 
     def read(self, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ EVA = Naming(
     "timm",
     probes=official.EVA.probes,
     rules=(
-        *same(*official.STEM), *official.BLOCK, *same("norm.{p}"),
+        *same(*official.STEM), *official.RELATIVE, *official.BLOCK, *same("norm.{p}"),
         *official.NO_PRETRAINING, official.CLASSIFIER,
     ),
 )  # fmt: skip

@@ -73,6 +73,8 @@ EVA = Naming(
             ("blocks.{n}.attn.q_bias", "blocks.{n}.attn.v_bias"),
             _BIASES,
         ),
+        Rule("blocks.{n}.ls1.gamma", "blocks.{n}.gamma_1"),
+        Rule("blocks.{n}.ls2.gamma", "blocks.{n}.gamma_2"),
         *(Rule((), name) for name in official.PRETRAINING),
         *_HEADS,
     ),
