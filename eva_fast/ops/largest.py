@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from eva_fast.ops import copies
-from eva_fast.ops.direct import direct
 
 PARTS = 1024
 """At most, where a kernel chooses how many."""
@@ -31,8 +30,8 @@ class _Left(NamedTuple):
 
 
 def leave(tensor: Tensor, parts: Tensor) -> None:
-    """Leaves `parts` with `tensor`, in a plain eager step: who traces one sees no such thing."""
-    if direct(tensor):
+    """Leaves `parts` with `tensor`; not under torch.compile, which knows of no such thing."""
+    if not torch.compiler.is_compiling():
         tensor.largest = _Left(parts, tensor._version)  # type: ignore[attr-defined]
 
 

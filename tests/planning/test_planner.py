@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from eva_fast.model import ModelSizes, create_model, sizes_of
+from eva_fast.ops.largest import PARTS
 from eva_fast.planning import cpu
 from eva_fast.planning.counter import count_step
 from eva_fast.planning.cpu import measure_cpu
@@ -327,5 +328,9 @@ def test_fp8_is_bfloat16_with_other_products():
     masked = 3  # of the last attention y and its rows, out; back again y twice and out, dq, dkv
     forward = [op for op in quantised if op.phase == "forward"]
     assert len(forward) == masked
+    # the scale is not looked for where another branch's norm wrote the gradient: of the first two
+    # attentions and the first MLP here
+    once = tokens * width * (2 + 1 + 1) + 4 + 4 * min(tokens, PARTS)
+    assert sum(op.bytes == once for op in quantised) == 3
     # fc2's and proj's gradients, and of qkv
     assert len(quantised) - len(forward) == 3 * 2 + 2 + 2 + 3
