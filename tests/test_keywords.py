@@ -118,6 +118,7 @@ exported = eva_fast.export(result.out, format="timm", out=pathlib.Path("x"))
 print(exported.path.name, exported.snippet.splitlines(), eva_fast.__version__.split("."))
 tables: dict[str, object] = eva_fast.ablate("x", budget=3, rows="eva", probe=["knn"], steps=3).tables
 teacher: eva_fast.teachers.Teacher = eva_fast.load_teacher("hog", grid=6)
+images: object = eva_fast.data.check("photos", channels=5)["images"]
 masker = eva_fast.BlockMasker(grid=(16, 16), count=105)
 model = eva_fast.create_model("eva_ti_patch16_96", predict_dim=3)
 """

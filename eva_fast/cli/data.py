@@ -30,8 +30,8 @@ def check(
         contact_sheet: write a PNG of crops and their masks here.
         json: print JSON instead of tables.
     """
-    from eva_fast.data.check import check as make_check
-    from eva_fast.data.check import render
+    from eva_fast.data.checking import check as make_check
+    from eva_fast.data.checking import render
 
     found = make_check(
         data, limit=limit or None, image_size=image_size, patch_size=patch_size, channels=channels,

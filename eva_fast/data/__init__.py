@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from eva_fast.data.checking import check
     from eva_fast.data.decode.pillow import BadImage
     from eva_fast.data.loader.batch import Batch, Ragged
     from eva_fast.data.loader.loader import Loader, build_loader
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from eva_fast.data.sources.open import open_source
 
 _HOME = {
+    "check": "eva_fast.data.checking",
     "open_source": "eva_fast.data.sources.open",
     "Source": "eva_fast.data.sources.base",
     "Item": "eva_fast.data.sources.base",
@@ -79,6 +81,7 @@ __all__ = [
     "TextField",
     "UniformMaskField",
     "build_loader",
+    "check",
     "masked_image_fields",
     "mix64",
     "open_source",

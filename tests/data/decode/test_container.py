@@ -11,7 +11,7 @@ from PIL import Image
 
 from bench.photos import encode, photographs
 from eva_fast.data import BadImage, Cropper
-from eva_fast.data.check import check
+from eva_fast.data.checking import check
 from eva_fast.data.decode import jpeg
 from eva_fast.data.decode.container import content
 from eva_fast.data.decode.pillow import decode

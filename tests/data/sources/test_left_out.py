@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from rich.console import Console
 
 from eva_fast.data import open_source
-from eva_fast.data.check import check, render
+from eva_fast.data.checking import check, render
 from eva_fast.data.decode import formats
 from eva_fast.data.decode.pillow import decode
 from tests.data.pictures import encoded, write_folder, write_shard

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from eva_fast.data.check import check, render
+from eva_fast.data import check
+from eva_fast.data.checking import render
 from tests.data.pictures import encoded, write_folder, write_shard
 
 
