@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from eva_fast.recipes.export import export
     from eva_fast.recipes.pretrain import PretrainResult, pretrain
     from eva_fast.recipes.trainer import Trainer
+    from eva_fast.reporting.report import report
     from eva_fast.teachers import load_teacher
     from eva_fast.train.callbacks import Callback, Training
 
@@ -54,6 +55,7 @@ _HOME = {
     "Simulation": "eva_fast.planning.simulate",
     "accelerate": "eva_fast.acceleration",
     "load_teacher": "eva_fast.teachers",
+    "report": "eva_fast.reporting.report",
     "BlockMasker": "eva_fast.data",
     "Callback": "eva_fast.train.callbacks",
     "Trainer": "eva_fast.recipes.trainer",
@@ -86,6 +88,7 @@ __all__ = [
     "plan",
     "planning",
     "pretrain",
+    "report",
     "teachers",
     "train",
     "weights",

@@ -62,14 +62,19 @@ def is_name(name: object) -> bool:
 
 
 def read_file(path: str | os.PathLike[str], most: int = -1) -> bytes:
-    """The bytes of a regular file, at most so many from its beginning; OSError for anything else, for
-    which a plain `open` may wait without end (a FIFO nobody writes to) and a read never end."""
-    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+    """The bytes of a regular file, at most so many from its beginning; OSError for anything else."""
+    with reading(path) as file:
+        return file.read(most)
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[io.BufferedReader]:
+    """A regular file to read; OSError for anything else, for which a plain `open` may wait without end
+    (a FIFO nobody writes to) and a read never end."""
+    with open(path, "rb", opener=_without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError("not a regular file")
-        if most < 0:
-            return file.read()
-        return io.BufferedReader(file).read(most)
+        yield file
 
 
 def _without_waiting(path: str, flags: int) -> int:

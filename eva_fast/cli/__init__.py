@@ -1,4 +1,4 @@
-"""`eva-fast`: pretrain, eval, ablate, export, plan, profile, doctor, data check, bench report.
+"""`eva-fast`: pretrain, eval, ablate, report, export, plan, profile, doctor, data check, bench report.
 
 One file a command; `main` reads the words and says what went wrong.
 """

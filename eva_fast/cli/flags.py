@@ -104,7 +104,7 @@ class Flag:
     def shown(self) -> str:
         """As help has it."""
         if self.positional:
-            return self.name.upper()
+            return self.name.upper() + ("..." if self.several else "")
         if self.switch:
             return self.flag if self.default is False else f"{self.flag}, --no-{self.flag[2:]}"
         return f"{self.flag} {self.form.metavar}"

@@ -22,6 +22,7 @@ from eva_fast.cli import (
     pretrain,
     profile,
     reading,
+    report,
 )
 from eva_fast.cli.flags import Command
 from eva_fast.cli.parser import Parser, add_commands
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pretrain": pretrain.pretrain,
     "eval": evaluate.evaluate,
     "ablate": ablate.ablate,
+    "report": report.report,
     "export": export.export,
     "plan": plan.plan,
     "profile": profile.profile,

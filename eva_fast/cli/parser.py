@@ -44,7 +44,7 @@ def add_commands(parser: Parser, commands: Sequence[Command], depth: int = 0) ->
 
 
 def _add_flags(places: Any, word: str, command: Command) -> None:
-    named = "".join(f" {flag.name.upper()}" for flag in command.flags if flag.positional)
+    named = "".join(f" {flag.shown}" for flag in command.flags if flag.positional)
     parser = places.add_parser(word, usage=f"%(prog)s{named} [options]", description=command.about)
     parser.set_defaults(command=command)
     groups: dict[str, Any] = {}
@@ -62,7 +62,15 @@ def _add_flags(places: Any, word: str, command: Command) -> None:
 class _Value(argparse.Action):
     """A flag with a value or several, or a word of its own."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, nargs: str, flag: Flag):
+    def __init__(
+        self,
+        option_strings: Sequence[str],
+        dest: str,
+        nargs: str,
+        flag: Flag,
+        required: bool = False,
+    ):
+        # argparse takes a word of its own that may stand several times for one that must be there
         super().__init__(option_strings, dest, nargs, default=argparse.SUPPRESS)
         self.flag, self.help = flag, described(flag)
 

@@ -1,6 +1,7 @@
 """What commands share: how a result is shown, and positional words."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from eva_fast.config import Config
 
 POSITIONAL = "positional"
 Name = Annotated[str, POSITIONAL]
+Paths = Annotated[tuple[Path, ...], POSITIONAL]
 NO_OPTIONS = Config()
 
 

@@ -27,6 +27,8 @@ def ending(config: Config, result: "PretrainResult") -> list[str]:
         lines.append("next:")
         for what, command in next_commands(config, result).items():
             lines += [f"  {what}", f"    {command}"]
+        page = "its curves, pictures, kernels and options on one page, to look at or to send:"
+        lines += [f"  {page}", f"    {_command('report', result.out)}"]
     return lines
 
 

@@ -89,6 +89,12 @@ def test_a_run_on_ones_own_images_and_teacher_is_not_told_to_use_them(finished):
     ]
 
 
+def test_its_page_is_made_as_it_is_printed(finished):
+    pytest.importorskip("bokeh", reason="pip install 'eva-fast[report]'")
+    cli.main(shlex.split(ending(*finished)[-1])[1:])
+    assert (finished[1].out / "report.html").is_file()
+
+
 def test_a_stopped_run_says_how_it_goes_on(finished, monkeypatch):
     import dataclasses
 
