@@ -7,6 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from eva_fast import native
+from eva_fast.ops import choose
+from eva_fast.plan.counter import Recorder
 from eva_fast.teachers import load_teacher
 from tests.teachers.backbones import close, pixels
 from tests.teachers.openai_tower import randomise
@@ -55,6 +58,29 @@ def test_timm_transformer_at_both_sizes(tmp_path, name, prefix):
         with torch.no_grad():
             expected = model.forward_features(timm_normalised(model, images))[:, prefix:]
         close(teacher(images), expected)
+
+
+def test_linears_run_on_the_products_that_are_raced(tmp_path):
+    """A ConvNeXt's MLPs, whose numbers are the same by either product."""
+    options = {"conv_mlp": False, "depths": [1, 1, 1, 1]}
+    model, _ = timm_file(tmp_path, "convnext_atto", **options)
+    config = {"architecture": "convnext_atto", "model_args": options}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    teacher = load_teacher(tmp_path, grid=2)
+    images = pixels((64, 64))
+    with torch.no_grad():
+        expected = model.forward_features(timm_normalised(model, images))
+    for family in ("native", "torch"):
+        if family == "native" and native.library() is None:
+            continue
+        choose.force("gemm", family)
+        try:
+            with Recorder() as recorder:
+                found = teacher(images)
+        finally:
+            choose.force("gemm")
+        close(found, expected.flatten(2).transpose(1, 2))
+        assert "eva_fast::gemm" in {operator.name for operator in recorder.operators}
 
 
 def test_timm_channels_last_network(tmp_path):
