@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from eva_fast import native
 from eva_fast.ops import choose
-from eva_fast.plan.counter import Recorder
+from eva_fast.planning.counter import Recorder
 from eva_fast.teachers import load_teacher
 from tests.teachers.backbones import close, pixels
 from tests.teachers.openai_tower import randomise
