@@ -127,7 +127,10 @@ FLAGS: tuple[Flag, ...] = (
         BILINEAR, lambda said: said.second_interpolation not in NUMBERS)),
     flag("crop_scale", float, [0.2, 1.0], becomes("crop_scale"), _two("crop_scale"), several=True),
     flag("crop_ratio", float, [3 / 4, 4 / 3], becomes("crop_ratio"), _two("crop_ratio"), several=True),
-    flag("mixup", float, 0.0, refused("above 0: images are not mixed", lambda said: said.mixup > 0)),
+    flag("mixup", float, 0.0, refused(
+        "above 0: images are not mixed (the official script takes partners from a GPU's own batch, "
+        "so that results follow the number of GPUs); leave it out, or vary images by `--color_jitter`",
+        lambda said: said.mixup > 0)),
     flag("cutmix", float, 0.0, warned(WITHOUT_MIXUP)),
     flag("cutmix_minmax", float, None, warned(WITHOUT_MIXUP), several=True),
     flag("mixup_prob", float, 1.0, warned(WITHOUT_MIXUP)),
