@@ -16,9 +16,9 @@ from eva_fast.weights.backbone import (
     read_backbone,
     write_backbone,
 )
-from eva_fast.weights.code_formats import export_codes
 from eva_fast.weights.codes import CODEBOOK, code_model, holds_codes, write_code_model
 from eva_fast.weights.formats import FOLDERS, FORMATS, ChannelStatistics, Exported, export
+from eva_fast.weights.formats.codes import export_codes
 from eva_fast.weights.reader import Weights, read
 from eva_fast.weights.resize import RESIZES, resize_patches, resize_positions
 from eva_fast.weights.student import (

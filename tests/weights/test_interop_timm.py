@@ -94,7 +94,7 @@ def test_fine_tuning_with_timms_own_conversion(tmp_path):
 def test_every_hidden_width_is_made_again(tmp_path):
     """timm cuts width times ratio off to a whole number; the ratio is chosen so that it is ours."""
     from eva_fast.model import ModelSizes
-    from eva_fast.weights.formats import timm_arguments
+    from eva_fast.weights.formats.timm import timm_arguments
 
     for width in (66, 176, 1408):
         for hidden in range(1, 3 * width):

@@ -11,7 +11,7 @@ from eva_fast.weights.codes import (
     timm_tensors,
     write_code_model,
 )
-from eva_fast.weights.formats import TORCH_SUFFIXES, Exported
+from eva_fast.weights.formats.exported import TORCH_SUFFIXES, Exported
 from eva_fast.weights.writer import write, write_torch
 
 
