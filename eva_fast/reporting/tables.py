@@ -191,11 +191,11 @@ def _reason(entry: dict[str, Any]) -> str:
     known = {name: ms for name, ms in times.items() if type(ms) in (int, float)}
     told = [words for why, words in WHY.items() if entry.get("why") == why]
     if len(known) > 1:
-        told.append(
-            ", ".join(
-                f"{name} {ms:,.3g} ms" for name, ms in sorted(known.items(), key=lambda i: i[1])
-            )
+        own = known.pop(str(entry.get("implementation")), None)
+        others = ", ".join(
+            f"{n} {ms:,.3g} ms" for n, ms in sorted(known.items(), key=lambda i: i[1])
         )
+        told.append(others if own is None else f"{own:,.3g} ms, against {others}")
     return "; ".join(told)
 
 

@@ -38,7 +38,7 @@ def test_one_run(run, tmp_path):
     text = text_of((run / "report.html").read_text())
     assert "finished, 400 steps" in text
     assert re.search(r"What was set .{,80} value batch_size 32 steps 400 Curves", text)
-    assert "native 3 ms, torch 15.5 ms" in text and "nothing else runs it there" in text
+    assert "native 3 ms, against torch 15.5 ms" in text and "nothing else runs it there" in text
     assert "Learning rate" in text and "Accuracy" not in text and "Notes" not in text
     assert eva_fast.report(str(run), out=tmp_path / "new" / "page.html").is_file()
 
