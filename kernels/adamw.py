@@ -8,6 +8,7 @@ are any, take a launch of their own.
 """
 
 import math
+import operator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -221,6 +222,7 @@ def _capturing(device: torch.device) -> bool:
 
 
 _known: dict[Any, _Tensors] = {}
+_DTYPE = operator.attrgetter("dtype")
 
 
 def _tensors(
@@ -231,13 +233,13 @@ def _tensors(
         for tensors in (params, copies, exp_avgs, exp_avg_sqs, steps, largest)
     ]
     sizes = tuple(map(Tensor.numel, params))
-    copy_types = [copy.dtype for copy in copies] or [None] * len(params)
-    types = list(zip([grad.dtype for grad in grads], copy_types, strict=True))
+    types = tuple(map(_DTYPE, grads)), tuple(map(_DTYPE, copies))
     device, decays = params[0].device, tuple(weight_decays)
-    key = (device, decays, sizes, *pointers, *types)
+    key = (device, decays, sizes, types, *pointers)
     found = _known.pop(key, None)
     if found is None:
-        found = _Tensors(pointers, sizes, types, decays, device)
+        kinds = list(zip(types[0], types[1] or [None] * len(params), strict=True))
+        found = _Tensors(pointers, sizes, kinds, decays, device)
     _known[key] = found  # last used last
     while len(_known) > _KEPT:
         del _known[next(iter(_known))]

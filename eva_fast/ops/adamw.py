@@ -82,7 +82,8 @@ def _adamw(
     largest: Sequence[Tensor],
 ) -> None:
     if params:
-        grads = [g if g.is_contiguous() else g.contiguous() for g in grads]
+        if not all(map(Tensor.is_contiguous, grads)):
+            grads = [g.contiguous() for g in grads]
         chosen(OP, params[0])(
             params, copies, grads, exp_avgs, exp_avg_sqs, steps, weight_decays, lr,
             beta1, beta2, eps, grad_scale, largest,

@@ -1,10 +1,11 @@
 """The optimiser that runs `adamw`: one call for all parameters that share their settings."""
 
 import inspect
+import itertools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eva_fast.ops import copies as kept
 from eva_fast.ops.adamw import adamw_unchecked, check_tensors
@@ -25,16 +26,20 @@ class _Call:
         self.decays: list[float] = []
         self.noted: list[tuple[Tensor, Tensor]] = []
         """Copies and largest magnitudes, each with the parameter that the call writes it of."""
+        self.places: list[int] = []
+        """Of its parameters among all."""
         self.sharded = False
 
     def add(
         self,
+        place: int,
         p: Tensor,
         copy: Tensor | None,
         largest: Tensor | None,
         state: dict[str, Tensor],
         weight_decay: float,
     ) -> None:
+        self.places.append(place)
         self.params.append(p)
         self.sharded |= is_shard(p)
         self.exp_avgs.append(state["exp_avg"])
@@ -48,11 +53,11 @@ class _Call:
             self.largest.append(largest)
             self.noted.append((largest, p))
 
-    def arguments(self) -> list[Any]:
-        """The lists as `adamw` takes them, with the gradients as they are now; of sharded tensors
-        this process's shards."""
+    def arguments(self, grads: list[Any]) -> list[Any]:
+        """The lists as `adamw` takes them, with its share of the gradients of all parameters; of
+        sharded tensors this process's shards."""
         lists: list[Any] = [
-            *(self.params, self.copies, [p.grad for p in self.params]),
+            *(self.params, self.copies, [grads[place] for place in self.places]),
             *(self.exp_avgs, self.exp_avg_sqs),
         ]
         if self.sharded:
@@ -99,7 +104,9 @@ class FusedAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for call in self._ready_calls():
+        params = [p for group in self.param_groups for p in group["params"]]
+        grads = [p.grad for p in params]
+        for call in self._ready_calls(params, grads):
             group, steps = self.param_groups[call.group], call.steps
             lr = self._rate(group["lr"], steps[0].device)
             # a skipped step (scale not finite) does not count
@@ -110,7 +117,7 @@ class FusedAdamW(torch.optim.AdamW):
             # a skipped step rounds nothing: a copy that is behind stays so for its reader to see
             noted = [pair for pair in call.noted if kept.is_current(*pair)]
             adamw_unchecked(
-                *call.arguments(), lr, *group["betas"], group["eps"], grad_scale, call.largest
+                *call.arguments(grads), lr, *group["betas"], group["eps"], grad_scale, call.largest
             )
             for copy, parameter in noted:
                 kept.note(copy, parameter)
@@ -131,41 +138,41 @@ class FusedAdamW(torch.optim.AdamW):
         self.__dict__.setdefault("largest", {})
         self._key, self.calls = None, []
 
-    def _ready_calls(self) -> list["_Call"]:
+    def _ready_calls(self, params: list[Tensor], grads: list[Any]) -> list["_Call"]:
         """The calls of `adamw` that make up a step: gathered and checked when something changed, as
         which parameters have gradients, their shapes, or which groups share their settings; else the
         last step's."""
-        groups, grads = self.param_groups, []
         settings = []
-        for group in groups:
-            grads += [None if p.grad is None else _layout(p) for p in group["params"]]
+        for group in self.param_groups:
             lr = group["lr"]
             lr = id(lr) if isinstance(lr, Tensor) else lr
             settings.append((lr, tuple(group["betas"]), group["eps"]))
         key = (
             [settings.index(s) for s in settings],
-            [group["weight_decay"] for group in groups],
-            grads,
+            [group["weight_decay"] for group in self.param_groups],
+            [grad is None for grad in grads],
+            _layouts(params),
             len(self.state),
         )
         if key != self._key:
-            self.calls = self._gather(key[0])
-            self._key = (*key[:3], len(self.state))
+            self.calls = self._gather(key[0], grads)
+            self._key = (*key[:4], len(self.state))
         return self.calls
 
-    def _gather(self, shares: list[int]) -> list["_Call"]:
+    def _gather(self, shares: list[int], grads: list[Any]) -> list["_Call"]:
         """shares: of each group, the first one with the same settings."""
         calls: dict[Any, _Call] = {}
+        places = itertools.count()
         for first, group in zip(shares, self.param_groups):
-            for p in group["params"]:
-                if p.grad is None:
+            for p, place in zip(group["params"], places):
+                if grads[place] is None:
                     continue
                 copy, largest = self.copies.get(p), self.largest.get(p)
                 kind = first, p.device, copy is not None, largest is not None
                 call = calls.setdefault(kind, _Call(first))
-                call.add(p, copy, largest, self._state(p), group["weight_decay"])
+                call.add(place, p, copy, largest, self._state(p), group["weight_decay"])
         for call in calls.values():
-            check_tensors(*[*call.arguments(), call.largest])
+            check_tensors(*[*call.arguments(grads), call.largest])
         return list(calls.values())
 
     def _state(self, p: Tensor) -> dict[str, Tensor]:
@@ -184,6 +191,15 @@ class FusedAdamW(torch.optim.AdamW):
         return torch.full((), lr, device=device)
 
 
-def _layout(p: Tensor) -> tuple[Any, ...]:
-    """What a kernel relies on, and `p.data = other` or `module.to(...)` can change."""
-    return p.shape, p.dtype, p.device, p.is_contiguous()
+_PLAIN = {Tensor, nn.Parameter}
+
+
+def _layouts(params: list[Tensor]) -> tuple[Any, ...]:
+    """What a kernel relies on, and `p.data = other` or `module.to(...)` can change: another shape,
+    dtype or device has other memory, or is a view of another size or stride."""
+    if set(map(type, params)) <= _PLAIN:
+        return tuple(tuple(map(of, params)) for of in _FORM)
+    return tuple((p.shape, p.dtype, p.device, p.is_contiguous()) for p in params)
+
+
+_FORM = (Tensor.data_ptr, Tensor.numel, Tensor.is_contiguous)
