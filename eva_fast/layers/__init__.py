@@ -8,7 +8,8 @@
     attention    norm, qkv, attention, projection       masked_tail: of some tokens only
     mlp          norm, fc1, GELU, fc2
     layer_scale  gamma, folded into proj and fc2     rel_pos: attention's relative position bias
-    block        the two, with drop-path             recompute: activation checkpointing
+    block        the two, with drop-path             block_branch: both as one function
+    recompute    activation checkpointing
     patch_embed  images to tokens
     window       Swin's windows                      window_attention: cosine attention in them
     swin         Swin V2's stages                    post_norm, unit_heads: parts of their branches

@@ -8,7 +8,7 @@ bias's gradient, and y once more for the weight gradient of the GEMM behind the 
 
 from torch import Tensor, nn
 
-from eva_fast.layers.products import in_columns, in_rows
+from eva_fast.layers.products import in_columns, in_dtype, in_rows
 from eva_fast.layers.stream import Stream, as_stream
 from eva_fast.ops.add_layer_norm import (
     add_layer_norm,
@@ -67,7 +67,7 @@ def add_norm_backward(
     pending = (
         dx,
         dbranch if ctx.has_branch else None,
-        dpending.to(ctx.pending_bias_dtype) if has_bias else None,
+        in_dtype(dpending, ctx.pending_bias_dtype) if has_bias else None,
         None,
     )
     return (*pending, dweight, dbias), y

@@ -71,111 +71,128 @@ class AttentionWeights(NamedTuple):
     eps: float
 
 
+def attention_forward(
+    record, x, branch, branch_bias, scale, norm_weight, norm_bias, qkv_weight, q_bias, v_bias,
+    proj_weight, qkv_copy, packed_bias, proj_copy, num_heads, eps, bias=None, mask=None, angles=None,
+):  # fmt: skip
+    """(x', the projection, the tensors that the backward reads); what else that reads is written to
+    `record`, a function's context. With `mask`, only these rows are projected and come out: a bias that
+    is shared by the batch has a row for every token, so that all ask."""
+    qkv_used = qkv_weight if qkv_copy is None else qkv_copy
+    proj_used = proj_weight if proj_copy is None else proj_copy
+    y_scale, out_scale = known_scales(qkv_used, norm_weight, norm_bias, packed_bias)
+    total, y, mean, rstd = add_norm(
+        record, x, branch, branch_bias, scale, norm_weight, norm_bias, eps, y_scale
+    )
+    batch, tokens, dim = total.shape
+    qkv, _ = times(y, qkv_used, packed_bias)
+    packed = qkv.view(batch, tokens, 3, num_heads, -1)
+    if angles is not None:
+        packed = turned(packed, angles)
+    attend_scale = packed.shape[-1] ** -0.5
+    whole = bias is None and mask is None
+    record.in_eight = whole and out_scale is not None and isinstance(proj_used, EightBitWeight)
+    if record.in_eight:
+        out, eight, lse = attention_unchecked(packed, attend_scale, out_scale)
+        asking = in_rows(eight.flatten(2), out_scale)
+    else:
+        if bias is None:
+            out, lse = packed_attention_forward(None, packed, attend_scale)
+        else:
+            out, lse = biased_attention_forward(None, packed, bias, None, attend_scale)
+        asking = out if mask is None else masked_gather_forward(out.flatten(2), mask)
+        asking = asking.view(batch, -1, packed.shape[-1] * num_heads)
+    result, out_scale = times(asking, proj_used, None, out_scale)
+    kept = None if recomputes_output(packed) else out
+    saved = (
+        total, mean, rstd, packed, kept, lse, scale, norm_weight, norm_bias, y_scale, out_scale,
+        bias, mask, *hold(record, qkv_used, proj_used),
+    )  # fmt: skip
+    record.weight_dtypes, record.angles = (qkv_weight.dtype, proj_weight.dtype), angles
+    record.bias_dtype = None if q_bias is None else q_bias.dtype
+    if mask is not None:
+        total = own_view(masked_gather_forward(total, mask), batch, -1, dim)
+    return total, as_shaped(in_dtype(result, total.dtype), total), saved
+
+
+def attention_backward(record, saved, wants, dtotal, dresult):
+    """(gradients of x, branch, branch bias, scale, norm weight, norm bias, qkv weight, q bias, v bias,
+    proj weight; of the scores' bias) from those of x' and the projection. wants: whether each of the
+    last four of the first is wanted."""
+    (
+        total, mean, rstd, packed, out, lse, scale, norm_weight, norm_bias, y_scale, out_scale,
+        bias, mask, *weights,
+    ) = saved  # fmt: skip
+    wqkv, wproj = held(record, *weights)
+    batch, tokens, _, heads, head_dim = packed.shape
+    width = heads * head_dim
+    wants_qkv, wants_q_bias, wants_v_bias, wants_proj = wants
+    dresult = prepared(dresult, wproj)
+    dout = back(dresult, wproj, packed.dtype)
+    if mask is not None:
+        dout = masked_gather_backward(dout, mask, tokens)
+        dtotal = masked_gather_backward(rows_of(dtotal), mask, tokens)
+    dout = dout.view(batch, tokens, heads, head_dim)
+    has_bias, dbias, turn = wants_q_bias or wants_v_bias, None, record.angles is not None
+    largest = None
+    if record.in_eight:
+        dpacked, columns, bias_sums, largest = attention_backward_unchecked(
+            dout, packed, out, lse, head_dim**-0.5, out_scale, has_bias and not turn
+        )
+    elif bias is None:
+        _, dpacked, out, bias_sums = packed_attention_backward(
+            dout, None, packed, out, lse, head_dim**-0.5, want_sums=has_bias and not turn
+        )
+    else:
+        _, dpacked, out, bias_sums, dbias = biased_attention_backward(
+            dout,
+            None,
+            packed,
+            bias,
+            None,
+            out,
+            lse,
+            head_dim**-0.5,
+            want_sums=has_bias and not turn,
+        )
+    if turn:
+        dpacked, largest = turned(dpacked, record.angles, backward=True), None
+        bias_sums = column_sums(None, dpacked, lse.dtype) if has_bias else None
+    dqkv_weight = dproj = None
+    if wants_proj:
+        if record.in_eight:
+            asking = in_columns(columns, out_scale)
+        else:
+            asking = out if mask is None else masked_gather_forward(out.flatten(2), mask)
+            asking = asking.view(-1, width)
+        dproj = weight_gradient(dresult, asking, record.weight_dtypes[1], out_scale)
+    dqkv = prepared(dpacked.view(-1, 3 * width), wqkv, largest)
+    dy = in_dtype(back(dqkv, wqkv, packed.dtype), total.dtype).view_as(total)
+    pending, y = add_norm_backward(
+        record, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale, y_scale
+    )
+    if wants_qkv:
+        rows = y if y_scale is not None else rows_of(y)
+        dqkv_weight = weight_gradient(dqkv, rows, record.weight_dtypes[0], y_scale)
+    biases = in_dtype(bias_sums, record.bias_dtype).unbind() if has_bias else (None, None)
+    return (*pending, dqkv_weight, *biases, dproj), dbias
+
+
 class _AttentionBranch(torch.autograd.Function):
-    """Self-attention of all tokens; with `mask`, only these rows are projected and come out: a bias
-    that is shared by the batch has a row for every token, so that all ask."""
+    """Self-attention of all tokens, or of those in a mask."""
 
     @staticmethod
-    def forward(
-        ctx, x, branch, branch_bias, scale, norm_weight, norm_bias, qkv_weight, q_bias, v_bias,
-        proj_weight, qkv_copy, packed_bias, proj_copy, num_heads, eps, bias=None, mask=None,
-        angles=None,
-    ):  # fmt: skip
-        qkv_used = qkv_weight if qkv_copy is None else qkv_copy
-        proj_used = proj_weight if proj_copy is None else proj_copy
-        y_scale, out_scale = known_scales(qkv_used, norm_weight, norm_bias, packed_bias)
-        total, y, mean, rstd = add_norm(
-            ctx, x, branch, branch_bias, scale, norm_weight, norm_bias, eps, y_scale
-        )
-        batch, tokens, dim = total.shape
-        qkv, _ = times(y, qkv_used, packed_bias)
-        packed = qkv.view(batch, tokens, 3, num_heads, -1)
-        if angles is not None:
-            packed = turned(packed, angles)
-        attend_scale = packed.shape[-1] ** -0.5
-        whole = bias is None and mask is None
-        ctx.in_eight = whole and out_scale is not None and isinstance(proj_used, EightBitWeight)
-        if ctx.in_eight:
-            out, eight, lse = attention_unchecked(packed, attend_scale, out_scale)
-            asking = in_rows(eight.flatten(2), out_scale)
-        else:
-            if bias is None:
-                out, lse = packed_attention_forward(None, packed, attend_scale)
-            else:
-                out, lse = biased_attention_forward(None, packed, bias, None, attend_scale)
-            asking = out if mask is None else masked_gather_forward(out.flatten(2), mask)
-            asking = asking.view(batch, -1, packed.shape[-1] * num_heads)
-        result, out_scale = times(asking, proj_used, None, out_scale)
-        kept = None if recomputes_output(packed) else out
-        ctx.save_for_backward(
-            total, mean, rstd, packed, kept, lse, scale, norm_weight, norm_bias, y_scale, out_scale,
-            bias, mask, *hold(ctx, qkv_used, proj_used),
-        )  # fmt: skip
-        ctx.weight_dtypes, ctx.angles = (qkv_weight.dtype, proj_weight.dtype), angles
-        ctx.bias_dtype = None if q_bias is None else q_bias.dtype
-        if mask is not None:
-            total = own_view(masked_gather_forward(total, mask), batch, -1, dim)
-        return total, as_shaped(in_dtype(result, total.dtype), total)
+    def forward(ctx, *given):
+        total, result, saved = attention_forward(ctx, *given)
+        ctx.save_for_backward(*saved)
+        return total, result
 
     @staticmethod
     def backward(ctx, dtotal, dresult):
-        (
-            total, mean, rstd, packed, out, lse, scale, norm_weight, norm_bias, y_scale, out_scale,
-            bias, mask, *weights,
-        ) = ctx.saved_tensors  # fmt: skip
-        wqkv, wproj = held(ctx, *weights)
-        batch, tokens, _, heads, head_dim = packed.shape
-        width = heads * head_dim
-        wants_qkv, *wants_biases, wants_proj = ctx.needs_input_grad[6:10]
-        dresult = prepared(dresult, wproj)
-        dout = back(dresult, wproj, packed.dtype)
-        if mask is not None:
-            dout = masked_gather_backward(dout, mask, tokens)
-            dtotal = masked_gather_backward(rows_of(dtotal), mask, tokens)
-        dout = dout.view(batch, tokens, heads, head_dim)
-        has_bias, dbias, turn = any(wants_biases), None, ctx.angles is not None
-        largest = None
-        if ctx.in_eight:
-            dpacked, columns, bias_sums, largest = attention_backward_unchecked(
-                dout, packed, out, lse, head_dim**-0.5, out_scale, has_bias and not turn
-            )
-        elif bias is None:
-            _, dpacked, out, bias_sums = packed_attention_backward(
-                dout, None, packed, out, lse, head_dim**-0.5, want_sums=has_bias and not turn
-            )
-        else:
-            _, dpacked, out, bias_sums, dbias = biased_attention_backward(
-                dout,
-                None,
-                packed,
-                bias,
-                None,
-                out,
-                lse,
-                head_dim**-0.5,
-                want_sums=has_bias and not turn,
-            )
-        if turn:
-            dpacked, largest = turned(dpacked, ctx.angles, backward=True), None
-            bias_sums = column_sums(None, dpacked, lse.dtype) if has_bias else None
-        dqkv_weight = dproj = None
-        if wants_proj:
-            if ctx.in_eight:
-                asking = in_columns(columns, out_scale)
-            else:
-                asking = out if mask is None else masked_gather_forward(out.flatten(2), mask)
-                asking = asking.view(-1, width)
-            dproj = weight_gradient(dresult, asking, ctx.weight_dtypes[1], out_scale)
-        dqkv = prepared(dpacked.view(-1, 3 * width), wqkv, largest)
-        dy = in_dtype(back(dqkv, wqkv, packed.dtype), total.dtype).view_as(total)
-        pending, y = add_norm_backward(
-            ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale, y_scale
+        gradients, dbias = attention_backward(
+            ctx, ctx.saved_tensors, ctx.needs_input_grad[6:10], dtotal, dresult
         )
-        if wants_qkv:
-            rows = y if y_scale is not None else rows_of(y)
-            dqkv_weight = weight_gradient(dqkv, rows, ctx.weight_dtypes[0], y_scale)
-        biases = bias_sums.to(ctx.bias_dtype).unbind() if has_bias else (None, None)
-        return *pending, dqkv_weight, *biases, dproj, *[None] * 5, dbias, None, None
+        return *gradients, *[None] * 5, dbias, None, None
 
 
 def attention_branch(
@@ -235,11 +252,17 @@ class Attention(KeepsCopies, nn.Module):
         gamma: Tensor | None = None,
     ) -> Stream:
         """`attention_branch` with this module's parameters."""
-        dtype = stream.x.dtype
+        weights = self.weights(norm, gamma, stream.x.dtype)
+        return leaving(self, attention_branch(stream, weights, tokens, bias))
+
+    def weights(
+        self, norm: nn.LayerNorm, gamma: Tensor | None, dtype: torch.dtype
+    ) -> AttentionWeights:
+        """What the branch reads in `dtype`."""
         qkv = child(self, "qkv")
         q_bias, v_bias, packed_bias = self._biases(dtype)
         proj, proj_bias = folded(child(self, "proj"), gamma, dtype)
-        weights = AttentionWeights(
+        return AttentionWeights(
             norm_weight=parameter(norm, "weight"),
             norm_bias=parameter(norm, "bias"),
             qkv=qkv.operand(dtype),
@@ -251,7 +274,6 @@ class Attention(KeepsCopies, nn.Module):
             num_heads=self.num_heads,
             eps=norm.eps,
         )
-        return leaving(self, attention_branch(stream, weights, tokens, bias))
 
     def keep_copies(self, dtype: torch.dtype) -> dict[Tensor, Tensor]:
         self.drop_copies()

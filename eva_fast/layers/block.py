@@ -5,12 +5,14 @@ from torch import Tensor, nn
 
 from eva_fast.layers.add_norm import LayerNorm
 from eva_fast.layers.attention import Attention, QkvBias
-from eva_fast.layers.members import child
+from eva_fast.layers.block_branch import block_branch
+from eva_fast.layers.members import calls_only, child
 from eva_fast.layers.mlp import Mlp
 from eva_fast.layers.recompute import run_branches
 from eva_fast.layers.stream import Scales, Stream, as_stream, drop_path_scale, leaving
 
 LAYER_NORM_EPS = 1e-6
+_ATTENTION, _MLP = Attention.forward, Mlp.forward
 
 
 class Block(nn.Module):
@@ -19,8 +21,9 @@ class Block(nn.Module):
     The second addition stays pending in the stream that comes out, for the next block's norm;
     `block(x).added()` is the whole block. It reads its own parameters alone, so that it can be
     sharded and compiled by itself, and checkpointed where `recompute` is set (`layers/recompute.py`).
-    The norms are not called: their parameters go to the branches. FSDP2's mixed precision wants
-    `cast_forward_inputs=False`, for drop-path's factors come in as float32.
+    The norms are not called, their parameters go to the branches; nor are `attn` and `mlp` where all
+    that their call would do is run their branch (`layers/block_branch.py`). FSDP2's mixed precision
+    wants `cast_forward_inputs=False`, for drop-path's factors come in as float32.
 
     qkv_bias: "qv" (BEiT, EVA) or "full" (timm's ViT, MAE). layer_scale: the initial gamma_1 and gamma_2
     (LayerScale); None: there is none.
@@ -83,6 +86,21 @@ class Block(nn.Module):
     ) -> Stream:
         """Attention and MLP; the scales are drop-path's factors of their results."""
         attn, norm1, mlp, norm2 = (child(self, name) for name in ("attn", "norm1", "mlp", "norm2"))
+        if (
+            tokens is None
+            and bias is None
+            and not torch.compiler.is_compiling()
+            and calls_only(attn, Attention, _ATTENTION)
+            and calls_only(mlp, Mlp, _MLP)
+        ):
+            dtype = stream[0].dtype  # type: ignore[union-attr]
+            x = block_branch(
+                Stream(*stream),  # type: ignore[arg-type]
+                attn.weights(norm1, self.gamma_1, dtype),
+                attn_scale,
+                mlp.weights(norm2, self.gamma_2, dtype),
+            )
+            return Stream(x.x, x.branch, x.bias, mlp_scale)
         x = attn(Stream(*stream), norm1, tokens, bias, self.gamma_1)  # type: ignore[arg-type]
         x = Stream(x.x, x.branch, x.bias, attn_scale)
         x = mlp(x, norm2, self.gamma_2)

@@ -53,63 +53,68 @@ class MlpWeights(NamedTuple):
     """The GELU, as `bias_gelu` names it."""
 
 
+def mlp_forward(
+    record, x, branch, branch_bias, scale, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight,
+    fc1_copy, fc2_copy, eps, kind,
+):  # fmt: skip
+    """(x', fc2's product, the tensors that the backward reads); what else that reads is written to
+    `record`, a function's context."""
+    fc1_used = fc1_weight if fc1_copy is None else fc1_copy
+    fc2_used = fc2_weight if fc2_copy is None else fc2_copy
+    y_scale, g_scale = known_scales(fc1_used, norm_weight, norm_bias, fc1_bias)
+    total, y, mean, rstd = add_norm(
+        record, x, branch, branch_bias, scale, norm_weight, norm_bias, eps, y_scale
+    )
+    h, _ = times(y if y_scale is not None else rows_of(y), fc1_used)
+    result, g_scale = times(_gelu(h, fc1_bias, kind, g_scale, fc2_used), fc2_used)
+    saved = (
+        total, mean, rstd, h, fc1_bias, scale, norm_weight, norm_bias, y_scale, g_scale,
+        *hold(record, fc1_used, fc2_used),
+    )  # fmt: skip
+    record.weight_dtypes = fc1_weight.dtype, fc2_weight.dtype
+    record.kind = kind
+    return total, own_view(in_dtype(result, total.dtype), *total.shape), saved
+
+
+def mlp_backward(record, saved, wants, dtotal, dresult):
+    """Gradients of x, branch, branch bias, scale, norm weight, norm bias, fc1 weight, fc1 bias, fc2
+    weight from those of x' and fc2's product. wants: whether each of the last three is wanted."""
+    (
+        total, mean, rstd, h, fc1_bias, scale, norm_weight, norm_bias, y_scale, g_scale, *weights,
+    ) = saved  # fmt: skip
+    w1, w2 = held(record, *weights)
+    wants_fc1, wants_bias, wants_fc2 = wants
+    dresult = prepared(dresult, w2)
+    dh, g, dfc1_bias = _gelu_backward(
+        dresult, h, fc1_bias, record.kind, g_scale, w1, w2, wants_fc2, wants_bias
+    )
+    dw1 = dw2 = None
+    if wants_fc2:
+        dw2 = weight_gradient(dresult, g, record.weight_dtypes[1], g_scale)
+    dh = prepared(dh, w1)
+    dy = in_dtype(back(dh, w1, h.dtype), total.dtype).view_as(total)
+    pending, y = add_norm_backward(
+        record, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale, y_scale
+    )
+    if wants_fc1:
+        rows = y if y_scale is not None else rows_of(y)
+        dw1 = weight_gradient(dh, rows, record.weight_dtypes[0], y_scale)
+    return *pending, dw1, dfc1_bias if wants_bias else None, dw2
+
+
 class _MlpBranch(torch.autograd.Function):
     """Linear, GELU, Linear."""
 
     @staticmethod
-    def forward(
-        ctx, x, branch, branch_bias, scale, norm_weight, norm_bias, fc1_weight, fc1_bias,
-        fc2_weight, fc1_copy, fc2_copy, eps, kind,
-    ):  # fmt: skip
-        fc1_used = fc1_weight if fc1_copy is None else fc1_copy
-        fc2_used = fc2_weight if fc2_copy is None else fc2_copy
-        y_scale, g_scale = known_scales(fc1_used, norm_weight, norm_bias, fc1_bias)
-        total, y, mean, rstd = add_norm(
-            ctx, x, branch, branch_bias, scale, norm_weight, norm_bias, eps, y_scale
-        )
-        h, _ = times(y if y_scale is not None else rows_of(y), fc1_used)
-        result, g_scale = times(_gelu(h, fc1_bias, kind, g_scale, fc2_used), fc2_used)
-        ctx.save_for_backward(
-            total, mean, rstd, h, fc1_bias, scale, norm_weight, norm_bias, y_scale, g_scale,
-            *hold(ctx, fc1_used, fc2_used),
-        )  # fmt: skip
-        ctx.weight_dtypes = fc1_weight.dtype, fc2_weight.dtype
-        ctx.kind = kind
-        return total, own_view(in_dtype(result, total.dtype), *total.shape)
+    def forward(ctx, *given):
+        total, result, saved = mlp_forward(ctx, *given)
+        ctx.save_for_backward(*saved)
+        return total, result
 
     @staticmethod
     def backward(ctx, dtotal, dresult):
-        (
-            total,
-            mean,
-            rstd,
-            h,
-            fc1_bias,
-            scale,
-            norm_weight,
-            norm_bias,
-            y_scale,
-            g_scale,
-            *weights,
-        ) = ctx.saved_tensors
-        w1, w2 = held(ctx, *weights)
-        dresult = prepared(dresult, w2)
-        wants_fc1, wants_bias, wants_fc2 = ctx.needs_input_grad[6:9]
-        dh, g, dfc1_bias = _gelu_backward(
-            dresult, h, fc1_bias, ctx.kind, g_scale, w1, w2, wants_fc2, wants_bias
-        )
-        dw1 = dw2 = None
-        if wants_fc2:
-            dw2 = weight_gradient(dresult, g, ctx.weight_dtypes[1], g_scale)
-        dh = prepared(dh, w1)
-        dy = in_dtype(back(dh, w1, h.dtype), total.dtype).view_as(total)
-        pending, y = add_norm_backward(
-            ctx, dy, dtotal, total, mean, rstd, norm_weight, norm_bias, scale, y_scale
-        )
-        if wants_fc1:
-            rows = y if y_scale is not None else rows_of(y)
-            dw1 = weight_gradient(dh, rows, ctx.weight_dtypes[0], y_scale)
-        return *pending, dw1, dfc1_bias if wants_bias else None, dw2, None, None, None, None
+        gradients = mlp_backward(ctx, ctx.saved_tensors, ctx.needs_input_grad[6:9], dtotal, dresult)
+        return *gradients, None, None, None, None
 
 
 def _gelu(h: Tensor, bias: Tensor, kind: str, g_scale: Tensor | None, fc2: Weight) -> Rows:
@@ -163,10 +168,13 @@ class Mlp(nn.Module):
 
     def forward(self, stream: Stream, norm: nn.LayerNorm, gamma: Tensor | None = None) -> Stream:
         """`mlp_branch` with this module's parameters."""
-        dtype = stream.x.dtype
+        return leaving(self, mlp_branch(stream, self.weights(norm, gamma, stream.x.dtype)))
+
+    def weights(self, norm: nn.LayerNorm, gamma: Tensor | None, dtype: torch.dtype) -> MlpWeights:
+        """What the branch reads in `dtype`."""
         fc1 = child(self, "fc1")
         fc2, fc2_bias = folded(child(self, "fc2"), gamma, dtype)
-        weights = MlpWeights(
+        return MlpWeights(
             norm_weight=parameter(norm, "weight"),
             norm_bias=parameter(norm, "bias"),
             fc1=fc1.operand(dtype),
@@ -175,4 +183,3 @@ class Mlp(nn.Module):
             fc2_bias=fc2_bias,
             eps=norm.eps,
         )
-        return leaving(self, mlp_branch(stream, weights))

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eva_fast.data import Batch
 from eva_fast.errors import UsageError, first_line
+from eva_fast.layers.members import has_hooks
 from eva_fast.layers.sharding import is_sharded
 from eva_fast.ops import copies, largest
 from eva_fast.ops.graphs import Graph
@@ -50,18 +51,9 @@ def obstacle(step: TrainStep) -> str | None:
         for name, module in part.named_modules() if part is not None else ():
             if is_sharded(module):
                 return "the module is sharded"
-            if _hooks(module):
+            if has_hooks(module):
                 return f"{name or type(module).__name__} has hooks, which a graph would leave out"
     return None
-
-
-def _hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 class CapturedStep:

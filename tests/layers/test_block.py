@@ -234,3 +234,95 @@ def test_parameters_are_the_plain_ones(kind):
     assert {k: v.shape for k, v in fused.state_dict().items()} == {
         k: v.shape for k, v in reference.state_dict().items()
     }
+
+
+def outcome(block):
+    """What a block gives and all its gradients, and whether it was one function."""
+    torch.manual_seed(5)
+    x, branch, bias = leaf(4, 9, 60), leaf(4, 9, 60), leaf(60)
+    scale = torch.tensor([0.0, 2.0, 2.0, 0.0])
+    out = block(Stream(x, branch, bias, scale), scales=(scale.flip(0) + 1, scale))
+    total = out.added()
+    upstream = torch.linspace(-1, 1, total.numel()).view_as(total)
+    inputs = [x, branch, bias, *block.parameters()]
+    name = type(out.x.grad_fn).__name__
+    return name, [total, *torch.autograd.grad(total, inputs, upstream)]
+
+
+class Watched:
+    """A hook of any kind that changes nothing and counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, *_):
+        self.calls += 1
+
+
+def replace(block):
+    class Mine(Attention):
+        pass
+
+    block.attn.__class__ = Mine
+
+
+HEARD = {
+    "forward hook": lambda block, hook: block.attn.register_forward_hook(hook),
+    "forward pre-hook": lambda block, hook: block.mlp.register_forward_pre_hook(hook),
+    "hook of all modules": lambda block, hook: (
+        torch.nn.modules.module.register_module_forward_hook(hook)
+    ),
+    "another class": lambda block, hook: (hook(), replace(block)),
+    "another forward": lambda block, hook: setattr(
+        block.mlp, "forward", lambda *given, f=block.mlp.forward: (hook(), f(*given))[1]
+    ),
+    "compiled": lambda block, hook: (
+        hook(), torch._dynamo.reset(), block.mlp.compile(backend="aot_eager")
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"qkv_bias": "full", "layer_scale": 0.1}], ids=["qv", "full"]
+)
+@pytest.mark.parametrize("heard", HEARD)
+def test_both_branches_are_one_function_unless_someone_hears_of_a_part(kernels, heard, options):
+    """With the same bits either way."""
+    block, hook = pair(**options)[0], Watched()
+    name, expected = outcome(block)
+    assert name == "_BlockBranchBackward"
+    handle = HEARD[heard](block, hook)
+    try:
+        name, found = outcome(block)
+    finally:
+        if hasattr(handle, "remove"):
+            handle.remove()
+    assert name != "_BlockBranchBackward" and hook.calls
+    tolerance = 1e-5 if heard == "compiled" else 0
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+def test_a_backward_hook_on_a_part_is_called():
+    block, seen = pair()[0], []
+    block.mlp.register_full_backward_hook(lambda *_: seen.append("mlp"))
+    x = leaf(2, 5, 60)
+    block(x).added().sum().backward()
+    assert seen == ["mlp"] and x.grad.isfinite().all()
+
+
+def test_gradients_that_nobody_wants_are_none():
+    block = pair()[0]
+    frozen = (block.attn.qkv.weight, block.attn.q_bias, block.attn.v_bias, block.mlp.fc2.weight)
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    x = leaf(2, 5, 60)
+    block(x).added().square().sum().backward()
+    found = {n: p.grad.clone() for n, p in block.named_parameters() if p.grad is not None}
+    block.zero_grad()
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    block(x).added().square().sum().backward()
+    assert len(found) == sum(p.requires_grad for p in block.parameters()) - len(frozen)
+    assert all(torch.equal(found[n], block.get_parameter(n).grad) for n in found)
