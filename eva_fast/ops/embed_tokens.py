@@ -20,6 +20,7 @@ from torch import Tensor
 
 from eva_fast.ops.checks import check, dense_last, nothing, statistics_dtype
 from eva_fast.ops.choose import chosen
+from eva_fast.ops.direct import differentiable, direct
 from eva_fast.ops.masked_gather import token_rows
 from eva_fast.ops.registry import define
 
@@ -53,8 +54,7 @@ def reference(
     return (torch.cat((cls_row, tokens), 1) + pos_embed.to(compute)).to(patches.dtype)
 
 
-@torch.library.custom_op("eva_fast::embed_tokens", mutates_args=())
-def _forward_op(
+def _forward(
     patches: Tensor,
     mask: Tensor | None,
     mask_token: Tensor,
@@ -67,19 +67,26 @@ def _forward_op(
     return implementation(patches, mask, mask_token, cls_token, pos_embed, patch_bias)
 
 
+_forward_op = torch.library.custom_op("eva_fast::embed_tokens", mutates_args=())(_forward)
+
+
 @_forward_op.register_fake
 def _(patches, mask, mask_token, cls_token, pos_embed, patch_bias):
     batch, count, width = patches.shape
     return patches.new_empty((batch, count + 1, width))
 
 
-@torch.library.custom_op("eva_fast::embed_tokens_backward", mutates_args=())
-def _backward_op(
+def _backward(
     dout: Tensor, mask: Tensor | None, parameter_dtype: torch.dtype, want_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     mask = mask.contiguous() if mask is not None else None
     implementation = chosen(BACKWARD, dout)
     return implementation(dout, mask, parameter_dtype, want_bias)
+
+
+_backward_op = torch.library.custom_op("eva_fast::embed_tokens_backward", mutates_args=())(
+    _backward
+)
 
 
 @_backward_op.register_fake
@@ -104,7 +111,8 @@ def embed_tokens_forward(
     patch_bias: Tensor | None = None,
 ) -> Tensor:
     """`embed_tokens` without the checks, for functions that bring their own backward."""
-    return _forward_op(patches, mask, mask_token, cls_token, pos_embed, patch_bias)
+    run = _forward if direct(patches) else _forward_op
+    return run(patches, mask, mask_token, cls_token, pos_embed, patch_bias)
 
 
 def embed_tokens_backward(
@@ -115,7 +123,8 @@ def embed_tokens_backward(
     dout: [B, T, D]. Sums over images and patches accumulate in float32 and are returned in
     parameter_dtype; dpatch_bias is empty unless want_bias.
     """
-    return _backward_op(dense_last(dout), mask, parameter_dtype, want_bias)
+    run = _backward if direct(dout) else _backward_op
+    return run(dense_last(dout), mask, parameter_dtype, want_bias)
 
 
 def embed_tokens(
@@ -143,7 +152,7 @@ def embed_tokens(
     check(_NAME, "pos_embed", pos_embed, shape=(count + 1, width), dtypes=same, like=patches)
     if patch_bias is not None:
         check(_NAME, "patch_bias", patch_bias, shape=(width,), dtypes=same, like=patches)
-    return _forward_op(patches, mask, mask_token, cls_token, pos_embed, patch_bias)
+    return _differentiable(patches, mask, mask_token, cls_token, pos_embed, patch_bias)
 
 
 def _forward_torch(patches, mask, mask_token, cls_token, pos_embed, patch_bias):
@@ -202,3 +211,4 @@ def _autograd(ctx, dout):
 
 
 _forward_op.register_autograd(_autograd, setup_context=_setup_context)
+_differentiable = differentiable(_forward_op, _forward, _setup_context, _autograd)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from eva_fast.ops.checks import check, check_constant, statistics_dtype
 from eva_fast.ops.choose import chosen
+from eva_fast.ops.direct import differentiable, direct
 from eva_fast.ops.registry import define
 
 __all__ = ["negative_cosine", "negative_cosine_backward", "negative_cosine_forward"]
@@ -32,9 +33,11 @@ def reference(p: Tensor, t: Tensor) -> Tensor:
     return -cosine.sum() / max(p.shape[0], 1)
 
 
-@torch.library.custom_op("eva_fast::negative_cosine", mutates_args=())
-def _forward_op(p: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def _forward(p: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return chosen(OP, p)(p, t)
+
+
+_forward_op = torch.library.custom_op("eva_fast::negative_cosine", mutates_args=())(_forward)
 
 
 @_forward_op.register_fake
@@ -43,9 +46,13 @@ def _(p, t):
     return p.new_empty((), dtype=compute), p.new_empty((3, p.shape[0]), dtype=compute)
 
 
-@torch.library.custom_op("eva_fast::negative_cosine_backward", mutates_args=())
-def _backward_op(dloss: Tensor, p: Tensor, t: Tensor, statistics: Tensor) -> Tensor:
+def _backward(dloss: Tensor, p: Tensor, t: Tensor, statistics: Tensor) -> Tensor:
     return chosen(BACKWARD, p)(dloss, p, t, statistics)
+
+
+_backward_op = torch.library.custom_op("eva_fast::negative_cosine_backward", mutates_args=())(
+    _backward
+)
 
 
 @_backward_op.register_fake
@@ -55,12 +62,13 @@ def _(dloss, p, t, statistics):
 
 def negative_cosine_forward(p: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """(loss, statistics float32 [3, M]: cosine, 1/|p|, 1/|t|), without the checks."""
-    return _forward_op(p, t)
+    return (_forward if direct(p) else _forward_op)(p, t)
 
 
 def negative_cosine_backward(dloss: Tensor, p: Tensor, t: Tensor, statistics: Tensor) -> Tensor:
     """dp [M, C] from the gradient of the scalar loss and the forward's statistics."""
-    return _backward_op(dloss, p, t, statistics)
+    run = _backward if direct(p) else _backward_op
+    return run(dloss, p, t, statistics)
 
 
 def negative_cosine(p: Tensor, t: Tensor) -> Tensor:
@@ -72,7 +80,7 @@ def negative_cosine(p: Tensor, t: Tensor) -> Tensor:
     check(_NAME, "p", p, shape=(None, None))
     check(_NAME, "t", t, shape=p.shape, like=p)
     check_constant(_NAME, "t", t)
-    return _forward_op(p, t)[0]
+    return _differentiable(p, t)[0]
 
 
 def _forward_torch(p, t):
@@ -114,3 +122,4 @@ def _autograd(ctx, dloss, _dstatistics):
 
 
 _forward_op.register_autograd(_autograd, setup_context=_setup_context)
+_differentiable = differentiable(_forward_op, _forward, _setup_context, _autograd)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from eva_fast.ops.checks import FLOATS, check
 from eva_fast.ops.choose import chosen
+from eva_fast.ops.direct import unwatched
 from eva_fast.ops.registry import define
 
 __all__ = ["patchify"]
@@ -48,8 +49,7 @@ def reference(
     return rows.gather(1, kept.long()[:, :, None].expand(-1, -1, rows.shape[2]))
 
 
-@torch.library.custom_op("eva_fast::patchify", mutates_args=())
-def _op(
+def _patchify(
     images: Tensor,
     patch_size: int,
     mean: Sequence[float],
@@ -61,6 +61,9 @@ def _op(
     probe = images.new_empty((0,), dtype=dtype)
     kept = kept.contiguous() if kept is not None else None
     return chosen(OP, probe)(images.contiguous(), patch_size, mean, std, dtype, kept)
+
+
+_op = torch.library.custom_op("eva_fast::patchify", mutates_args=())(_patchify)
 
 
 @_op.register_fake
@@ -100,7 +103,8 @@ def patchify(
         raise ValueError(f"{_NAME}: dtype {dtype} is not a floating point type of the ops")
     if kept is not None:
         check(_NAME, "kept", kept, shape=(len(images), None), dtypes=(torch.int32,), like=images)
-    return _op(images, patch_size, mean, std, dtype, kept)
+    run = _patchify if unwatched(images) else _op  # bytes have no gradient
+    return run(images, patch_size, mean, std, dtype, kept)
 
 
 OP = define(_NAME, part="elementwise", reference=reference, plain=reference)

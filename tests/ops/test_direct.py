@@ -5,8 +5,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from eva_fast import ops
 from eva_fast.ops.bias_gelu import bias_gelu_forward
 from eva_fast.ops.direct import direct
+from tests.ops.helpers import leaf
 
 
 class Names(TorchDispatchMode):
@@ -87,3 +89,35 @@ def test_not_inside_transforms(transform):
     else:
         torch.func.jvp(look, (x,), (x,))
     assert seen == [False]
+
+
+def embedded():
+    patches, row = leaf(2, 5, 24), leaf(24)
+    mask = torch.tensor([[0, 3], [1, 2]], dtype=torch.int32)
+    inputs = [patches, mask, row, leaf(24), leaf(6, 24), leaf(24)]
+    return ops.embed_tokens, torch.ops.eva_fast.embed_tokens, inputs, lambda out: out
+
+
+def compared():
+    inputs = [leaf(7, 24), torch.randn(7, 24)]
+    return ops.negative_cosine, torch.ops.eva_fast.negative_cosine, inputs, lambda out: out[0]
+
+
+@pytest.mark.parametrize("case", [embedded, compared])
+def test_a_differentiable_op_by_its_body_has_the_operators_bits(kernels, case):
+    public, operator, inputs, loss_of = case()
+    wanted = [t for t in inputs if t.requires_grad]
+    found, expected = public(*inputs), loss_of(operator(*inputs))
+    assert type(found.grad_fn).__name__ == "DirectBackward"
+    upstream = torch.randn_like(expected)
+    assert torch.equal(found, expected)
+    for a, b in zip(
+        torch.autograd.grad(found, wanted, upstream),
+        torch.autograd.grad(expected, wanted, upstream),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+    names = operators(lambda: public(*inputs))
+    assert any(str(operator).removeprefix("eva_fast.") in name for name in names)
+    with torch.no_grad():
+        assert torch.equal(public(*inputs), expected)
