@@ -164,7 +164,7 @@ def test_checkpointed_blocks(dtype):
     expected = step(model)
     for block in model.blocks:
         forward = block.forward
-        block.forward = lambda *a, f=forward: checkpoint(f, *a, use_reentrant=False)
+        block.forward = lambda *a, f=forward, **k: checkpoint(f, *a, use_reentrant=False, **k)
     assert_close(step(model), expected)
 
 
