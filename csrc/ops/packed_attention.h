@@ -75,14 +75,17 @@ static void attend_head(const AttentionSizes& s, const AttentionTensors& t, int6
       before(start + i, row);
       vf peak = splat(-3.4e38f);
       auto largest = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
-        peak = maximum(peak, lanes(take(F32{}, row + j, n), n, -3.4e38f));
+        vf x = take(F32{}, row + j, n);
+        for (int64_t e = n; e < VL; ++e) x[e] = -3.4e38f;
+        peak = maximum(peak, x);
       };
       EVA_ROW(keys, j, largest);
       float top = peak[0];
       for (int e = 1; e < VL; ++e) top = peak[e] > top ? peak[e] : top;
       vf sums = {};
       auto weigh = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
-        const vf p = lanes(exponential((take(F32{}, row + j, n) - top) * scale), n, 0.0f);
+        vf p = exponential((take(F32{}, row + j, n) - top) * scale);
+        for (int64_t e = n; e < VL; ++e) p[e] = 0.0f;
         give(F32{}, row + j, p, n);
         sums += p;
       };
@@ -122,7 +125,8 @@ static void attend_head_backward(const AttentionSizes& s, const AttentionTensors
       const float shift = t.lse[(b * s.heads + h) * s.queries + start + i];
       vf sums = {}, weights = {};
       auto weigh = [&](int64_t j, int64_t n) __attribute__((always_inline)) {
-        const vf weight = lanes(exponential(take(F32{}, p_row + j, n) * scale - shift), n, 0.0f);
+        vf weight = exponential(take(F32{}, p_row + j, n) * scale - shift);
+        for (int64_t e = n; e < VL; ++e) weight[e] = 0.0f;
         give(F32{}, p_row + j, weight, n);
         sums += weight * take(F32{}, ds_row + j, n);
         weights += weight;

@@ -33,24 +33,12 @@ typedef uint16_t vh_any __attribute__((vector_size(VL * 2), aligned(2), may_alia
 
 static inline vf splat(float x) { return x - vf{}; }  // x - 0 is x, -0 included
 static inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline vf select(vi condition, vf a, vf b) { return condition ? a : b; }
+static inline vf select(vi condition, vf a, vf b) {
+  return (vf)(((vi)a & condition) | ((vi)b & ~condition));
+}
 static inline vf absolute(vf x) { return (vf)((vi)x & 0x7fffffff); }
-#if EVA_VL == 16  // one instruction, of just that meaning, that the compiler does not find
-static inline vf maximum(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
-static inline vf minimum(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
-#elif EVA_VL == 8
-static inline vf maximum(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
-static inline vf minimum(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
-#else
 static inline vf maximum(vf a, vf b) { return select(a > b, a, b); }
 static inline vf minimum(vf a, vf b) { return select(a < b, a, b); }
-#endif
-// The first count lanes of x, `other` in those behind.
-static inline vf lanes(vf x, int64_t count, float other) {
-  vi number;
-  for (int i = 0; i < VL; ++i) number[i] = i;
-  return select(number < (int32_t)count, x, splat(other));
-}
 
 // Sum of the lanes, pairwise: halves are added until one lane is left.
 static inline float sum(vf x) {
@@ -157,13 +145,5 @@ static inline void store(T t, typename T::type* p, vf x, int64_t count) {
   *(vf_any*)lanes = x;
   for (int64_t i = 0; i < count && i < VL; ++i) put(t, p + i, lanes[i]);
 }
-#if EVA_VL == 16
-static inline vf load(F32, const float* p, int64_t count) {
-  return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
-}
-static inline void store(F32, float* p, vf x, int64_t count) {
-  _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)x);
-}
-#endif
 
 }  // namespace EVA_ISA
