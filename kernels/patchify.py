@@ -34,7 +34,7 @@ def place_kernel(p_kept, p_place, N, K, BLOCK_N: tl.constexpr, BLOCK_K: tl.const
 @triton.jit
 def patchify_kernel(
     p_images, p_place, p_out, K, mean_0, mean_1, mean_2, rstd_0, rstd_1, rstd_2,
-    H: tl.constexpr, W: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK pixels of the P image rows behind one row of patches of one channel."""
     blocks = tl.cdiv(P * W, BLOCK)
@@ -50,13 +50,18 @@ def patchify_kernel(
     patch = strip % (H // P) * (W // P) + o_pixel % W // P
     column = channel * P * P + o_pixel // W * P + o_pixel % W % P
     if p_place is None:
-        o_out = image * (3 * H * W) + patch * (3 * P * P) + column
+        o_out = (image * ((H // P) * (W // P)) + patch) * COLUMNS + column
     else:
         p_row = p_place + image * ((H // P) * (W // P)) + patch
         patch = tl.load(p_row, mask=m_pixel, other=-1)
         m_pixel &= patch >= 0
-        o_out = (image * K + patch) * (3 * P * P) + column
+        o_out = (image * K + patch) * COLUMNS + column
     tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_pixel)
+    if COLUMNS > 3 * P * P:  # who has a patch's last channel writes the zeros behind it
+        further: tl.constexpr = COLUMNS - 3 * P * P
+        m_last = m_pixel & (column >= 3 * P * P - further)
+        b_zero = tl.zeros_like(b_out).to(p_out.dtype.element_ty)
+        tl.store(p_out + o_out + further, b_zero, mask=m_last)
 
 
 def _places(kept, patches):
@@ -70,17 +75,17 @@ def _places(kept, patches):
 
 
 @triton_op("patchify")
-def _forward(images, patch_size, mean, std, dtype, kept=None):
+def _forward(images, patch_size, mean, std, dtype, kept, columns):
     batch, channels, height, width = images.shape
     h, w = height // patch_size, width // patch_size
     rows = h * w if kept is None else kept.shape[1]
-    out = images.new_empty((batch, rows, channels * patch_size**2), dtype=dtype)
+    out = images.new_empty((batch, rows, columns), dtype=dtype)
     if out.numel():
         place = None if kept is None else _places(kept, h * w)
         grid = (batch * channels * h * cdiv(patch_size * width, BLOCK),)
         patchify_kernel[grid](
             images, place, out, rows, *map(float, mean), *(1.0 / s for s in std),
-            H=height, W=width, P=patch_size, BLOCK=BLOCK, num_warps=4,
+            H=height, W=width, P=patch_size, COLUMNS=columns, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
     return out
 
@@ -89,7 +94,10 @@ def aot_cases(shape: AotShape) -> list[AotCase]:
     size = shape.grid * shape.patch_size
     scalars = {f"{name}_{i}": 0.5 for name in ("mean", "rstd") for i in range(3)}
     arguments = {"p_images": "*u8", "p_out": f"*{shape.dtype}", **scalars}
-    constants = {"H": size, "W": size, "P": shape.patch_size, "BLOCK": BLOCK}
+    columns = 3 * shape.patch_size**2
+    columns += -columns % 8 if shape.tensor_cores else 0
+    sizes = {"H": size, "W": size, "P": shape.patch_size, "COLUMNS": columns}
+    constants = {**sizes, "BLOCK": BLOCK}
     patches = shape.tokens - 1
     kept = patches // 4
     return [

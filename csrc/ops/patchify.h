@@ -1,4 +1,4 @@
-// uint8 images to normalised patch rows: see eva_fast/ops/patchify.py.
+// uint8 images to normalised patch rows, `columns` from row to row: see eva_fast/ops/patchify.py.
 #pragma once
 #include "rows.h"
 
@@ -7,9 +7,9 @@ namespace EVA_ISA {
 template <class T>
 static void patchify_rows(int64_t batch, int64_t height, int64_t width, int64_t patch,
                           const uint8_t* images, const float* table, typename T::type* out,
-                          int threads) {
+                          int64_t columns, int threads) {
   const T t{};
-  const int64_t down = height / patch, across = width / patch, columns = 3 * patch * patch;
+  const int64_t down = height / patch, across = width / patch;
 #pragma omp parallel for num_threads(threads) schedule(static) if (batch * height * width > 20000)
   for (int64_t strip = 0; strip < batch * down; ++strip) {
     const int64_t b = strip / down, i = strip % down;
@@ -29,9 +29,10 @@ static void patchify_rows(int64_t batch, int64_t height, int64_t width, int64_t 
 template <class T>
 static void patchify_kept_rows(int64_t batch, int64_t height, int64_t width, int64_t patch,
                                const uint8_t* images, const int32_t* kept, int64_t count,
-                               const float* table, typename T::type* out, int threads) {
+                               const float* table, typename T::type* out, int64_t columns,
+                               int threads) {
   const T t{};
-  const int64_t across = width / patch, columns = 3 * patch * patch;
+  const int64_t across = width / patch;
 #pragma omp parallel for num_threads(threads) schedule(static) if (batch * count * columns > 20000)
   for (int64_t item = 0; item < batch * count; ++item) {
     const int64_t b = item / count, i = kept[item] / across, j = kept[item] % across;
@@ -46,15 +47,15 @@ static void patchify_kept_rows(int64_t batch, int64_t height, int64_t width, int
 
 static void patchify(int type, int64_t batch, int64_t height, int64_t width, int64_t patch,
                      const uint8_t* images, const int32_t* kept, int64_t count, const float* table,
-                     void* out, int threads) {
+                     void* out, int64_t columns, int threads) {
   if (kept) {
     EVA_BY_TYPE(type, T,
                 patchify_kept_rows<T>(batch, height, width, patch, images, kept, count, table,
-                                      (T::type*)out, threads));
+                                      (T::type*)out, columns, threads));
   } else {
     EVA_BY_TYPE(type, T,
                 patchify_rows<T>(batch, height, width, patch, images, table, (T::type*)out,
-                                 threads));
+                                 columns, threads));
   }
 }
 

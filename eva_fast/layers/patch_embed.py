@@ -8,7 +8,7 @@ from eva_fast.layers.linear import RoundedWeight
 from eva_fast.ops.embed_kept import embed_kept
 from eva_fast.ops.embed_tokens import embed_tokens
 from eva_fast.ops.linear import linear
-from eva_fast.ops.patchify import patchify
+from eva_fast.ops.patchify import aligned_columns, patchify
 
 
 class _ShareOfGradient(torch.autograd.Function):
@@ -131,9 +131,10 @@ def patch_rows(
 ) -> Tensor:
     """[B, N, C P P] in `dtype`, in the order of the convolution's weight: of uint8 images, which
     `mean` and `std` normalise, or of floats that are normalised already. kept: int32 [B, K], patches
-    of which alone the rows are wanted."""
+    of which alone the rows are wanted. Those of uint8 images may end in zeros (`aligned_columns`)."""
     if images.dtype == torch.uint8:
-        return patchify(images, patch, mean, std, dtype, kept)
+        columns = aligned_columns(patch, dtype, images.device.type)
+        return patchify(images, patch, mean, std, dtype, kept, columns)
     batch, channels, height, width = images.shape
     tiles = images.view(batch, channels, height // patch, patch, width // patch, patch)
     rows = tiles.permute(0, 2, 4, 1, 3, 5).to(dtype).reshape(batch, -1, channels * patch**2)

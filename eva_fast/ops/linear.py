@@ -38,6 +38,9 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, weight, bias, weight_copy):
         used = weight if weight_copy is None else weight_copy
         rows = x.reshape(-1, x.shape[-1])
+        ctx.columns = used.shape[1]
+        if rows.shape[1] > ctx.columns:
+            used = torch.nn.functional.pad(used, (0, rows.shape[1] - ctx.columns))
         ctx.save_for_backward(rows, used)
         ctx.shape, ctx.dtype = x.shape, weight.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -52,7 +55,7 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = matmul(grad, weight).view(ctx.shape)
         if ctx.needs_input_grad[1]:
-            dweight = weight_gradient(grad, rows, ctx.dtype)
+            dweight = weight_gradient(grad, rows, ctx.dtype)[:, : ctx.columns]
         if ctx.bias_dtype is not None:
             dbias = grad.sum(0, dtype=ctx.bias_dtype)
         return dx, dweight, dbias, None
@@ -64,6 +67,7 @@ def linear(
     """x [..., K] weight^T + bias, [..., N]; differentiable.
 
     weight: [N, K]; bias: [N] or None. weight_copy: the weight in x's dtype where the parameter
-    itself is float32 and the arithmetic 16 bit; gradients go to the parameter, in its dtype.
+    itself is float32 and the arithmetic 16 bit; gradients go to the parameter, in its dtype. Where x is
+    wider than the weight, what is behind its K columns must be zeros, which align its rows.
     """
     return _Linear.apply(x, weight, bias, weight_copy)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eva_fast.layers.patch_embed import patch_rows
-from eva_fast.ops.patchify import patchify
+from eva_fast.ops.patchify import aligned_columns, patchify
 from eva_fast.teachers.base import Teacher
 
 
@@ -55,5 +55,6 @@ class TowerTeacher(Teacher):
         patch = self.config.patch_size
         if images.dtype == torch.uint8 and tuple(images.shape[-2:]) == self.input_size:
             mean, std = self.config.mean, self.config.std
-            return patchify(images, patch, mean, std, self.compute_dtype)
+            columns = aligned_columns(patch, self.compute_dtype, images.device.type)
+            return patchify(images, patch, mean, std, self.compute_dtype, columns=columns)
         return patch_rows(self.prepare(images), patch, self.compute_dtype)

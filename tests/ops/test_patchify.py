@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from eva_fast import ops
+from eva_fast.ops.patchify import aligned_columns
 from tests.ops.helpers import Accuracy, opcheck, with_dtypes
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -59,6 +60,23 @@ def test_kept_patches_alone(kernels, case, dtype):
     assert ops.patchify(images, patch_size, MEAN, STD, dtype, none).shape[1] == 0
 
 
+@pytest.mark.parametrize("some", [False, True], ids=["all patches", "kept ones"])
+@pytest.mark.parametrize(("patch_size", "columns"), [(14, 592), (14, 588), (1, 4), (2, 14)])
+def test_rows_that_end_in_zeros(kernels, patch_size, columns, some):
+    images = torch.randint(0, 256, (2, 3, 28, 42), dtype=torch.uint8)
+    kept = torch.tensor([[5, 0], [2, 3]], dtype=torch.int32) if some else None
+    narrow = ops.patchify(images, patch_size, MEAN, STD, torch.bfloat16, kept)
+    found = ops.patchify(images, patch_size, MEAN, STD, torch.bfloat16, kept, columns)
+    assert torch.equal(found, F.pad(narrow, (0, columns - narrow.shape[2])))
+
+
+def test_where_rows_are_widened():
+    assert aligned_columns(14, torch.bfloat16, "cuda") == 592
+    assert aligned_columns(16, torch.float16, "cuda") == 768
+    assert aligned_columns(14, torch.float32, "cuda") == 588
+    assert aligned_columns(14, torch.bfloat16, "cpu") == 588
+
+
 def test_strided_images_and_no_images(kernels):
     images = torch.randint(0, 256, (2, 3, 28, 56), dtype=torch.uint8)
     window = images[:, :, :, 14:42]
@@ -90,6 +108,8 @@ BAD = {
     "patch_size 13 divides": lambda i: (i, 13, MEAN, STD),
     "mean and std have 1 and 3 values": lambda i: (i, 14, (0.5,), STD),
     "dtype torch.int32 is not": lambda i: (i, 14, MEAN, STD, torch.int32),
+    "columns is 603": lambda i: (i, 14, MEAN, STD, torch.half, None, 603),
+    "columns is 587": lambda i: (i, 14, MEAN, STD, torch.half, None, 587),
     "kept has dtype": lambda i: (i, 14, MEAN, STD, torch.half, torch.zeros(1, 2).long()),
     "kept has shape": lambda i: (i, 14, MEAN, STD, torch.half, torch.zeros(2, 2).int()),
 }

@@ -6,12 +6,13 @@ from eva_fast.ops.native.calls import CODES, KERNELS, at, check_indices, native_
 
 
 @native_op("patchify")
-def _forward(images, patch_size, mean, std, dtype, kept=None):
+def _forward(images, patch_size, mean, std, dtype, kept, columns):
     batch, _, height, width = images.shape
     patches = height * width // patch_size**2
     check_indices("patchify", kept, patches, name="kept")
     rows = patches if kept is None else kept.shape[1]
-    out = torch.empty(batch, rows, 3 * patch_size**2, dtype=dtype)
+    make = torch.empty if columns == 3 * patch_size**2 else torch.zeros
+    out = make(batch, rows, columns, dtype=dtype)
     if not out.numel():
         return out  # also: the address of no indices at all is that of no argument
     # every byte of every channel once, by the same arithmetic as the reference
@@ -19,6 +20,6 @@ def _forward(images, patch_size, mean, std, dtype, kept=None):
     table = ((torch.arange(256) / 255 - shift) / scale).contiguous()
     KERNELS["patchify"](
         CODES[dtype], batch, height, width, patch_size, at(images), at(kept), rows, at(table),
-        at(out), torch.get_num_threads(),
+        at(out), columns, torch.get_num_threads(),
     )  # fmt: skip
     return out
