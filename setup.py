@@ -12,7 +12,7 @@ import platform
 import tempfile
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
@@ -120,6 +120,7 @@ class AnyPython(bdist_wheel):
 
 headers = sorted(str(p) for p in Path("csrc").rglob("*.h"))
 setup(
+    packages=[*find_packages(include=["eva_fast", "eva_fast.*"]), "eva_fast.kernels"],
     ext_modules=[Extension("eva_fast._native", sources(), depends=headers, optional=True)],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": AnyPython},
 )

@@ -1,8 +1,10 @@
-"""A checkout that was never installed works where it lies."""
+"""A checkout: it works where it lies, never installed, and an install takes all of it."""
 
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 # Without what an editable install adds, which would find the kernels.
@@ -23,3 +25,15 @@ def test_kernels_are_found_beside_the_package():
     done = subprocess.run(command, cwd=ROOT.anchor, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(ROOT / "kernels"), str(ROOT / "eva_fast" / "__init__.py")]
+
+
+def test_an_install_takes_every_module(tmp_path):
+    pytest.importorskip("setuptools.command.bdist_wheel", reason="setup.py needs setuptools 70.1")
+    taken = tmp_path / "taken"
+    command = ["setup.py", "-q", "egg_info", "-e", str(tmp_path), "build_py", "-d", str(taken)]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    package = [path.relative_to(ROOT) for path in (ROOT / "eva_fast").rglob("*.py")]
+    kernels = [Path("eva_fast") / path.relative_to(ROOT) for path in ROOT.glob("kernels/*.py")]
+    assert len(package) > 300 and len(kernels) > 20
+    assert not [str(path) for path in package + kernels if not (taken / path).is_file()]
