@@ -19,7 +19,6 @@ from rich.table import Table
 from eva_fast.errors import MissingFileError, UsageError
 
 OURS = "eva_fast"
-BASELINES = ("reference", "tuned")
 HEADER_FIELDS = (
     "device",
     "capability",

@@ -14,8 +14,8 @@ class ModelConfig:
 
     model: str = "eva_ti_patch16_96"
     """Student by name: eva_SIZE_patchP_R with SIZE one of ti, s, b, l, h, g (or tiny ... giant);
-    fd also swinv2_SIZE_windowW_R with SIZE one of tiny, small, base, large. timm/NAME (eva: a ViT of
-    timm; fd: any network) and torchvision/NAME (fd)."""
+    fd also beit_SIZE_patchP_R, and swinv2_SIZE_windowW_R with SIZE one of tiny, small, base, large.
+    timm/NAME (eva: a ViT of timm; fd: any network) and torchvision/NAME (fd)."""
     img_size: int | None = None
     """Side of the square crop in pixels, if other than the name says."""
     patch_size: int | None = None

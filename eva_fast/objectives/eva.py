@@ -11,7 +11,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from eva_fast.data import Batch, Field
-from eva_fast.model import EvaViT, MaskedBackbone
+from eva_fast.errors import UsageError
+from eva_fast.model import EvaViT, MaskedBackbone, is_beit
 from eva_fast.model.variant import VARIANT_OPTIONS
 from eva_fast.objectives.blocks import block_masks
 from eva_fast.objectives.masked_features import MaskedFeatures, head_alternatives
@@ -33,6 +34,12 @@ class Eva(MaskedFeatures):
     baselines = ("official", "tuned")
 
     def sample(self, setting: Setting) -> list[Field]:
+        name = setting.config.model.model
+        if is_beit(name):
+            raise UsageError(
+                f"the objective 'eva' trains {name.replace('beit', 'eva', 1)}, not {name}: "
+                "relative_bias='shared' and layer_scale=0.1 give it what BEiT's blocks have"
+            )
         return [*super().sample(setting), block_masks(setting, MASKED_SHARE, BLOCK_SHARE)]
 
     def build(self, setting: Setting, teacher: nn.Module | None) -> EvaViT | MaskedBackbone:

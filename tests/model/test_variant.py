@@ -161,6 +161,10 @@ def test_a_run_its_files_and_its_plan(name, tmp_path):
             dict(objective="mae", patch_embed_grad=0.1),
             "patch_embed_grad=0.1 is of EVA's own students",
         ),
+        (
+            dict(model="beit_ti_patch8_32"),
+            "'eva' trains eva_ti_patch8_32, not beit_ti_patch8_32: relative_bias='shared'",
+        ),
         (dict(objective="pixels", normalize="clip"), "normalize='clip' is of EVA's own students"),
         (
             dict(model="timm/vit_tiny_patch16_224", embed_dim=None, normalize="imagenet"),
