@@ -1,23 +1,24 @@
 """What happens when a loss or gradient is not finite, or a loss far above the usual: the step is
-skipped, without asking the host.
+skipped, without asking the host (`eva_fast.ops.guard_step`).
 
 Counters live on the device and are read at log points. In fp16 the flag of what is not finite also
 drives the loss scale.
 """
 
 import logging
-import math
 
 import torch
 from torch import Tensor
 
 from eva_fast.errors import RunError
 from eva_fast.ops import FusedAdamW
+from eva_fast.ops.guard_step import guard_unchecked
 from eva_fast.train.spikes import Spikes
 
 log = logging.getLogger(__name__)
 MAX_STREAK = 10
 GROWTH_STEPS = 2000
+NO_SPIKES = None, 0.0, 0
 
 
 class SkippedError(RunError):
@@ -42,8 +43,8 @@ class Guard:
 
     spike: deviations above the running mean from which on a loss is one (`eva_fast.train.spikes`); 0
     for none.
-    state: float32 [5] on the device: skipped steps, present streak, longest streak since the last
-    check, loss scale, finite steps since the scale last changed.
+    state: float32 [5] on the device, as `guard_step` has it; the longest streak is that since the last
+    check.
     """
 
     def __init__(self, device: torch.device, scaled: bool, spike: float = 0.0):
@@ -66,29 +67,12 @@ class Guard:
         """One optimiser step with gradients clipped to global norm `clip` (0: not clipped), or none
         where `loss` or `norm` is not finite or `loss` a spike. `norm` is the unscaled one. Returns
         whether the step was taken, bool [] on the device."""
-        # x - x is 0 of what is finite, else NaN, which equals nothing
-        applied = finite = (loss - loss) == (norm - norm)
-        if self.spikes is not None:
-            spike = self.spikes.among(loss) & finite
-            applied = finite > spike
-            self.spikes.add(loss, spike, applied)
-        scale = 1 / self.state[3]
-        if clip > 0:  # as torch.nn.utils.clip_grad_norm_
-            scale = scale * (clip / (norm + 1e-6)).clamp_max(1.0)
-        optimizer.step(grad_scale=torch.where(applied, scale, math.nan))  # NaN skips the step
-        self._count((~applied).float(), (~finite).float())
+        spikes = NO_SPIKES if self.spikes is None else self.spikes.judged
+        applied, factor = guard_unchecked(
+            loss, norm, self.state, clip, GROWTH_STEPS if self.scaled else 0, *spikes
+        )
+        optimizer.step(grad_scale=factor)  # NaN skips the step
         return applied
-
-    def _count(self, missed: Tensor, bad: Tensor) -> None:
-        skipped, streak, longest, scale, steady = self.state.unbind()
-        streak = (streak + 1) * missed
-        if self.scaled:
-            steady = (steady + 1) * (1 - bad)
-            grow = (steady >= GROWTH_STEPS).float()
-            scale = (scale * (1 - 0.5 * bad) * (1 + grow)).clamp(1.0, 2.0**24)
-            steady = steady * (1 - grow)
-        longest = torch.maximum(longest, streak)
-        self.state.copy_(torch.stack([skipped + missed, streak, longest, scale, steady]))
 
     def check(self) -> int:
         """Skipped steps so far (reads the device); says what was skipped since the last call, and why.
