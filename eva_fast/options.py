@@ -41,9 +41,12 @@ def require(ok: bool, message: str) -> None:
 def user_path(path: Any) -> Any:
     """`path` with its `~` or `~name` as the home folder that the shell would put there."""
     try:
-        return Path(path).expanduser() if isinstance(path, str | os.PathLike) else path
+        found = Path(path).expanduser() if isinstance(path, str | os.PathLike) else path
     except RuntimeError:
         raise UsageError(f"{path}: there is no such user's home folder") from None
+    if isinstance(found, Path) and "\0" in str(found):
+        raise UsageError(f"no path has a null character, got {shown(path)}")
+    return found
 
 
 def user_text(value: Any) -> Any:

@@ -186,7 +186,7 @@ def _scores(run: Run, probe: str, places: _Places) -> dict[str, np.ndarray]:
 
 def _y(column: str) -> str:
     """The name of a column in a source, where no other and no sign of Bokeh's formats is."""
-    return f"y {column.encode().hex()}"
+    return f"y {column.encode(errors='surrogatepass').hex()}"
 
 
 def _small(values: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """`report()`: from runs' folders to one page."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from eva_fast.errors import UsageError
 from eva_fast.files import atomic_write, writing_to
 from eva_fast.keywords import AnyPath
 from eva_fast.libraries import library
+from eva_fast.options import shown, user_path
 from eva_fast.reporting import charts, tables
 from eva_fast.reporting.pictures import FRAMES, Pictures, read_pictures
 from eva_fast.reporting.run import Run, read_runs
@@ -40,7 +41,7 @@ def report(runs: AnyPath | Sequence[AnyPath], out: AnyPath | None = None) -> Pat
         ValueError, FileNotFoundError: there is no such folder, it is not a run's, its files are damaged,
             the page cannot be written, or Jinja2 or Bokeh is not installed (`eva-fast[report]`).
     """
-    folders = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
+    folders = [runs] if isinstance(runs, str | os.PathLike) else _listed(runs)
     if not folders:
         raise UsageError("a report needs a run's folder, or several")
     templates = _templates()
@@ -50,14 +51,23 @@ def report(runs: AnyPath | Sequence[AnyPath], out: AnyPath | None = None) -> Pat
         raise UsageError(
             f"a page tells at most {MOST_RUNS} runs apart, got {len(found)}: give fewer"
         )
-    path = Path(out).expanduser() if out is not None else _usual_place(found)
+    path = user_path(out) if out is not None else _usual_place(found)
     page = templates.get_template("page.html.jinja").render(**_contents(found))
     with writing_to(path):
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder, the page is a file")
         with atomic_write(path) as draft:
-            draft.write_text(page, encoding="utf-8")
+            # half a character of a file's name or of its text cannot be written as it is
+            draft.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
+
+
+def _listed(runs: Any) -> list[Any]:
+    folders = list(runs) if isinstance(runs, Iterable) else [runs]
+    for folder in folders:
+        if not isinstance(folder, str | os.PathLike):
+            raise UsageError(f"runs is a run's folder, or a list of them, got {shown(folder)}")
+    return folders
 
 
 def _usual_place(runs: Sequence[Run]) -> Path:

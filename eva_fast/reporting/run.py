@@ -10,11 +10,13 @@ from typing import Any
 from eva_fast.documents import read_object, read_yaml
 from eva_fast.errors import MissingFileError, UsageError
 from eva_fast.files import RUN_CONFIG, RUN_ENVIRONMENT, is_run
+from eva_fast.options import user_path
 from eva_fast.reporting.metrics import Metrics, read_lines, read_metrics
 from eva_fast.train.config import BUILTIN_EPOCHS, EVA_EPOCHS
 
 PROBES = {"knn": "k-NN", "linear": "linear probe"}
 NEAR = 4  # runs that a message names
+MOST_EPOCHS = 1e12  # more are nobody's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,12 +41,12 @@ class Run:
         if self.metrics.last("seconds_left") == 0:
             return int(self.metrics.columns["step"][-1])
         steps, epochs = self.options.get("steps"), self.options.get("epochs")
-        if type(steps) is int:
+        if type(steps) is int and steps > 0:
             return steps
         step, epoch = self.metrics.last("step"), self.metrics.last("epoch")
         if not step or not epoch:
             return None
-        if not isinstance(epochs, int | float):
+        if type(epochs) not in (int, float) or not 0 < epochs < MOST_EPOCHS:
             epochs = BUILTIN_EPOCHS if self.options.get("data") == "builtin" else EVA_EPOCHS
         return max(1, round(epochs * step / epoch))
 
@@ -68,7 +70,7 @@ class Run:
 def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
     """The runs in these folders, each once, with names that tell them apart. UsageError where one is no
     run's."""
-    paths = list(dict.fromkeys(Path(folder).expanduser().resolve() for folder in folders))
+    paths = list(dict.fromkeys(user_path(folder).resolve() for folder in folders))
     return [_read(path, name) for path, name in zip(paths, _names(paths))]
 
 
@@ -88,19 +90,27 @@ def _read(folder: Path, name: str) -> Run:
 
 
 def _check(folder: Path) -> None:
-    if not folder.exists():
+    if is_run(folder):
+        return
+    try:
+        there, inside = folder.exists(), _inside(folder)
+    except OSError as error:
+        raise UsageError(f"cannot look into {folder}: {error.strerror}") from None
+    if not there:
         raise MissingFileError(
             f"there is no folder {folder}: give that of a run, which pretrain names as out"
         )
-    if is_run(folder):
-        return
     hint = "give the folder that pretrain names as out"
-    inside = sorted(p.name for p in folder.iterdir() if is_run(p)) if folder.is_dir() else []
     if inside:
         hint = f"there are runs in it: {', '.join(inside[:NEAR])}{', ...' * (len(inside) > NEAR)}"
     raise UsageError(
         f"{folder} is not a run's folder: it holds no {RUN_CONFIG} and {RUN_ENVIRONMENT}; {hint}"
     )
+
+
+def _inside(folder: Path) -> list[str]:
+    """The runs in a folder."""
+    return sorted(p.name for p in folder.iterdir() if is_run(p)) if folder.is_dir() else []
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

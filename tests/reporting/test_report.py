@@ -3,6 +3,7 @@
 import builtins
 import html
 import json
+import os
 import re
 import shutil
 
@@ -142,6 +143,24 @@ def test_what_an_environment_of_anybody_holds(tmp_path):
         assert "Environment" in text_of(page_of(run))
 
 
+@pytest.mark.parametrize("epochs", [".inf", ".nan", "-1", "true", "1e400", "1e30"])
+def test_how_long_a_run_of_senseless_epochs_is(run, epochs):
+    (run / "metrics.jsonl").write_text(json.dumps(line(10)) + "\n")
+    (run / "config.yaml").write_text(f"epochs: {epochs}\nsteps: -5\nbatch_size: 4\n")
+    assert re.search(r"at step 10 of [\d,]{3,9};", text_of(page_of(run)))
+
+
+def test_half_characters_are_written_as_numbers(run, tmp_path):
+    """Of folders whose names are in another encoding, and of whatever JSON and YAML hold."""
+    other = make_run(tmp_path / os.fsdecode(b"a\xffb"), [line(1, **{"\ud800": 3.0})])
+    environment = json.loads((other / "environment.json").read_text())
+    (other / "environment.json").write_text(json.dumps({**environment, "device": "\ud801"}))
+    page = page_of(run, other)
+    assert "a\\udcffb" in text_of(page) and "\\ud801" in text_of(page)
+    documents = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
+    assert documents and all(json.loads(document) for document in documents)
+
+
 def wrong(match, *runs, kind=UsageError, **options):
     with pytest.raises(kind, match=match):
         eva_fast.report(list(runs), **options)
@@ -149,6 +168,13 @@ def wrong(match, *runs, kind=UsageError, **options):
 
 def test_what_is_no_run(run, tmp_path):
     wrong("needs a run's folder")
+    for runs in (3, None, [run, 4], [b"a"]):
+        with pytest.raises(UsageError, match="runs is a run's folder, or a list of them"):
+            eva_fast.report(runs)
+    wrong("null character", "a\0b")
+    wrong("null character", run, out="a\0b")
+    wrong("no such user's home folder", run, out="~nobody-is-called-so/a.html")
+    wrong("cannot look into .*too long", tmp_path / ("a" * 5000))
     wrong("there is no folder .*none", tmp_path / "none", kind=MissingFileError)
     wrong("is not a run's folder.*there are runs in it: a$", run.parent)
     (tmp_path / "empty").mkdir()
