@@ -6,6 +6,7 @@ traceback.
 """
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of the `eva-fast` command."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("torch").setLevel(logging.WARNING)  # its notes at exit are of its caches
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: no name ends a command
     try:
         _run(list(sys.argv[1:] if argv is None else argv))
     except (UsageError, RunError) as error:

@@ -156,8 +156,9 @@ def _beside(asked: AnyPath, weights: Path) -> Path:
 
 def check_probes(probes: str | Sequence[str]) -> tuple[str, ...]:
     """The probes of those names. UsageError for an unknown one, or one that needs what is not here."""
-    names = tuple(p.strip() for p in ([probes] if isinstance(probes, str) else probes))
-    names = tuple(dict.fromkeys(part for name in names for part in name.split(",") if part))
+    given = [probes] if isinstance(probes, str) else probes
+    parts = (part.strip() for name in given for part in name.split(","))
+    names = tuple(dict.fromkeys(part for part in parts if part))
     unknown = [name for name in names if name not in PROBES]
     if unknown or not names:
         what = f"unknown probe {unknown[0]!r}" if unknown else "no probe is named"

@@ -172,9 +172,9 @@ class ProbeConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "probe_data", user_path(self.probe_data))
-        named = [name.strip() for name in self.probe_with.split(",")]
+        named = {name.strip() for name in self.probe_with.split(",")} - {""}
         require(
-            set(named) <= set(PROBES),
+            bool(named) and named <= set(PROBES),
             f"probe_with is of {', '.join(PROBES)} with commas, got {self.probe_with!r}",
         )
         require(

@@ -1,5 +1,6 @@
 """The command line: help, wrong words, one YAML."""
 
+import io
 import logging
 
 import pytest
@@ -94,6 +95,22 @@ def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
     monkeypatch.setattr("eva_fast.recipes.pretrain.run", interrupt)
     code, _, err = run(capsys, "pretrain")
     assert code == 130 and err == "interrupted\n"
+
+
+def test_a_name_that_the_terminal_cannot_write_ends_no_command(monkeypatch):
+    def says():
+        """Prints."""
+        print("a\udcff \N{GREEK SMALL LETTER ALPHA}")
+
+    written = io.BytesIO()
+    for encoding in ("utf-8", "ascii"):
+        out = io.TextIOWrapper(written, encoding)
+        monkeypatch.setattr("sys.stdout", out)
+        monkeypatch.setitem(cli.main.__globals__["COMMANDS"], "doctor", says)
+        cli.main(["doctor"])
+        out.flush()
+        out.detach()
+    assert written.getvalue() == "a\\udcff α\n".encode() + b"a\\udcff \\u03b1\n"
 
 
 def test_what_torch_notes_for_itself_stays_out():

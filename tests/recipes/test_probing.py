@@ -38,7 +38,7 @@ def lines(out: Path) -> list[dict]:
 def probed(labelled, tmp_path_factory):
     out = tmp_path_factory.mktemp("probed")
     return eva_fast.pretrain(
-        out=out, probe_data=labelled, probe_every=2, probe_with="knn,linear", **OPTIONS
+        out=out, probe_data=labelled, probe_every=2, probe_with="knn, linear,", **OPTIONS
     )
 
 
@@ -110,6 +110,7 @@ def test_what_cannot_be_probed_is_told_before_training(tmp_path):
     for wrong, message in (
         (dict(probe_every=2), "probe_every needs probe_data"),
         (dict(probe_with="knn,svm"), "probe_with is of knn, linear with commas, got 'knn,svm'"),
+        (dict(probe_with=" ,"), "probe_with is of knn, linear with commas, got ' ,'"),
         (dict(probe_with=[3]), "probe_with must be names"),
         (dict(probe_data=tmp_path / "nowhere"), "nowhere"),
         (dict(probe_data=tmp_path / "flat"), "class"),
