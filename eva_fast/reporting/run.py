@@ -46,7 +46,7 @@ class Run:
         step, epoch = self.metrics.last("step"), self.metrics.last("epoch")
         if not step or not epoch:
             return None
-        if type(epochs) not in (int, float) or not 0 < epochs < MOST_EPOCHS:
+        if not isinstance(epochs, int | float) or not 0 < epochs < MOST_EPOCHS:
             epochs = BUILTIN_EPOCHS if self.options.get("data") == "builtin" else EVA_EPOCHS
         return max(1, round(epochs * step / epoch))
 
