@@ -89,6 +89,9 @@ def evaluate(
     start = time.perf_counter()
     probes = check_probes(probe)
     weights = find_weights(run_or_weights)
+    file = _beside(run_or_weights, weights) if out is None else user_path(out)
+    if file.is_dir():
+        raise UsageError(f"out={str(file)!r} is a folder, and the result is a file: name one in it")
     where = choose_device(device)
     prepared = prepared_as(run_config(weights))
     bands = None if prepared.channels == 3 else prepared.statistics
@@ -119,7 +122,6 @@ def evaluate(
         verdicts=tuple(verdicts(found.rows, probes)),
         seconds=round(time.perf_counter() - start, 1),
     )
-    file = _beside(run_or_weights, weights) if out is None else user_path(out)
     _write(file, result.to_dict())
     return result
 

@@ -63,6 +63,8 @@ def find_weights(run_or_weights: AnyPath) -> Path:
     """The weight file of a run or of another library's folder, or the file itself.
     FileNotFoundError says what was looked for."""
     path = user_path(run_or_weights)
+    if not isinstance(path, Path):
+        raise UsageError(f"a run's folder or a weight file is named by its path, got {shown(path)}")
     if path.is_dir():
         try:
             return weight_file(path)

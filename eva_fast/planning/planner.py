@@ -1,6 +1,7 @@
 """`eva-fast plan`: does a run fit, how fast will it go, how long will it take. Every figure of time
 is predicted; memory and arithmetic are counted; what is assumed is listed with them."""
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -9,6 +10,7 @@ import torch
 from eva_fast.config import Config, DataConfig
 from eva_fast.errors import UsageError
 from eva_fast.keywords import RunOptions, Unpack, documented
+from eva_fast.options import fit
 from eva_fast.planning.costs import Costs
 from eva_fast.planning.devices import device as find_device
 from eva_fast.planning.rates import FP8, Device
@@ -101,8 +103,8 @@ def plan_run(
     batch, precision = config.optim.batch_size, _precision(config, found)
     if found.kind == "cpu" and gpus > 1:
         raise UsageError("the CPU is one device: gpus must be 1")
-    images = float(_count_images(config) if images is None else images)
-    if images <= 0:
+    images = float(_count_images(config)) if images is None else fit("images", float, images)
+    if not 0 < images < math.inf:
         raise UsageError(f"images must be above 0, got {images:g}")
     run = PlannedRun.of(config, DTYPES[precision], found.kind)
     if formulation not in (OURS, *run.baselines):

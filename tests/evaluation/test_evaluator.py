@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from eva_fast.data import ImageField, LabelField, build_loader
+from eva_fast.errors import UsageError
 from eva_fast.evaluation import evaluate, knn_accuracy
 from eva_fast.evaluation.splits import known_labels, open_labelled, split
 from eva_fast.evaluation.students import load_student, random_student
@@ -203,6 +204,10 @@ def test_wrong_use_is_refused_before_any_work(run, pictures, tmp_path, monkeypat
         evaluate(run, pictures, probe=())
     with pytest.raises(FileNotFoundError, match="no run folder or weight file"):
         evaluate(tmp_path / "nothing", pictures)
+    with pytest.raises(UsageError, match="named by its path, got None"):
+        evaluate(None, pictures)
+    with pytest.raises(UsageError, match="is a folder, and the result is a file"):
+        evaluate(run, pictures, out=tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors.*export RUN"):
         evaluate(tmp_path / "empty", pictures)

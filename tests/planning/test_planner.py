@@ -207,6 +207,8 @@ def test_checkpointing_saves_memory_and_costs_time():
         (dict(formulation="jax"), "unknown formulation 'jax'"),
         (dict(epochs=0), "must be above 0"),
         (dict(images=0), "images must be above 0"),
+        (dict(images=float("nan")), "images must be above 0, got nan"),
+        (dict(images="many"), "images must be of type float, got 'many'"),
         (dict(batch=4096), "unknown option 'batch'; did you mean"),
         (dict(gpus=2, accumulate=64), "not a multiple of accumulate 64"),
         (dict(teacher="hf/some/one"), "not known without its weights"),
