@@ -19,8 +19,7 @@ def evaluate(
     """Judge a run's weights by k-NN and a linear probe, beside random init, pixels and the teacher.
 
     Args:
-        run: a run's folder, one of its checkpoints, or weights of the official code, timm,
-            transformers or open_clip.
+        run: a run's folder, or weights of the official code, timm, transformers or open_clip.
         data: builtin, or a folder with one folder a class (or train/ and val/ with such).
         probe: knn, linear or both, with a comma.
         teacher: teacher to compare with; own: the run's, none: none.
