@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from eva_fast.ops import FusedAdamW
+from eva_fast.ops.gradient_norm import gradient_norm_unchecked
 from eva_fast.ops.shards import is_shard, local
 
 
@@ -61,8 +62,7 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     processes that have the shards."""
     grads = [grad for p in parameters if (grad := p.grad) is not None]
     if len(set(map(_KIND, grads))) == 1 and type(grads[0]) is Tensor:
-        # what `get_total_norm` does, without its search for groups of like tensors
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        return gradient_norm_unchecked(grads)
     if not grads or not is_shard(grads[0]):
         return torch.nn.utils.get_total_norm(grads, foreach=True)
     import torch.distributed as dist
