@@ -219,14 +219,14 @@ def test_wrong_use_is_refused_before_any_work(run, pictures, tmp_path, monkeypat
 
 
 def test_weights_of_a_network_with_more_in_it(run):
-    """A sentence for the person, not a traceback: layer scale, which the student has not."""
+    """A sentence for the person, not a traceback: a gate, which the student has not."""
     from eva_fast.errors import UsageError
     from eva_fast.weights import read
 
-    state = dict(read(run)) | {"blocks.0.gamma_1": torch.ones(48)}
+    state = dict(read(run)) | {"blocks.0.attn.gate": torch.ones(48)}
     save_file(state, run / "other.safetensors")
     (run / "config.yaml").write_text("model: eva_ti_patch8_32\nembed_dim: 48\nnum_heads: 4\n")
-    with pytest.raises(UsageError, match=r"other\.safetensors: .*unknown: blocks\.0\.gamma_1"):
+    with pytest.raises(UsageError, match=r"other\.safetensors: .*unknown: blocks\.0\.attn\.gate"):
         load_student(run / "other.safetensors", CPU)
 
 
