@@ -14,18 +14,19 @@ from tests.ops.helpers import (
 
 
 def plain(packed, sin, cos, halves):
-    """As timm and transformers write it, on q and k of the tokens that have a place."""
-    from timm.layers.pos_embed_sincos import apply_rot_embed
-
-    first = packed.shape[1] - len(sin)
-    q, k, v = packed.unbind(2)
-
-    def turn(x):
-        x = x.transpose(1, 2)
-        new = apply_rot_embed(x[:, :, first:].double(), sin.double(), cos.double(), half=halves)
-        return torch.cat((x[:, :, :first], new.to(x.dtype)), 2).transpose(1, 2)
-
-    return torch.stack((turn(q), turn(k), v), 2)
+    """Pair by pair, on q and k of the tokens that have a place."""
+    first, width = packed.shape[1] - len(sin), packed.shape[-1]
+    pairs = [(2 * i, 2 * i + 1) for i in range(width // 2)]
+    if halves:
+        pairs = [(i, i + width // 2) for i in range(width // 2)]
+    x = packed[:, first:, :2]
+    columns = [None] * width
+    for a, b in pairs:
+        sin_a, sin_b, cos_a, cos_b = (t[:, None, None, j] for t in (sin, cos) for j in (a, b))
+        columns[a] = x[..., a] * cos_a - x[..., b] * sin_a
+        columns[b] = x[..., b] * cos_b + x[..., a] * sin_b
+    turned = torch.stack(columns, -1).to(packed.dtype)
+    return torch.cat((packed[:, :first], torch.cat((turned, packed[:, first:, 2:]), 2)), 1)
 
 
 def arguments(batch, tokens, placed, heads, width, halves, dtype=torch.float32):
@@ -46,6 +47,16 @@ CASES = {
 @pytest.mark.parametrize(("case", "dtype"), with_dtypes(CASES))
 def test_against_float64(kernels, case, dtype):
     check_against_float64(ops.rotary, plain, lambda: arguments(*CASES[case], dtype))
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_timms(kernels, halves):
+    positions = pytest.importorskip("timm.layers.pos_embed_sincos", reason="timm is not installed")
+    packed, sin, cos, _ = arguments(2, 6, 5, 2, 64, halves)
+    expected = packed.detach().clone()
+    x = expected[:, 1:, :2].transpose(1, 3)  # tokens and channels last, as there
+    x.copy_(positions.apply_rot_embed(x, sin, cos, half=halves))
+    torch.testing.assert_close(ops.rotary(packed, sin, cos, halves), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("halves", [False, True])
