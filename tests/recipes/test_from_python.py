@@ -18,6 +18,7 @@ result = eva_fast.pretrain(
 assert not logging.getLogger().handlers
 assert logging.getLogger("eva_fast").level == 0
 print(result)
+print(repr(result))
 """
 
 
@@ -32,7 +33,10 @@ def run(out, before):
 def test_a_run_is_heard_and_its_result_is_short(tmp_path):
     said, heard = run(tmp_path / "run", "")
     assert "step 2/2" in heard
-    assert len(said.splitlines()) <= 6 and "EvaViT" not in said and "model.safetensors" in said
+    *shown, written = said.splitlines()  # str and repr
+    names = [line.split()[0] for line in shown]
+    assert names == ["loss", "picture", "weights", "metrics", "checkpoint"]
+    assert "weights=" in written and "EvaViT" not in said
 
 
 def test_a_caller_with_handlers_is_asked_for_nothing(tmp_path):
